@@ -1,0 +1,135 @@
+"""`run.config` and `trackio.config`: a mapping with attribute access that tells the run what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+from trackio.values import plain_config
+
+_CONTROL_WORDS = frozenset({"allow_val_change"})
+"""Words that wandb's `update` takes beside values: readable afterwards, never stored."""
+_DEFAULTS = ("project_name", "experiment_name")
+
+
+class Config(MutableMapping[str, Any]):
+    """A run's configuration. Values read back as they were set; what is stored is their plain form."""
+
+    def __init__(self, defaults: Mapping[str, Any] | None = None) -> None:
+        object.__setattr__(self, "_values", dict.fromkeys(_DEFAULTS) | dict(defaults or {}))
+        object.__setattr__(self, "_set", {})
+        object.__setattr__(self, "_on_change", None)
+
+    def _bind(self, on_change: Callable[[dict[str, Any]], None]) -> None:
+        """From now on `on_change` gets the plain form of what is set."""
+        object.__setattr__(self, "_on_change", on_change)
+
+    def _take(self) -> dict[str, Any]:
+        """Hands over what was set so far and starts afresh."""
+        taken = dict(self._set)
+        self._set.clear()
+        self._values.clear()
+        self._values.update(dict.fromkeys(_DEFAULTS))
+        return taken
+
+    def _change(self, values: Mapping[str, Any]) -> None:
+        self._values.update(values)
+        self._set.update(values)
+        stored = {str(k): plain_config(v) for k, v in values.items() if k not in _CONTROL_WORDS}
+        if self._on_change is not None and stored:
+            self._on_change(stored)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._change({key: value})
+
+    def __delitem__(self, key: str) -> None:
+        del self._values[key]
+        self._set.pop(key, None)
+        if self._on_change is not None:
+            self._on_change({key: None})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._values))
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"the config has no {name!r}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._change({name: value})
+
+    def __delattr__(self, name: str) -> None:
+        del self[name]
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """As `dict.update`; objects that hold a configuration (`Namespace`, dataclass) are taken too."""
+        values: dict[str, Any] = {}
+        for source in args:
+            values.update(source if isinstance(source, Mapping) else as_mapping(source))
+        self._change(values | kwargs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """A copy, without the control words."""
+        return {k: v for k, v in self._values.items() if k not in _CONTROL_WORDS}
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+
+def as_mapping(source: Any) -> dict[str, Any]:
+    """A configuration object as a dict; one that cannot be read as one becomes `{"config": ...}`."""
+    if source is None:
+        return {}
+    if isinstance(source, Mapping):
+        return dict(source)
+    plain = plain_config(source)
+    return plain if isinstance(plain, dict) else {"config": plain}
+
+
+class CurrentConfig(MutableMapping[str, Any]):
+    """`trackio.config`: the current run's config; before the first init(), what the next run will start with."""
+
+    def __init__(self, current: Callable[[], Config]) -> None:
+        object.__setattr__(self, "_current", current)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._current()[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._current()[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._current()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._current())
+
+    def __len__(self) -> int:
+        return len(self._current())
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._current(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._current(), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._current(), name)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        self._current().update(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return repr(self._current())

@@ -1,0 +1,118 @@
+"""A stream's folder: its facts, its owner's lock, its segments. One lies in the spool, one in the spill.
+
+`stream.meta` is written first and removed last, so whatever is found later can be read by anyone. The lock
+on `owner` is an fcntl record lock held for life: it is seen across PID namespaces, ends with the process
+and not with its forked children, and cannot be fooled by a reused pid. Closing any other descriptor of that
+file in the owning process would drop it, so it is opened once there and never again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from typing import Any
+
+import msgpack
+
+from trackio.places import OWNER, STREAM_META, make_private
+
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+class StreamFolder:
+    """The folder of one stream that this process writes. Owns the lock; `remove` ends both."""
+
+    def __init__(self, path: str, meta: dict[str, Any]) -> None:
+        """Creates it, its meta file and its lock. Raises OSError."""
+        make_private(path)
+        self.path = path
+        try:
+            self._owner_fd = os.open(os.path.join(path, OWNER), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.lockf(self._owner_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            write_meta(path, meta)
+            self._keep_fd = self._keep_from_ageing()
+        except BaseException:
+            remove(path)
+            raise
+
+    def _keep_from_ageing(self) -> int:
+        """systemd-tmpfiles skips a folder with a shared flock on it; writes into a mapping look like age."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return -1
+        return fd
+
+    def is_linked(self) -> bool:
+        """Whether the owner file we hold still has a name."""
+        try:
+            return os.fstat(self._owner_fd).st_nlink > 0
+        except OSError:
+            return False
+
+    def rewrite_meta(self, meta: dict[str, Any]) -> None:
+        """Replaces the facts. Raises OSError."""
+        write_meta(self.path, meta)
+
+    def remove(self) -> None:
+        """Removes everything, then lets go of the lock: nobody finds it unlocked and takes it for an orphan."""
+        remove(self.path)
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the lock and the descriptors; the files stay. Safe to call twice."""
+        fds, self._owner_fd, self._keep_fd = (self._owner_fd, self._keep_fd), -1, -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+
+def write_meta(path: str, meta: dict[str, Any]) -> None:
+    """Writes `stream.meta` so that it is there whole or not at all."""
+    target = os.path.join(path, STREAM_META)
+    with open(f"{target}.new", "wb") as file:
+        file.write(msgpack.packb(meta))
+    os.rename(f"{target}.new", target)
+
+
+def read_meta(path: str) -> dict[str, Any] | None:
+    """The stream's facts, or None if they cannot be read."""
+    try:
+        with open(os.path.join(path, STREAM_META), "rb") as file:
+            meta = msgpack.unpackb(file.read())
+    except Exception:  # noqa: BLE001 absent, torn or not msgpack: the folder tells us nothing
+        return None
+    return meta if isinstance(meta, dict) else None
+
+
+def remove(path: str) -> None:
+    """Removes a stream's folder, its meta file last but for the owner file. Never raises."""
+    try:
+        names = sorted(os.listdir(path), key=lambda name: (name == OWNER, name == STREAM_META))
+    except OSError:
+        return
+    for name in names:
+        try:
+            os.unlink(os.path.join(path, name))
+        except OSError:
+            continue
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass
+
+
+def holder(owner_fd: int) -> int | None:
+    """The pid, in our PID namespace, of the process that holds an owner file; 0 if it has none here.
+
+    None: nobody holds it. Raises OSError.
+    """
+    asked = _FLOCK.pack(fcntl.F_WRLCK, 0, 0, 0, 0)
+    kind: int
+    pid: int
+    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(owner_fd, fcntl.F_GETLK, asked))
+    if kind == fcntl.F_UNLCK:
+        return None
+    return max(0, pid)

@@ -1,0 +1,72 @@
+"""Figures of this host that growth depends on: free space and memory headroom. Reads, decides nothing."""
+
+from __future__ import annotations
+
+import os
+
+from trackio.growth import Room
+
+_CGROUP_ROOT = "/sys/fs/cgroup"
+_UNLIMITED = 1 << 60
+
+
+def disk(path: str) -> tuple[int, int]:
+    """(total, free to us) bytes of the file system that holds `path`."""
+    info = os.statvfs(path)
+    return info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize
+
+
+def room(root: str) -> Room:
+    """What is left for spools under the runtime folder `root`."""
+    total, free = disk(root)
+    return Room(total, free, _held_bytes(os.path.dirname(root)), cgroup_headroom())
+
+
+def _held_bytes(folder: str) -> int:
+    """Bytes in the streams of all of our data folders here."""
+    held = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                held += os.lstat(os.path.join(parent, name)).st_blocks * 512
+            except OSError:
+                continue
+    return held
+
+
+def cgroup_headroom() -> int | None:
+    """Memory this process's cgroup may still take; None without a limit or where it cannot be read."""
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            lines = [line.strip().split(":", 2) for line in file]
+    except OSError:
+        return None
+    headrooms = []
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if not controllers:
+            headrooms += _headrooms(_CGROUP_ROOT, path, "memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            headrooms += _headrooms(f"{_CGROUP_ROOT}/memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes")
+    return min(headrooms, default=None)
+
+
+def _headrooms(root: str, path: str, limit_file: str, usage_file: str) -> list[int]:
+    """The headroom at each level from the cgroup up to the root: a parent's limit binds too."""
+    found = []
+    folder = path.strip("/")
+    while True:
+        limit, usage = (_read_bytes(os.path.join(root, folder, name)) for name in (limit_file, usage_file))
+        if limit is not None and usage is not None and limit < _UNLIMITED:
+            found.append(max(0, limit - usage))
+        if not folder:
+            return found
+        folder = os.path.dirname(folder)
+
+
+def _read_bytes(path: str) -> int | None:
+    try:
+        with open(path, encoding="ascii") as file:
+            text = file.read().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,94 @@
+"""The connection to the daemon: a ZeroMQ DEALER over a plain AF_UNIX socket. A thin shell around `zmtp`.
+
+Never blocks: what the socket does not take at once is kept and sent first the next time.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Sequence
+
+from trackio import wire, zmtp
+
+_RECEIVE_BYTES = 256 << 10
+
+
+class LinkError(Exception):
+    """The connection is gone or was never made. The message says why."""
+
+
+class Link:
+    """One connection. Owns the socket; `close` ends it and may be called twice."""
+
+    def __init__(self, path: str) -> None:
+        """Connects to the socket at `path`. Raises LinkError."""
+        self._dealer = zmtp.Dealer()
+        self._unsent = b""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | getattr(socket, "SOCK_CLOEXEC", 0))
+        try:
+            self._socket.setblocking(False)
+            self._socket.connect(path)
+            self._write([zmtp.Dealer.opening()])
+        except OSError as error:
+            self._socket.close()
+            raise LinkError(f"{path}: {error.strerror or error}") from error
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the peer is ready and everything given so far has left: only then may more be sent."""
+        return self._dealer.ready and not self._unsent
+
+    def send(self, message: wire.Message) -> None:
+        """Sends a message, or keeps what the socket does not take. Raises LinkError."""
+        try:
+            self._write(zmtp.frames(wire.encode(message)))
+        except OSError as error:
+            raise LinkError(str(error.strerror or error)) from error
+
+    def flush(self) -> None:
+        """Sends on with what was kept. Raises LinkError."""
+        if self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            try:
+                self._write([unsent])
+            except OSError as error:
+                raise LinkError(str(error.strerror or error)) from error
+
+    def receive(self) -> list[wire.Message]:
+        """The messages that have arrived. Raises LinkError when the peer is gone or talks nonsense."""
+        messages: list[wire.Message] = []
+        while True:
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except (BlockingIOError, InterruptedError):
+                return messages
+            except OSError as error:
+                raise LinkError(str(error.strerror or error)) from error
+            if not data:
+                raise LinkError("the daemon closed the connection")
+            try:
+                messages += [wire.decode(parts) for parts in self._dealer.receive(data)]
+            except (zmtp.ProtocolError, wire.WireError) as error:
+                raise LinkError(str(error)) from error
+
+    def wait(self, seconds: float) -> None:
+        """Waits until something arrives, or room for what was kept, at most this long."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        poll.poll(seconds * 1000)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _write(self, buffers: Sequence[bytes | memoryview]) -> None:
+        if self._unsent:
+            self._unsent += b"".join(buffers)
+            return
+        total = sum(len(b) for b in buffers)
+        try:
+            sent = self._socket.sendmsg(buffers)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        if sent < total:
+            self._unsent = b"".join(buffers)[sent:]

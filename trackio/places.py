@@ -1,0 +1,154 @@
+"""Where things lie: the data folder, the runtime folders with spools and socket, the endpoint file.
+
+A daemon is its data folder. What must be fast or short-lived (spools, the socket) lies in a runtime folder
+named after a hash of the data folder's real path, in every one of several candidate roots, because each of
+them can vanish: whoever looks for streams looks in all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from typing import NamedTuple
+
+from trackio import mounts
+
+MAX_SOCKET_PATH_BYTES = 107
+STREAM_META = "stream.meta"
+OWNER = "owner"
+COUNTERS = "counters"
+
+
+class Endpoint(NamedTuple):
+    """Where the daemon of a data folder answers; the `endpoint` file holds it."""
+
+    socket: str
+    pid: int
+    started_ns: int
+    boot_id: str
+    store: str
+    version: str
+
+    def to_text(self) -> str:
+        """One `name value` a line."""
+        return "".join(f"{name} {value}\n" for name, value in zip(self._fields, self, strict=True))
+
+
+class Places(NamedTuple):
+    """All paths that belong to one data folder."""
+
+    data: str
+    """where the user pointed, without links"""
+    live: str
+    """where the live store lies: `data`, or a node-local folder if `data` is on a network file system"""
+    network: str
+    """the network file system's type, or empty"""
+    roots: tuple[str, ...]
+    """candidate runtime folders, best first; they need not exist"""
+
+    @property
+    def projects(self) -> str:
+        return os.path.join(self.live, "projects")
+
+    @property
+    def spill(self) -> str:
+        return os.path.join(self.live, "spill")
+
+    @property
+    def lock(self) -> str:
+        return os.path.join(self.live, "trackiod.lock")
+
+    @property
+    def start_lock(self) -> str:
+        return os.path.join(self.live, "trackiod.start")
+
+    @property
+    def endpoint(self) -> str:
+        return os.path.join(self.live, "endpoint")
+
+    @property
+    def log(self) -> str:
+        return os.path.join(self.live, "trackiod.log")
+
+    @property
+    def stream_folders(self) -> tuple[str, ...]:
+        """The folders that may hold streams: one in each runtime root, and the spill."""
+        return (*(os.path.join(root, "streams") for root in self.roots), self.spill)
+
+
+def data_folder(configured: str, home: str, xdg_data_home: str = "") -> str:
+    """The data folder's absolute path, not resolved: the setting, else XDG's, else `~/.local/share`."""
+    if configured:
+        return os.path.abspath(os.path.expanduser(configured))
+    base = xdg_data_home if os.path.isabs(xdg_data_home) else os.path.join(home, ".local", "share")
+    return os.path.join(base, "trackio")
+
+
+def folder_hash(path: str) -> str:
+    """A short name for a folder, equal for every path that leads to it."""
+    return hashlib.blake2b(os.path.realpath(path).encode(errors="surrogateescape"), digest_size=6).hexdigest()
+
+
+def find(configured_data: str, configured_spool: str) -> Places:
+    """The places for this process. Creates nothing."""
+    uid = os.geteuid()
+    data = os.path.realpath(data_folder(configured_data, os.path.expanduser("~"), os.environ.get("XDG_DATA_HOME", "")))
+    mount = mounts.of(data)
+    name = folder_hash(data)
+    live = data
+    if mount.is_network:
+        live = os.path.join("/var/tmp", f"trackio-{uid}", name)
+    bases = [configured_spool, os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{uid}", "/dev/shm", "/tmp"]
+    roots = dict.fromkeys(
+        os.path.join(os.path.realpath(base), f"trackio-{uid}", name) for base in bases if base.startswith("/")
+    )
+    return Places(data, live, mount.type if mount.is_network else "", tuple(roots))
+
+
+def make_private(path: str) -> None:
+    """Creates a folder and its missing parents, ours alone (0700). Raises OSError if it is not ours.
+
+    A folder that another user made there first, or a link, is refused: /tmp and /dev/shm are shared.
+    """
+    if os.path.isdir(path) and _is_ours(path):
+        return
+    parent = os.path.dirname(path)
+    if not os.path.isdir(parent):
+        make_private(parent)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not _is_ours(path):
+            raise PermissionError(f"{path} belongs to somebody else") from None
+
+
+def _is_ours(path: str) -> bool:
+    info = os.lstat(path)
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
+
+
+def read_endpoint(path: str) -> Endpoint | None:
+    """The endpoint in the file, or None if there is none or it cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = dict(line.rstrip("\n").split(" ", 1) for line in file)
+        return Endpoint(
+            values["socket"],
+            int(values["pid"]),
+            int(values["started_ns"]),
+            values["boot_id"],
+            values["store"],
+            values["version"],
+        )
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot; empty where there is none (macOS)."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,128 @@
+"""What a process has once: its shippers, its runs, and what happens when it forks or ends.
+
+No signal handlers. `sys.excepthook` and `threading.excepthook` are chained, never replaced; `atexit` writes
+the runs' ends and gives the daemon a moment.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from types import TracebackType
+from typing import Any
+
+from trackio import voice
+from trackio.identity import PARENT_VARIABLE
+from trackio.places import Places
+from trackio.runs import Run
+from trackio.settings import Settings
+from trackio.shipper import Shipper
+from trackio.stream import Stream
+
+_EXIT_SECONDS = 0.3
+
+
+class Process:
+    """The state of this process. One instance, `here`, renewed in a forked child."""
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.latest: Run | None = None
+        self.inits: dict[tuple[str, str | None], int] = {}
+        """how often init() opened a run of this (project, name)"""
+        self.failure = ""
+        self.thread_failure = ""
+        self.interactive = False
+        self._shippers: dict[str, Shipper] = {}
+        self._lock = threading.Lock()
+
+    def open_stream(self, places: Places, settings: Settings, facts: dict[str, Any]) -> Stream:
+        """A new stream, carried by this process's shipper for the data folder."""
+        with self._lock:
+            shipper = self._shippers.get(places.data)
+            if shipper is None:
+                first = facts.get("local_rank", 0) == 0 and facts.get("role") != "worker"
+                shipper = Shipper(places, autostart=settings.autostart, starts_first=first)
+                self._shippers[places.data] = shipper
+        return Stream(shipper, facts, settings)
+
+    def ordinal(self, project: str, name: str | None) -> tuple[int, bool]:
+        """Counts this init(): how many of (project, name) came before, and whether any of the project did."""
+        with self._lock:
+            first = not any(p == project for p, _ in self.inits)
+            count = self.inits.get((project, name), 0)
+            self.inits[(project, name)] = count + 1
+            return count, first
+
+    def adopt(self, run: Run, rank: int) -> None:
+        """Makes it the process's latest run. Children learn that they are no rank of the launcher's."""
+        self.latest = run
+        self.runs.append(run)
+        os.environ[PARENT_VARIABLE] = f"{os.getpid()}:{rank}"
+
+    def end(self) -> None:
+        """The process is leaving: every open run gets its end, every stream its last chance."""
+        cause = f"a thread raised {self.thread_failure}" if self.thread_failure else ""
+        for run in self.runs:
+            if self.failure:
+                run.end("failed", self.failure, explicit=False)
+            else:
+                run.end("ended" if self.interactive else "finished", cause, explicit=False)
+        for shipper in self._shippers.values():
+            shipper.close(_EXIT_SECONDS)
+
+    def forked(self) -> Process:
+        """What a forked child starts with: the same runs, none of the parent's streams."""
+        child = Process()
+        for shipper in self._shippers.values():
+            shipper.abandon()
+        for run in self.runs:
+            run.become_worker()
+        child.runs, child.latest, child.inits = self.runs, self.latest, self.inits
+        return child
+
+
+here = Process()
+_installed = False
+
+
+def install() -> None:
+    """Hooks into exit, exceptions and fork, at the first init()."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    atexit.register(_at_exit)
+    os.register_at_fork(after_in_child=_after_fork)
+    previous = sys.excepthook
+    previous_in_threads = threading.excepthook
+
+    def on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        here.failure = kind.__name__
+        previous(kind, error, trace)
+
+    def on_thread_exception(args: threading.ExceptHookArgs) -> None:
+        here.thread_failure = args.exc_type.__name__
+        previous_in_threads(args)
+
+    sys.excepthook = on_exception
+    threading.excepthook = on_thread_exception
+
+
+def _at_exit() -> None:
+    try:
+        here.end()
+    except Exception as error:  # noqa: BLE001 the border to the user's process
+        voice.warn_once("exit", f"internal error at exit ({error!r}); what was logged is kept on this host.")
+
+
+def _after_fork() -> None:
+    global here
+    voice.after_fork()
+    try:
+        here = here.forked()
+    except Exception as error:  # noqa: BLE001 the border to the user's process
+        here = Process()
+        voice.warn_once("fork", f"internal error after fork ({error!r}); this child does not log.")

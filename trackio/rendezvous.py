@@ -1,0 +1,40 @@
+"""Agreeing on a run id over torch.distributed's store, where nothing in the environment is shared.
+
+Only for static launches over several nodes. Rank 0 never waits; the others wait a bounded time.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+_WAIT_SECONDS = 5
+
+
+def shared_id(mine: str, key: str, rank: int) -> str | None:
+    """Rank 0's id under `key`, or None where torch.distributed is not initialised or it did not come."""
+    store = _store()
+    if store is None:
+        return None
+    try:
+        from datetime import timedelta
+
+        if rank == 0:
+            store.set(f"trackio/{key}", mine)
+            return mine
+        store.wait([f"trackio/{key}"], timedelta(seconds=_WAIT_SECONDS))
+        value: bytes = store.get(f"trackio/{key}")
+        return value.decode()
+    except Exception:  # noqa: BLE001 torch raises its own types; the caller goes on with a run per node
+        return None
+
+
+def _store() -> Any:
+    """The default process group's store, without importing torch ourselves."""
+    distributed = sys.modules.get("torch.distributed")
+    try:
+        if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+            return None
+        return distributed.distributed_c10d._get_default_store()
+    except Exception:  # noqa: BLE001 another torch: no store then
+        return None

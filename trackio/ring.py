@@ -1,0 +1,222 @@
+"""The ring: where log() writes. A few mapped segments that hold the stream from `oldest` to `head`.
+
+`append` is the hot path: no system call, nothing that releases the GIL. The lock covers only reserving
+space and copying. A log() that re-enters on the same thread (a signal handler, `__del__`) never waits for
+it: its bytes queue and the outer call appends them.
+
+One other thread, the shipper, reads ranges and releases what is acked or spilled.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+from threading import get_ident
+from zlib import crc32
+
+from trackio.record import COMMITTED, CRC_SLICE, checksum
+from trackio.segment import HEADER_BYTES, Segment
+
+_pack_header = struct.Struct("<II").pack
+_MARK_BYTES = 128 << 10
+_CONTENDED_SECONDS = 0.05
+
+
+class Ring:
+    """Segments in the order of their offsets: sealed ones, the active one, and spares that hold nothing."""
+
+    def __init__(self, first: Segment, counters: memoryview, provide: Callable[[int], bool]) -> None:
+        """`counters` are two words, records and points refused. `provide(size)` makes a spare that fits."""
+        self.head = 0
+        """the offset after the last record"""
+        self.wanted = threading.Event()
+        """set when the shipper has something to do"""
+        self._counters = counters
+        self._provide = provide
+        self._lock = threading.Lock()
+        self._owner = 0
+        self._queued: deque[tuple[bytes, int]] = deque()
+        self._sealed: deque[Segment] = deque()
+        self._spares: list[Segment] = []
+        self._marks: deque[int] = deque()
+        self._mark_at = _MARK_BYTES
+        self._position = self._limit = 0
+        self._activate(first)
+
+    # -- the writing side ------------------------------------------------------------------------------
+
+    def append(self, payload: bytes, points: int) -> bool:
+        """Stores one record; False if there was no room and it was counted as refused."""
+        lock = self._lock
+        if not lock.acquire(False) and (self._owner == get_ident() or not lock.acquire(True, _CONTENDED_SECONDS)):
+            self._queued.append((payload, points))
+            self._append_queued()
+            return True
+        self._owner = get_ident()
+        try:
+            accepted = self._put(payload, points)
+        finally:
+            self._owner = 0
+            lock.release()
+        if self._queued:
+            self._append_queued()
+        return accepted
+
+    def _append_queued(self) -> None:
+        """Appends what re-entrant calls left, unless whoever holds the lock will."""
+        while self._queued and self._lock.acquire(False):
+            self._owner = get_ident()
+            try:
+                while self._queued:
+                    self._put(*self._queued.popleft())
+            finally:
+                self._owner = 0
+                self._lock.release()
+
+    def _put(self, payload: bytes, points: int) -> bool:
+        length = len(payload)
+        size = (length + 23) & -8
+        position = self._position
+        if position + size > self._limit:
+            if not self._roll(size):
+                self._counters[0] += 1
+                self._counters[1] += points
+                return False
+            position = self._position
+        offset = self.head
+        self._map[position + 8 : position + 16 + length] = (
+            _pack_header(length, crc32(payload) if length <= CRC_SLICE else checksum(payload)) + payload
+        )
+        self._words[position >> 3] = offset | COMMITTED
+        self._position = position + size
+        self.head = head = offset + size
+        if head >= self._mark_at:
+            self._mark_at = head + _MARK_BYTES
+            self._marks.append(head)
+            self.wanted.set()
+        return True
+
+    def _roll(self, size: int) -> bool:
+        """Goes on in a spare that holds `size` bytes; False if there is none to be had."""
+        spare = self._take_spare(size)
+        if spare is None and self._provide(size):
+            spare = self._take_spare(size)
+        self.wanted.set()
+        if spare is None:
+            return False
+        self._seal()
+        self._activate(spare)
+        return True
+
+    def _take_spare(self, size: int) -> Segment | None:
+        for i, spare in enumerate(self._spares):
+            if spare.capacity >= size:
+                return self._spares.pop(i)
+        return None
+
+    def _seal(self) -> None:
+        self._active.end = self.head
+        self._sealed.append(self._active)
+        self._marks.append(self.head)
+
+    def _activate(self, segment: Segment) -> None:
+        segment.start_at(self.head)
+        self._active = segment
+        self._map = segment.map
+        self._words = segment.words
+        self._position = HEADER_BYTES
+        self._limit = HEADER_BYTES + segment.capacity
+
+    # -- the shipper's side ----------------------------------------------------------------------------
+
+    @property
+    def oldest(self) -> int:
+        """The first offset still held here."""
+        sealed = self._sealed
+        try:
+            first = sealed[0]
+        except IndexError:
+            first = self._active
+        return first.base
+
+    @property
+    def capacity_bytes(self) -> int:
+        """What all segments hold together."""
+        return sum(s.capacity for s in (*self._sealed, self._active, *self._spares))
+
+    @property
+    def spare_bytes(self) -> int:
+        """Room left before the next segment is needed."""
+        return sum(s.capacity for s in self._spares) + self._limit - self._position
+
+    def segments(self) -> list[Segment]:
+        """All of them, for whoever closes or checks them."""
+        return [*self._sealed, self._active, *self._spares]
+
+    def add(self, spare: Segment) -> None:
+        """Gives the ring one more segment to go on in."""
+        self._spares.append(spare)
+
+    def drop_spare(self) -> Segment | None:
+        """Takes the largest spare away, if another one stays."""
+        with self._lock:
+            if len(self._spares) < 2:
+                return None
+            largest = max(self._spares, key=lambda s: s.capacity)
+            self._spares.remove(largest)
+            return largest
+
+    def range_end(self, start: int, limit_bytes: int) -> int:
+        """Where a batch from `start` ends: a record border of one segment, `limit_bytes` on or little more."""
+        end = self.head  # read before the segments: it never lies in a later one than theirs
+        while self._marks and self._marks[0] <= start:
+            self._marks.popleft()
+        for segment in list(self._sealed):
+            if segment.base <= start < segment.end:
+                end = segment.end
+        if end - start <= limit_bytes:
+            return end
+        borders = [m for m in list(self._marks) if m <= end]
+        within = [m for m in borders if m - start <= limit_bytes]
+        return within[-1] if within else borders[0] if borders else end
+
+    def view(self, start: int, end: int) -> memoryview | None:
+        """The bytes of a range that `range_end` gave, or None if they are no longer here."""
+        for segment in (*self._sealed, self._active):
+            if segment.base <= start < (segment.end if segment is not self._active else self.head):
+                return segment.view(start, end)
+        return None
+
+    def release(self, upto: int) -> list[Segment]:
+        """Gives back the sealed segments that lie wholly below `upto`."""
+        freed = []
+        while self._sealed and self._sealed[0].end <= upto:
+            freed.append(self._sealed.popleft())
+        return freed
+
+    def switch(self, segment: Segment) -> list[Segment]:
+        """Goes on in `segment` at once and returns the spares, which lie where nothing may lie any more."""
+        with self._lock:
+            spares, self._spares = self._spares, []
+            if self.head > self._active.base:
+                self._seal()
+            else:
+                spares.append(self._active)
+            self._activate(segment)
+            return spares
+
+    def count_in(self, counters: memoryview) -> memoryview:
+        """Counts refusals in other words from now on."""
+        with self._lock:
+            counters[0], counters[1] = self._counters[0], self._counters[1]
+            self._counters = counters
+            return counters
+
+    def take_lock(self, seconds: float) -> bool:
+        """For the moment of a fork: nobody else is in the middle of a record."""
+        return self._owner != get_ident() and self._lock.acquire(timeout=seconds)
+
+    def give_lock(self) -> None:
+        self._lock.release()

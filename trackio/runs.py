@@ -1,0 +1,256 @@
+"""`Run`: what users hold. Takes their values, decides the step, hands plain records to the stream.
+
+This is the border to the user's training process: whatever goes wrong here is said once and counted, and
+never raised, but for misuse that SEMANTICS lists.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from trackio import voice
+from trackio.configuration import Config
+from trackio.record import Kind, Origin
+from trackio.steps import Steps, integral
+from trackio.stream import PACK_ERRORS, Stream
+from trackio.values import PLAIN_TYPES, plain_metrics
+
+_REDUCTIONS = ("mean", "min", "max", "sum", "first", "last")
+_FINISH_SECONDS = 0.04
+
+
+class Identity(NamedTuple):
+    """Who a run is, as decided by init()."""
+
+    id: str
+    name: str
+    project: str
+    group: str | None = None
+    facts: Mapping[str, Any] = {}
+    """what every stream of this process tells the daemon about run and rank"""
+
+
+class Run:
+    """One execution of one training job, as this process sees it.
+
+    Usable from any thread, after `finish()` (which `log()` undoes) and after a later `init()`. Compares
+    equal to its id, so code that expects `init()` to return the id goes on working.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        open_stream: Callable[[dict[str, Any]], Stream] | None,
+        *,
+        highest_step: int = -1,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`open_stream` makes the stream for given facts; None makes a disabled run that stores nothing."""
+        self.id = identity.id
+        self.name = identity.name
+        self.project = identity.project
+        self.group = identity.group
+        self.url: str | None = None
+        self.config = Config({"project_name": identity.project, "experiment_name": identity.name})
+        self.is_finished = False
+        self.refused_values = 0
+        """values that could not be stored; each key and type was named once"""
+        self._space_id: str | None = None
+        self._stop_flag = threading.Event()
+        self._facts = dict(identity.facts)
+        self._open_stream = open_stream
+        self._steps = Steps(highest_step)
+        self._definitions: list[tuple[str, dict[str, Any]]] = []
+        self._stream: Stream | None = None
+        if open_stream is not None:
+            self._stream = open_stream(self._facts)
+        self.config._bind(self._store_config)
+        self.config.update(config or {})
+
+    # -- logging -----------------------------------------------------------------------------------------------
+
+    def log(
+        self,
+        metrics: Mapping[str, Any] | None = None,
+        step: int | None = None,
+        *,
+        data: Mapping[str, Any] | None = None,
+        commit: bool | None = None,
+        **unknown: Any,
+    ) -> None:
+        """Records metrics, a map of names to numbers, strings or bools, at `step`.
+
+        Without `step` it is taken from the step metric (`train/global_step`, or see `define_metric`), else
+        it is the highest step so far plus one; `commit=False` leaves that counter where it is. Nested maps
+        are flattened with `/`, None is skipped. Raises TypeError if `metrics` is no mapping.
+        """
+        if unknown or type(metrics) is not dict:
+            metrics = _as_dict(metrics if metrics is not None else data, unknown)
+        stream = self._stream
+        if stream is None or self.is_finished:
+            stream = self._reopened()
+            if stream is None:
+                return
+        try:
+            if not (PLAIN_TYPES.issuperset(map(type, metrics.values())) and _are_text(metrics)):
+                metrics = self._plain(metrics)
+            if step is None:
+                step, origin = self._steps.choose(metrics, commit)
+            elif type(step) is int and -0x8000000000000000 <= step <= 0x7FFFFFFFFFFFFFFF:
+                self._steps.take(step)
+                origin = Origin.EXPLICIT
+            else:
+                step, origin = self._odd_step(step, metrics, commit)
+            try:
+                stream.log(step, origin, metrics)
+            except PACK_ERRORS:
+                self._log_with_care(stream, step, origin, metrics)
+        except Exception as error:  # noqa: BLE001 the border: training goes on whatever is logged
+            voice.warn_once(f"log {type(error).__name__}", f"log() failed and was skipped: {error!r}")
+
+    def _log_with_care(self, stream: Stream, step: int, origin: Origin, metrics: dict[str, Any]) -> None:
+        """Values that looked plain and did not pack: ints beyond 64 bits, lone surrogates, giant strings."""
+        metrics = self._plain(metrics)
+        try:
+            stream.log(step, origin, metrics)
+        except PACK_ERRORS:
+            for key, value in metrics.items():
+                try:
+                    stream.log(step, origin, {key: value})
+                except PACK_ERRORS:
+                    self._refuse_value(key, f"{type(value).__name__} of this size")
+
+    def _plain(self, metrics: Mapping[Any, Any]) -> dict[str, Any]:
+        plain, left_out = plain_metrics(metrics)
+        for key, type_name in left_out:
+            self._refuse_value(key, type_name)
+        return plain
+
+    def _refuse_value(self, key: str, type_name: str) -> None:
+        self.refused_values += 1
+        voice.warn_once(
+            f"value {key} {type_name}", f"{key!r} was left out: a {type_name} cannot be stored as a metric."
+        )
+
+    def _odd_step(self, step: Any, metrics: Mapping[str, Any], commit: bool | None) -> tuple[int, Origin]:
+        if (whole := integral(step)) is not None:
+            self._steps.take(whole)
+            return whole, Origin.EXPLICIT
+        voice.warn_once("step", f"step={str(step)[:40]} is no whole number; the next automatic step is used.")
+        return self._steps.choose(metrics, commit)
+
+    def _reopened(self) -> Stream | None:
+        """The stream to log to: after finish() the same, in a forked child one of its own."""
+        if self._open_stream is None:
+            return None
+        if self._stream is None:
+            self._stream = self._open_stream(self._facts)
+        self.is_finished = False
+        return self._stream
+
+    # -- what readers need to know --------------------------------------------------------------------------
+
+    def define_metric(
+        self,
+        name: str,
+        step_metric: str | None = None,
+        *,
+        reduce: str | None = None,
+        summary: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        """Says how metrics that match `name` (a glob) are read: `reduce` over ranks (mean, min, max, sum,
+        first or last), which metric holds their step, and what `summary` keeps of them."""
+        if unknown:
+            warn_unknown("define_metric", unknown)
+        if reduce is not None and reduce not in _REDUCTIONS:
+            voice.warn_once(f"reduce {reduce}", f"reduce={reduce!r} is none of {', '.join(_REDUCTIONS)}; mean is used.")
+            reduce = None
+        options = {"step_metric": step_metric, "reduce": reduce, "summary": summary}
+        if step_metric:
+            self._steps.define(name, step_metric)
+        self._definitions.append((name, options))
+        self._note(Kind.DEFINE, str(name), {k: v for k, v in options.items() if v is not None})
+
+    def _store_config(self, values: dict[str, Any]) -> None:
+        if values:
+            self._note(Kind.CONFIG, values)
+
+    def _note(self, kind: Kind, *fields: Any) -> None:
+        try:
+            if self._stream is not None:
+                self._stream.note(kind, *fields)
+        except Exception as error:  # noqa: BLE001 the border to the user's process
+            voice.warn_once(f"note {kind}", f"{kind.name.lower()} could not be stored: {error!r}")
+
+    # -- the end --------------------------------------------------------------------------------------------
+
+    def finish(self, exit_code: int | None = None, quiet: bool | None = None) -> None:
+        """Ends the run; returns within milliseconds. A non-zero `exit_code` makes it a failed one."""
+        state, cause = ("failed", f"exit code {exit_code}") if exit_code else ("finished", "")
+        self.end(state, cause, explicit=True)
+        stream = self._stream
+        if stream is not None:
+            stream.deliver(_FINISH_SECONDS)
+
+    def end(self, state: str, cause: str, *, explicit: bool) -> None:
+        """Writes the run's end into the stream, once."""
+        if self.is_finished or self._stream is None:
+            return
+        self.is_finished = True
+        self._stop_flag.set()
+        self._note(Kind.FINISH, state, cause, explicit)
+
+    def become_worker(self) -> None:
+        """In a forked child: what it logs goes to a stream of its own, kept apart from the rank's."""
+        self._stream = None
+        self._facts = {**self._facts, "role": "worker"}
+
+    # -- manners ----------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.end("failed", kind.__name__, explicit=True)
+
+    def __str__(self) -> str:
+        return self.id
+
+    def __repr__(self) -> str:
+        return f"<trackio.Run {self.name!r} ({self.id}) in project {self.project!r}>"
+
+    def __eq__(self, other: object) -> bool:
+        return self.id == other if isinstance(other, str) else self is other
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+def _are_text(keys: Mapping[Any, Any]) -> bool:
+    try:
+        "".join(keys)  # the quickest way to ask every key
+    except TypeError:
+        return False
+    return True
+
+
+def _as_dict(metrics: Any, unknown: dict[str, Any]) -> dict[Any, Any]:
+    if unknown:
+        warn_unknown("log", unknown)
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"log() takes a mapping of names to values, not a {type(metrics).__name__}")
+    return dict(metrics)
+
+
+def warn_unknown(function: str, keywords: Mapping[str, Any]) -> None:
+    """Names keywords that are taken and ignored: by name only, since a value may be a token."""
+    for name in keywords:
+        voice.warn_once(f"{function} {name}", f"{function}() knows no {name!r}; it is ignored.")

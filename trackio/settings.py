@@ -1,0 +1,115 @@
+"""Our own settings: one frozen value per process, read from the environment in this one place.
+
+`docs/settings.md` is generated from the table below; a test fails when they part.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+class Settings(NamedTuple):
+    """What the environment asks of us. `VARIABLES` says where each comes from and what it means."""
+
+    data_dir: str = ""
+    spool_dir: str = ""
+    spool_bytes: int = 16 << 20
+    spill_bytes: int = 1 << 30
+    mode: str = "online"
+    autostart: bool = True
+    quiet: bool = False
+    project: str = ""
+    run_name: str = ""
+    run_id: str = ""
+    run_per_rank: bool = False
+    idle_seconds: float = 600.0
+
+
+class Variable(NamedTuple):
+    """One setting's environment variables, the first that is set and not empty wins."""
+
+    names: tuple[str, ...]
+    read: Callable[[str], Any]
+    about: str
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _switch(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("expected 0 or 1")
+
+
+def _mib(text: str) -> int:
+    value = float(text)
+    if not 0 <= value < 1 << 30:
+        raise ValueError("expected a size in MiB")
+    return int(value * (1 << 20))
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise ValueError("expected seconds")
+    return value
+
+
+def _mode(text: str) -> str:
+    if text.lower() not in ("online", "offline", "disabled"):
+        raise ValueError("expected online, offline or disabled")
+    return text.lower()
+
+
+VARIABLES: dict[str, Variable] = {
+    "data_dir": Variable(("TRACKIO_DIR",), _text, "Data folder. Default: `~/.local/share/trackio`."),
+    "spool_dir": Variable(
+        ("TRACKIO_SPOOL_DIR",), _text, "Where spools and the socket lie. Default: a tmpfs of the user's."
+    ),
+    "spool_bytes": Variable(
+        ("TRACKIO_SPOOL_MIB",), _mib, "Most shared memory one process's spool grows to, in MiB. Default: 16."
+    ),
+    "spill_bytes": Variable(
+        ("TRACKIO_SPILL_MIB",), _mib, "Most disk one process's unacked data may take, in MiB. Default: 1024."
+    ),
+    "mode": Variable(("TRACKIO_MODE",), _mode, "`online`, `offline` (never uploads) or `disabled` (does nothing)."),
+    "autostart": Variable(("TRACKIO_AUTOSTART",), _switch, "`0`: training processes never start a daemon. Default: 1."),
+    "quiet": Variable(("TRACKIO_QUIET",), _switch, "`1`: no line when a run starts. Default: 0."),
+    "project": Variable(
+        ("TRACKIO_PROJECT", "TRACKIO_PROJECT_NAME", "EXPERIMENT_NAME"), _text, "Project. Default: `default`."
+    ),
+    "run_name": Variable(("TRACKIO_RUN_NAME",), _text, "The run's name. Default: a generated one."),
+    "run_id": Variable(("TRACKIO_RUN_ID",), _text, "The run's id: processes that share it are one run."),
+    "run_per_rank": Variable(("TRACKIO_RUN_PER_RANK",), _switch, "`1`: every rank is a run of its own. Default: 0."),
+    "idle_seconds": Variable(
+        ("TRACKIO_IDLE_SECONDS",),
+        _seconds,
+        "An autostarted daemon leaves after this long with nothing to do. Default: 600.",
+    ),
+}
+
+
+def read(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
+    """The settings in `environ`, and a sentence for each that was not understood and keeps its default."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for setting, variable in VARIABLES.items():
+        name = next((n for n in variable.names if environ.get(n)), None)
+        if name is None:
+            continue
+        try:
+            values[setting] = variable.read(environ[name])
+        except ValueError as error:
+            problems.append(f"{name}={environ[name]!r} is not understood ({error}); the default is used.")
+    return Settings(**values), problems
+
+
+def of_this_process() -> tuple[Settings, list[str]]:
+    """`read` of this process's environment."""
+    return read(os.environ)

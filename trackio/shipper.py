@@ -1,0 +1,307 @@
+"""The shipper: one daemon thread per process and data folder that carries streams to trackiod.
+
+It does what `Courier` decides, over `Link`, out of `Spool`. Nothing here is waited for by the training, and
+nothing raises out of it. Everything it needs is imported before it starts, so a fork never meets an import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+
+from trackio import launch, places, voice, wire
+from trackio.link import Link, LinkError
+from trackio.places import Places
+from trackio.shipping import Courier, Held, SayHello, SendData, SendHeartbeat, SpillUpTo
+from trackio.spool import Spool
+
+_IDLE_SECONDS = 0.25
+_ACTIVE_SECONDS = 0.05
+_ACK_WAIT_SECONDS = 0.01
+_RECONNECT_SECONDS = 0.2
+_START_AGAIN_SECONDS = 60.0
+_OTHERS_START_SECONDS = 2.0
+_MAX_STEPS_A_TURN = 16
+
+
+class Shipment:
+    """One stream on its way."""
+
+    __slots__ = ("closed", "courier", "each_second", "limit_bytes", "next_second", "spool")
+
+    def __init__(self, spool: Spool, limit_bytes: int, each_second: Callable[[], None]) -> None:
+        self.spool = spool
+        self.courier = Courier(time.monotonic())
+        self.limit_bytes = limit_bytes
+        self.each_second = each_second
+        self.next_second = 0.0
+        self.closed = False
+
+    def held(self) -> Held:
+        ring = self.spool.ring
+        return Held(ring.head, self.spool.oldest, ring.oldest, self.limit_bytes)
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the daemon has everything."""
+        return self.courier.committed >= self.spool.ring.head
+
+
+class Shipper:
+    """Carries the streams of this process. Owns the thread and the link."""
+
+    def __init__(self, places: Places, *, autostart: bool, starts_first: bool) -> None:
+        """`starts_first`: local rank 0 starts a missing daemon at once, the others give it two seconds."""
+        self.places = places
+        self.wanted = threading.Event()
+        self._autostart = autostart
+        self._shipments: dict[str, Shipment] = {}
+        self._link: Link | None = None
+        self._turn_lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._connect_at = 0.0
+        now = time.monotonic()
+        self._alone_since = now
+        self._start_at = now if starts_first else now + _OTHERS_START_SECONDS
+        self._starter = 0
+
+    # -- streams -------------------------------------------------------------------------------------------
+
+    def add(self, spool: Spool, limit_bytes: int, each_second: Callable[[], None]) -> Shipment:
+        """Takes a stream on. Never raises; without a thread (RLIMIT_NPROC) the data wait in the spool."""
+        shipment = Shipment(spool, limit_bytes, each_second)
+        spool.ring.wanted = self.wanted
+        self._shipments[spool.stream] = shipment
+        self.ensure_thread()
+        self.wanted.set()
+        return shipment
+
+    def _all(self) -> list[Shipment]:
+        return list(self._shipments.values())
+
+    def ensure_thread(self) -> bool:
+        """Starts the thread if it does not run."""
+        if self._thread is not None and self._thread.is_alive():
+            return True
+        thread = threading.Thread(target=self._run, name="trackio-shipper", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            voice.warn_once(
+                "no-thread",
+                "no thread can be started (process limit reached); metrics are kept and sent when one can.",
+            )
+            return False
+        self._thread = thread
+        return True
+
+    def has_answer(self) -> bool:
+        """Whether a daemon takes our streams now."""
+        return any(s.courier.welcomed for s in self._all())
+
+    def deliver(self, shipment: Shipment, seconds: float) -> bool:
+        """Waits a little until the daemon has everything of a stream; True if it has."""
+        self.wanted.set()
+        return self._until(lambda: shipment.is_delivered, seconds, give_up=lambda: not shipment.courier.welcomed)
+
+    @staticmethod
+    def _until(done: Callable[[], bool], seconds: float, give_up: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() >= deadline or give_up():
+                return False
+            time.sleep(0.001)
+        return True
+
+    # -- the thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            self.wanted.clear()
+            try:
+                with self._turn_lock:
+                    delay = self._turn(time.monotonic())
+            except Exception as error:  # noqa: BLE001 the border to the user's process: never raise, never stop
+                voice.warn_once("shipper", f"internal error while sending ({error!r}); metrics are kept.")
+                self._drop_link()
+                delay = 1.0
+            if delay and self._link is not None and self._is_waiting():
+                if not self.wanted.is_set():
+                    self._link.wait(_ACK_WAIT_SECONDS)
+            elif delay:
+                self.wanted.wait(delay)
+
+    def _is_waiting(self) -> bool:
+        return any(s.courier.in_flight for s in self._all())
+
+    def _turn(self, now: float) -> float:
+        """One round over connection and streams. Returns how long to wait before the next."""
+        self._connect(now)
+        self._receive(now)
+        busy = False
+        for shipment in self._all():
+            if not shipment.closed:
+                busy |= self._serve(shipment, now)
+        if self._link is not None and not self._link.is_clear:
+            return _ACK_WAIT_SECONDS
+        if busy:
+            return 0.0
+        behind = any(not s.is_delivered for s in self._all())
+        return _ACTIVE_SECONDS if behind or self._link is None else _IDLE_SECONDS
+
+    def _serve(self, shipment: Shipment, now: float) -> bool:
+        """Does what the courier says. True if it stopped only for its share of the turn."""
+        spool, courier = shipment.spool, shipment.courier
+        spool.release(courier.committed)
+        spool.maintain(now)
+        if now >= shipment.next_second:
+            shipment.next_second = now + 1.0
+            shipment.each_second()
+        for _ in range(_MAX_STEPS_A_TURN):
+            may_send = self._link is not None and self._link.is_clear
+            action = courier.next(now, shipment.held(), may_send=may_send)
+            if action is None or not self._do(action, shipment, now):
+                return False
+        return True
+
+    def _do(self, action: SayHello | SendData | SendHeartbeat | SpillUpTo, s: Shipment, now: float) -> bool:
+        spool, stream = s.spool, s.spool.stream
+        match action:
+            case SpillUpTo(end=end):
+                problem = spool.spill_upto(s.courier.committed, end)
+                s.courier.on_spill(problem, now)
+                if problem:
+                    voice.warn_once("spill", f"unacked metrics cannot be moved to disk: {problem}")
+                return not problem
+            case SayHello():
+                meta = {**spool.meta, "spool": spool.path, "weakness": spool.weakness}
+                return self._send(wire.Hello(stream, meta, spool.oldest, spool.ring.head))
+            case SendHeartbeat():
+                return self._send(wire.Heartbeat(stream, spool.ring.head, spool.refused))
+            case SendData(start=start):
+                return self._send_batch(s, start, now)
+
+    def _send_batch(self, s: Shipment, start: int, now: float) -> bool:
+        spool = s.spool
+        body = spool.read(start)
+        if not body:
+            return False
+        try:
+            end = start + len(body)
+            sent = self._send(wire.Data(spool.stream, start, end, spool.oldest, spool.refused, body))
+        finally:
+            if isinstance(body, memoryview):
+                body.release()
+        if sent:
+            s.courier.on_sent(end, now)
+        return sent
+
+    # -- the connection --------------------------------------------------------------------------------------
+
+    def _send(self, message: wire.Message) -> bool:
+        if self._link is None:
+            return False
+        try:
+            self._link.send(message)
+        except LinkError:
+            self._drop_link()
+            return False
+        return True
+
+    def _receive(self, now: float) -> None:
+        if self._link is None:
+            return
+        try:
+            self._link.flush()
+            messages = self._link.receive()
+        except LinkError:
+            self._drop_link()
+            return
+        for message in messages:
+            shipment = self._shipments.get(getattr(message, "stream", ""))
+            if shipment is not None:
+                shipment.courier.on_message(message, now)
+                self._tell(message)
+
+    @staticmethod
+    def _tell(message: wire.Message) -> None:
+        if isinstance(message, wire.Refusal):
+            voice.warn_once(f"refusal {message.reason}", f"{message.reason} Metrics are kept on this host.")
+        elif isinstance(message, wire.Welcome) and message.notice:
+            voice.warn_once(f"notice {message.notice}", message.notice)
+
+    def _connect(self, now: float) -> None:
+        self._reap()
+        if self._link is not None or now < self._connect_at:
+            return
+        self._connect_at = now + _RECONNECT_SECONDS
+        endpoint = places.read_endpoint(self.places.endpoint)
+        if endpoint is not None and endpoint.boot_id == places.boot_id():
+            try:
+                self._link = Link(endpoint.socket)
+            except LinkError:
+                pass
+        if self._link is None:
+            self._start_daemon(now)
+            return
+        self._start_at = max(self._start_at, now + _OTHERS_START_SECONDS)
+        for shipment in self._all():
+            shipment.courier.on_connect(now)
+
+    def _drop_link(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        for shipment in self._all():
+            shipment.courier.on_disconnect()
+
+    def _start_daemon(self, now: float) -> None:
+        """Nobody answers: start a daemon, at most once a minute, unless one is alive or being started."""
+        if not self._autostart or now < self._start_at or self._starter or not self._shipments:
+            return
+        self._start_at = now + _START_AGAIN_SECONDS
+        if launch.is_running(self.places):
+            return
+        try:
+            self._starter = launch.spawn(self.places, "--autostarted")
+        except (OSError, TypeError, ValueError) as error:
+            voice.warn_once(
+                "no-daemon",
+                f"no daemon could be started ({error}); metrics are kept until one runs: trackiod start",
+            )
+
+    def _reap(self) -> None:
+        if self._starter and launch.reap(self._starter):
+            self._starter = 0
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def close(self, seconds: float) -> None:
+        """At exit: gives the daemon a moment, spills what nobody took, removes what everybody has."""
+        deadline = time.monotonic() + seconds
+        for shipment in self._all():
+            delivered = self.deliver(shipment, max(0.0, deadline - time.monotonic()))
+            self._close_one(shipment, delivered)
+
+    def _close_one(self, shipment: Shipment, delivered: bool) -> None:
+        with contextlib.ExitStack() as stack:
+            if self._turn_lock.acquire(timeout=0.2):
+                stack.callback(self._turn_lock.release)
+            shipment.closed = True
+            spool = shipment.spool
+            if delivered and shipment.is_delivered:
+                if any(spool.refused):
+                    self._send(wire.Heartbeat(spool.stream, spool.ring.head, spool.refused))
+                    return
+                spool.close(keep=False)
+            elif not shipment.courier.welcomed or spool.weakness:
+                spool.spill_upto(shipment.courier.committed, spool.ring.head)
+
+    def abandon(self) -> None:
+        """In a forked child: forget the parent's streams and connection without touching them."""
+        if self._link is not None:
+            self._link.close()
+        for shipment in self._all():
+            shipment.spool.abandon()

@@ -1,0 +1,145 @@
+"""What one stream does next: send, wait, spill. Pure: offsets and times in, decisions out.
+
+`Courier` knows no sockets, threads or clock; the shipper carries out what it decides and tells it what came
+back. The daemon's committed offset is the only truth; everything here is a guess that any answer corrects.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from trackio.wire import Ack, Message, Refusal, Unknown, Welcome
+
+WINDOW_BYTES = 4 << 20
+HELLO_AGAIN_SECONDS = 5.0
+HEARTBEAT_SECONDS = 2.0
+SPILL_AFTER_SECONDS = 5.0
+_STALLED_SECONDS = 0.5
+
+
+class Held(NamedTuple):
+    """What the spool holds now: offsets, and the ring's size and limit in bytes."""
+
+    head: int
+    oldest: int
+    ring_oldest: int
+    ring_limit: int
+
+
+class SayHello(NamedTuple):
+    """Introduce the stream."""
+
+
+class SendData(NamedTuple):
+    """Send a batch that begins at `start`."""
+
+    start: int
+
+
+class SendHeartbeat(NamedTuple):
+    """Say that the stream lives."""
+
+
+class SpillUpTo(NamedTuple):
+    """Move the ring's bytes below `end` to disk."""
+
+    end: int
+
+
+Action = SayHello | SendData | SendHeartbeat | SpillUpTo
+
+
+class Courier:
+    """Decides for one stream."""
+
+    def __init__(self, now: float) -> None:
+        self.committed = 0
+        """everything below is durable in the daemon's store, as far as it told us"""
+        self.sent = 0
+        self.connected = False
+        self.welcomed = False
+        self.refusal = ""
+        """the daemon's reason for not taking the stream, if it gave one"""
+        self._hello_at = -HELLO_AGAIN_SECONDS
+        self._spoke_at = now
+        self._progress_at = now
+        """when the backlog was last empty or shrank"""
+        self._spill_again_at = now
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes sent and not yet acked."""
+        return max(0, self.sent - self.committed)
+
+    def on_connect(self, now: float) -> None:
+        """A fresh connection: the daemon behind it may be another one."""
+        self.connected = True
+        self.welcomed = False
+        self._hello_at = now - HELLO_AGAIN_SECONDS
+
+    def on_disconnect(self) -> None:
+        self.connected = self.welcomed = False
+
+    def on_sent(self, end: int, now: float) -> None:
+        """A batch up to `end` has left."""
+        self.sent = max(self.sent, end)
+        self._spoke_at = now
+
+    def on_message(self, message: Message, now: float) -> None:
+        """What the daemon answered about this stream."""
+        match message:
+            case Welcome():
+                self.welcomed, self.refusal = True, ""
+                self.committed = self.sent = message.committed
+                self._progress_at = now
+            case Ack() if message.rewind:
+                self.committed = self.sent = message.committed
+            case Ack() if message.committed > self.committed:
+                self.committed = message.committed
+                self.sent = max(self.sent, message.committed)
+                self._progress_at = now
+            case Unknown():
+                self.welcomed = False
+                self._hello_at = now - HELLO_AGAIN_SECONDS
+            case Refusal():
+                self.welcomed, self.refusal = False, message.reason
+            case _:
+                pass
+
+    def next(self, now: float, held: Held, *, may_send: bool) -> Action | None:
+        """The next thing to do, or None: wait. Call again after doing it. `may_send`: the link takes more."""
+        if held.head <= self.committed:
+            self._progress_at = now
+        if (spill := self._spill(now, held)) is not None:
+            return spill
+        if not self.connected or not may_send:
+            return None
+        if not self.welcomed:
+            if now - self._hello_at < HELLO_AGAIN_SECONDS:
+                return None
+            self._hello_at = self._spoke_at = now
+            return SayHello()
+        start = max(self.sent, held.oldest)
+        if start < held.head and start - self.committed < WINDOW_BYTES:
+            return SendData(start)
+        if now - self._spoke_at >= HEARTBEAT_SECONDS:
+            self._spoke_at = now
+            return SendHeartbeat()
+        return None
+
+    def _spill(self, now: float, held: Held) -> SpillUpTo | None:
+        """Memory is short, or data have waited too long with nobody to take them."""
+        in_ring = held.head - held.ring_oldest
+        unacked = held.head - max(self.committed, held.ring_oldest)
+        if unacked <= 0 or now < self._spill_again_at:
+            return None
+        waited = now - self._progress_at
+        crowded = in_ring > held.ring_limit // 2 and (waited > _STALLED_SECONDS or not self.welcomed)
+        full = in_ring > held.ring_limit * 3 // 4
+        if waited < SPILL_AFTER_SECONDS and not crowded and not full:
+            return None
+        return SpillUpTo(held.head)
+
+    def on_spill(self, problem: str, now: float) -> None:
+        """The spill was done, or failed; a failing disk is not tried at every turn."""
+        self._spill_again_at = now + (1.0 if problem else 0.0)

@@ -1,0 +1,135 @@
+"""The spill: ranges of a stream moved from the spool to disk, as segment files, until they are acked.
+
+Read back in order. Each file holds one contiguous range in pieces that end at record borders.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from trackio import growth, host
+from trackio.folder import StreamFolder
+from trackio.segment import HEADER_BYTES, PREFIX, header
+
+_FILE_BYTES = 16 << 20
+
+
+class _File:
+    """One file: where it lies, its range of the stream, and the record borders in it."""
+
+    __slots__ = ("base", "borders", "end", "path")
+
+    def __init__(self, path: str, base: int) -> None:
+        self.path = path
+        self.base = self.end = base
+        self.borders: list[int] = []
+
+
+class SpillError(Exception):
+    """The disk cannot take more. The message says why."""
+
+
+class Spill:
+    """The spilled ranges of one stream. Owns its folder under the data folder, made at first use."""
+
+    def __init__(self, path: str, meta: Callable[[], dict[str, Any]], limit_bytes: int) -> None:
+        self._path = path
+        self._meta = meta
+        self._limit_bytes = limit_bytes
+        self._folder: StreamFolder | None = None
+        self._files: deque[_File] = deque()
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(f.end - f.base for f in self._files)
+
+    @property
+    def oldest(self) -> int | None:
+        """The first offset on disk, or None if nothing is."""
+        return self._files[0].base if self._files else None
+
+    @property
+    def end(self) -> int | None:
+        return self._files[-1].end if self._files else None
+
+    @property
+    def folder(self) -> StreamFolder | None:
+        """The folder on disk, if there is one now."""
+        return self._folder
+
+    def append(self, start: int, piece: bytes | memoryview) -> None:
+        """Adds a piece that begins at offset `start` and ends at a record border. Raises SpillError.
+
+        What SpillError leaves behind in a file is cut off by the next piece; it never counts.
+        """
+        try:
+            self._check_room(len(piece))
+            if self._folder is None or not self._folder.is_linked():
+                self._folder = StreamFolder(self._path, self._meta())
+                self._files.clear()
+            file = self._file_for(start)
+            fd = os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                _write_at(fd, header(file.base), 0)
+                _write_at(fd, piece, HEADER_BYTES + start - file.base)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise SpillError(f"{self._path}: {error.strerror or error}") from error
+        file.end = start + len(piece)
+        file.borders.append(file.end)
+
+    def _check_room(self, size: int) -> None:
+        parent = os.path.dirname(os.path.dirname(self._path))
+        os.makedirs(parent, 0o700, exist_ok=True)
+        total, free = host.disk(parent)
+        if not growth.may_spill(
+            size, held_bytes=self.held_bytes, limit_bytes=self._limit_bytes, disk_total=total, disk_free=free
+        ):
+            raise SpillError(f"{parent}: no room for unacked data (TRACKIO_SPILL_MIB, or the disk is nearly full)")
+
+    def _file_for(self, start: int) -> _File:
+        last = self._files[-1] if self._files else None
+        if last is None or last.end != start or last.end - last.base >= _FILE_BYTES:
+            last = _File(os.path.join(self._path, f"{PREFIX}{start:020d}"), start)
+            self._files.append(last)
+        return last
+
+    def read(self, offset: int, limit_bytes: int) -> bytes:
+        """The spilled bytes from `offset`, which is a border, up to about `limit_bytes`; b"" if not here."""
+        file = next((f for f in self._files if f.base <= offset < f.end), None)
+        if file is None:
+            return b""
+        ends = [b for b in file.borders if b > offset]
+        end = next((b for b in reversed(ends) if b - offset <= limit_bytes), ends[0])
+        try:
+            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return b""
+        try:
+            return os.pread(fd, end - offset, HEADER_BYTES + offset - file.base)
+        except OSError:
+            return b""
+        finally:
+            os.close(fd)
+
+    def release(self, acked: int) -> None:
+        """Removes the files that lie wholly below `acked`, and the folder with the last of them."""
+        while self._files and self._files[0].end <= acked:
+            try:
+                os.unlink(self._files.popleft().path)
+            except OSError:
+                continue
+        if not self._files and self._folder is not None:
+            self._folder.remove()
+            self._folder = None
+
+
+def _write_at(fd: int, data: bytes | memoryview, position: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, position)
+        view, position = view[written:], position + written

@@ -1,0 +1,247 @@
+"""The spool: one stream's bytes on this host until they are acked. Ring in shared memory, spill on disk.
+
+It decides where segments lie and how many there are; `Ring` writes into them, `Spill` takes what must leave
+memory. Everything about the stream is in its folder, so whoever finds it can finish the job.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+from typing import Any
+
+from trackio import growth, host, mounts, voice
+from trackio.folder import StreamFolder
+from trackio.places import COUNTERS, Places, make_private
+from trackio.ring import Ring
+from trackio.segment import PREFIX, Segment
+from trackio.spill import Spill, SpillError
+from trackio.wire import MAX_BATCH_BYTES
+
+_COUNTER_BYTES = 4096
+_SHRINK_AFTER_SECONDS = 30.0
+_CHECK_EVERY_SECONDS = 1.0
+
+
+class Spool:
+    """The bytes of one stream. Owns its segments, its folders and the owner lock; `close` ends them."""
+
+    def __init__(
+        self,
+        places: Places,
+        stream: str,
+        meta: dict[str, Any],
+        *,
+        limit_bytes: int,
+        spill_bytes: int,
+        first_bytes: int = growth.FIRST_SEGMENT_BYTES,
+    ) -> None:
+        """Creates the stream's folder in the best runtime root. Never raises: without any usable root, or
+        without file descriptors, the ring is private memory and `weakness` says what that costs."""
+        self.stream = stream
+        self.meta = meta
+        self.weakness = ""
+        self._places = places
+        self._limit_bytes = limit_bytes
+        self._first_bytes = first_bytes
+        self._folder: StreamFolder | None = None
+        self._root = ""
+        self._names = 0
+        self._provide_lock = threading.Lock()
+        self._stale: set[int] = set()
+        self._next_check = 0.0
+        self._quiet_since = time.monotonic()
+        first = self._settle()
+        self._counters_map = self._open_counters()
+        self._counters = memoryview(self._counters_map).cast("Q")
+        self.ring = Ring(first, self._counters, self._provide)
+        self.spill = Spill(os.path.join(places.spill, stream), lambda: self.meta, spill_bytes)
+        self._provide(0)
+
+    # -- where it lies ---------------------------------------------------------------------------------
+
+    def _settle(self) -> Segment:
+        """A folder and a first segment in the first root that can take them."""
+        problem = "no tmpfs is usable"
+        for root in self._places.roots:
+            if not mounts.of(root).is_mappable:
+                continue
+            folder = None
+            try:
+                make_private(root)
+                if not growth.may_grow(2 * self._first_bytes, host.room(root)):
+                    problem = f"{root} is nearly full"
+                    continue
+                folder = StreamFolder(os.path.join(root, "streams", self.stream), self.meta)
+                segment = Segment(self._segment_path(folder.path), self._first_bytes)
+            except OSError as error:
+                problem = f"{root}: {error.strerror or error}"
+                if folder is not None:
+                    folder.remove()
+                continue
+            self._folder, self._root, self.weakness = folder, root, ""
+            return segment
+        self._folder, self._root = None, ""
+        self.weakness = f"{problem}, so metrics wait in the process's own memory: a kill loses what is not yet sent."
+        return Segment("", self._first_bytes)
+
+    def _segment_path(self, folder: str) -> str:
+        self._names += 1
+        return os.path.join(folder, f"{PREFIX}{self._names:06d}")
+
+    def _open_counters(self) -> mmap.mmap:
+        """A page that outlives a SIGKILL: two words, the records and the points refused."""
+        if self._folder is None:
+            return mmap.mmap(-1, _COUNTER_BYTES)
+        try:
+            fd = os.open(os.path.join(self._folder.path, COUNTERS), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return mmap.mmap(-1, _COUNTER_BYTES)
+        try:
+            os.posix_fallocate(fd, 0, _COUNTER_BYTES)
+            return mmap.mmap(fd, _COUNTER_BYTES)
+        except OSError:
+            return mmap.mmap(-1, _COUNTER_BYTES)
+        finally:
+            os.close(fd)
+
+    @property
+    def path(self) -> str:
+        """The stream's folder in shared memory; empty if the ring is private."""
+        return self._folder.path if self._folder else ""
+
+    @property
+    def refused(self) -> list[int]:
+        """Records and points refused so far."""
+        return [self._counters[0], self._counters[1]]
+
+    @property
+    def oldest(self) -> int:
+        """The first offset this process still holds."""
+        spilled = self.spill.oldest
+        return self.ring.oldest if spilled is None else min(spilled, self.ring.oldest)
+
+    # -- growing and shrinking ---------------------------------------------------------------------------
+
+    def _provide(self, size: int) -> bool:
+        """Makes one more spare, if the host can spare it: ahead of need by the shipper, else by log()."""
+        if not self._provide_lock.acquire(timeout=0.05):
+            return False
+        try:
+            held = self.ring.capacity_bytes
+            grown = growth.next_segment_bytes(held, self._limit_bytes, self._first_bytes)
+            if size > max((s.capacity for s in self.ring.segments()), default=0):
+                grown = max(grown, (size + 4095) & -4096)  # a record larger than any segment gets one of its own
+            if not grown or grown < size or (self._root and not self._has_room(grown)):
+                return False
+            path = self._segment_path(self._folder.path) if self._folder else ""
+            self.ring.add(Segment(path, grown))
+            return True
+        except OSError:
+            return False
+        finally:
+            self._provide_lock.release()
+
+    def _has_room(self, size: int) -> bool:
+        return growth.may_grow(size, host.room(self._root))
+
+    def maintain(self, now: float) -> None:
+        """The shipper's housekeeping: a spare ahead of need, fewer when idle, a new home if names vanish."""
+        ring = self.ring
+        if ring.spare_bytes < ring.capacity_bytes // 2:
+            self._provide(0)
+        if ring.head != self.oldest:
+            self._quiet_since = now
+        elif now - self._quiet_since > _SHRINK_AFTER_SECONDS and (spare := ring.drop_spare()):
+            spare.close()
+        if now >= self._next_check:
+            self._next_check = now + _CHECK_EVERY_SECONDS
+            self._check_names()
+
+    def _check_names(self) -> None:
+        """A logout, an epilog or a cleaner may unlink our files. What lies there goes to disk, and the ring
+        goes on in another folder."""
+        if self._folder is None:
+            return
+        if self._folder.is_linked() and all(s.is_linked() for s in self.ring.segments()):
+            return
+        gone, old = self._folder, self.ring.segments()
+        fresh = self._settle()
+        self._stale = {id(s) for s in old}
+        for spare in self.ring.switch(fresh):
+            spare.close()
+        self._provide(0)
+        self._move_counters()
+        voice.warn_once(
+            "spool-moved",
+            f"the spool {gone.path} was removed by somebody; nothing is lost, it goes on elsewhere.",
+        )
+        self.spill_upto(self.ring.oldest, self.ring.head)
+
+    def _move_counters(self) -> None:
+        fresh = self._open_counters()
+        self._counters = self.ring.count_in(memoryview(fresh).cast("Q"))
+        self._counters_map = fresh
+
+    # -- leaving memory ----------------------------------------------------------------------------------
+
+    def read(self, start: int, limit_bytes: int = MAX_BATCH_BYTES) -> bytes | memoryview:
+        """The next batch from `start`: whole records, from disk or memory; empty if there is nothing."""
+        if start >= self.ring.head:
+            return b""
+        if start < self.ring.oldest:
+            return self.spill.read(start, limit_bytes)
+        end = self.ring.range_end(start, limit_bytes)
+        return self.ring.view(start, end) or b""
+
+    def release(self, acked: int) -> None:
+        """Frees what lies below `acked`: the daemon has it."""
+        self.spill.release(acked)
+        self._free(acked)
+
+    def _free(self, upto: int) -> None:
+        for segment in self.ring.release(upto):
+            if id(segment) in self._stale or not self._folder:
+                self._stale.discard(id(segment))
+                segment.close()
+            else:
+                self.ring.add(segment)
+
+    def spill_upto(self, start: int, end: int) -> str:
+        """Copies [start, end) of the ring to disk and frees it there. Returns why it could not, or ""."""
+        spilled = self.spill.end
+        start = max(start, spilled) if spilled is not None else start
+        start = max(start, self.ring.oldest)
+        while start < end:
+            view = self.ring.view(start, self.ring.range_end(start, MAX_BATCH_BYTES))
+            if view is None:
+                return ""
+            try:
+                with view:
+                    self.spill.append(start, view)
+                    start += len(view)
+            except SpillError as error:
+                return str(error)
+            self._free(start)
+        return ""
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def close(self, *, keep: bool) -> None:
+        """Unmaps everything. With `keep` the files stay for the daemon to drain. Safe to call twice."""
+        for segment in self.ring.segments():
+            segment.close(unlink=not keep)
+        if not keep:
+            self.spill.release(self.ring.head)
+            if self._folder is not None:
+                self._folder.remove()
+
+    def abandon(self) -> None:
+        """In a forked child: lets go of the parent's mappings and descriptors, touches none of its files."""
+        for segment in self.ring.segments():
+            segment.close(unlink=False)
+        for folder in (self._folder, self.spill.folder):
+            if folder is not None:
+                folder.close()

@@ -1,0 +1,69 @@
+"""Which step a record gets: the caller's, the run's step metric's, or the process's counter's. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trackio.record import Origin
+
+HF_STEP_METRIC = "train/global_step"
+"""How every Hugging Face trainer tells the step: as a metric, never as `step=`."""
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+class Steps:
+    """The counter and the rules of one stream.
+
+    Simple attribute steps without calls in between are atomic under the GIL; two threads never get one step.
+    """
+
+    __slots__ = ("_rules", "highest")
+
+    def __init__(self, highest: int = -1) -> None:
+        self.highest = highest
+        self._rules: list[tuple[str, str]] = [("*", HF_STEP_METRIC)]
+
+    def define(self, pattern: str, step_metric: str) -> None:
+        """Records that hold `step_metric` and a metric that matches `pattern` take their step from it."""
+        self._rules.insert(0, (pattern, step_metric))
+
+    def choose(self, metrics: Mapping[str, Any], commit: bool | None) -> tuple[int, Origin]:
+        """The step of a record that was given none. With `commit=False` the counter stays where it is."""
+        for pattern, step_metric in self._rules:
+            value = metrics.get(step_metric)
+            if value is None or (pattern != "*" and not _matches_any(pattern, metrics)):
+                continue
+            if (step := integral(value)) is not None:
+                if step > self.highest:
+                    self.highest = step
+                return step, Origin.METRIC
+        if commit is False:
+            return self.highest + 1, Origin.COUNTER
+        step = self.highest + 1
+        self.highest = step
+        return step, Origin.COUNTER
+
+    def take(self, step: int) -> None:
+        """Notes a step the caller gave."""
+        if step > self.highest:
+            self.highest = step
+
+
+def _matches_any(pattern: str, metrics: Mapping[str, Any]) -> bool:
+    from fnmatch import fnmatchcase  # loads `re`; most jobs never define a metric
+
+    return any(fnmatchcase(name, pattern) for name in metrics)
+
+
+def integral(value: Any) -> int | None:
+    """`value` as an int if it is one in substance (3, 3.0, numpy's and torch's), else None."""
+    if type(value) is not int:
+        try:
+            number = value.item() if hasattr(value, "item") else value
+            if isinstance(number, str) or int(number) != number:
+                return None
+            value = int(number)
+        except Exception:  # noqa: BLE001 the user's type, NaN, infinity
+            return None
+    return value if value in _INT64 else None

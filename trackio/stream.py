@@ -1,0 +1,101 @@
+"""A stream: all that this process logs in one attempt of one run. Packs records, puts them in the spool."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import msgpack
+
+from trackio import places, wire
+from trackio.growth import FIRST_SEGMENT_BYTES, WORKER_SEGMENT_BYTES
+from trackio.record import MAX_PAYLOAD_BYTES, Kind, Origin, pack
+from trackio.settings import Settings
+from trackio.shipper import Shipper
+from trackio.spool import Spool
+from trackio.version import __version__
+
+_LOG = int(Kind.LOG)
+_CLOCK_SLACK_NS = 1_000_000_000
+_packers: list[msgpack.Packer] = []
+"""Idle packers. One is taken for the time of a pack, so neither threads nor re-entrant calls share one; they
+have no hook, so nothing of the user's runs inside."""
+
+PACK_ERRORS = (TypeError, ValueError, OverflowError, RecursionError, BufferError)
+"""What a hookless Packer raises for values that are not plain, lone surrogates and 65-bit ints included."""
+
+
+class Stream:
+    """One stream of records. Owns its spool; the shipper closes it at exit."""
+
+    def __init__(self, shipper: Shipper, facts: dict[str, Any], settings: Settings) -> None:
+        """`facts` are the run's and rank's; the process's own are added. Never raises."""
+        self.id = os.urandom(8).hex()
+        self._clock = (time.time_ns(), time.monotonic_ns())
+        self.meta = {
+            "format": wire.VERSION,
+            "stream": self.id,
+            "client": __version__,
+            "pid": os.getpid(),
+            "host": os.uname().nodename,
+            "boot_id": places.boot_id(),
+            "started_ns": self._clock[0],
+            "monotonic_ns": self._clock[1],
+            **facts,
+        }
+        is_worker = facts.get("role") == "worker"
+        self.spool = Spool(
+            shipper.places,
+            self.id,
+            self.meta,
+            limit_bytes=settings.spool_bytes,
+            spill_bytes=settings.spill_bytes,
+            first_bytes=WORKER_SEGMENT_BYTES if is_worker else FIRST_SEGMENT_BYTES,
+        )
+        self._shipper = shipper
+        self.shipment = shipper.add(self.spool, settings.spool_bytes, self.check_clock)
+        self.append = self.spool.ring.append
+
+    def log(self, step: int, origin: Origin, metrics: dict[str, Any], _time_ns: Any = time.time_ns) -> bool:
+        """Stores one log() call of plain values. False if there was no room. Raises PACK_ERRORS."""
+        try:
+            packer = _packers.pop()
+        except IndexError:
+            packer = msgpack.Packer(autoreset=True)
+        now = _time_ns()
+        payload = packer.pack((_LOG, now, step, int(origin), metrics))
+        _packers.append(packer)
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            return self._log_parts(step, origin, metrics, now)
+        return self.append(payload, len(metrics))
+
+    def _log_parts(self, step: int, origin: Origin, metrics: dict[str, Any], now: int) -> bool:
+        """A call too large for one record becomes several at the same step and time."""
+        items = list(metrics.items())
+        if len(items) == 1:
+            raise ValueError(f"{items[0][0]!r} is larger than {MAX_PAYLOAD_BYTES >> 20} MiB")
+        half = len(items) // 2
+        accepted = True
+        for part in (dict(items[:half]), dict(items[half:])):
+            payload = pack(Kind.LOG, now, step, int(origin), part)
+            if len(payload) > MAX_PAYLOAD_BYTES:
+                accepted &= self._log_parts(step, origin, part, now)
+            else:
+                accepted &= self.append(payload, len(part))
+        return accepted
+
+    def note(self, kind: Kind, *fields: Any) -> bool:
+        """Stores a record of another kind."""
+        return self.append(pack(kind, time.time_ns(), *fields), 0)
+
+    def check_clock(self) -> None:
+        """Notes that the wall clock jumped against the monotonic one, so that durations can be told."""
+        wall, monotonic = time.time_ns(), time.monotonic_ns()
+        if abs((wall - self._clock[0]) - (monotonic - self._clock[1])) > _CLOCK_SLACK_NS:
+            self._clock = (wall, monotonic)
+            self.note(Kind.CLOCK, monotonic)
+
+    def deliver(self, seconds: float) -> bool:
+        """Waits at most this long until the daemon has everything."""
+        return self._shipper.deliver(self.shipment, seconds)

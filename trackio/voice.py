@@ -1,0 +1,46 @@
+"""How the library speaks in somebody's training process: one line on stderr, each matter once.
+
+Never through `warnings` (a user may have turned those into errors) and never raising.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+_said: set[str] = set()
+_lock = threading.Lock()
+quiet = False
+
+
+def say(sentence: str) -> None:
+    """Prints one line, unless the user asked for quiet."""
+    if quiet:
+        return
+    warn(sentence)
+
+
+def warn(sentence: str) -> None:
+    """Prints one line in any case: something is not as the user expects."""
+    try:
+        sys.stderr.write(f"trackio: {sentence}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass  # stderr is closed or absent
+
+
+def warn_once(matter: str, sentence: str) -> None:
+    """Prints the sentence the first time this matter comes up in the process."""
+    if matter in _said:
+        return
+    with _lock:
+        if matter in _said:
+            return
+        _said.add(matter)
+    warn(sentence)
+
+
+def after_fork() -> None:
+    """A child has its own lock; what the parent said counts as said."""
+    global _lock
+    _lock = threading.Lock()
