@@ -17,48 +17,18 @@ from collections.abc import Mapping
 from trackio.places import Places, make_private
 
 _KEPT = frozenset(
-    [
-        "HOME",
-        "PATH",
-        "LANG",
-        "LC_ALL",
-        "LC_CTYPE",
-        "TZ",
-        "USER",
-        "LOGNAME",
-        "TMPDIR",
-        "VIRTUAL_ENV",
-        "CONDA_PREFIX",
-        "LD_LIBRARY_PATH",
-        "SSL_CERT_FILE",
-        "SSL_CERT_DIR",
-        "REQUESTS_CA_BUNDLE",
-        "CURL_CA_BUNDLE",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "NO_PROXY",
-        "ALL_PROXY",
-        "http_proxy",
-        "https_proxy",
-        "no_proxy",
-        "all_proxy",
-    ]
+    (
+        "HOME PATH LANG LC_ALL LC_CTYPE TZ USER LOGNAME TMPDIR VIRTUAL_ENV CONDA_PREFIX LD_LIBRARY_PATH "
+        "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY "
+        "http_proxy https_proxy no_proxy all_proxy"
+    ).split()
 )
 _KEPT_PREFIXES = ("TRACKIO_", "XDG_")
 _DROPPED = frozenset(
-    [
-        "TRACKIO_PARENT",
-        "TRACKIO_RUN_ID",
-        "TRACKIO_RUN_NAME",
-        "TRACKIO_PROJECT",
-        "TRACKIO_PROJECT_NAME",
-        "TRACKIO_MODE",
-        "TRACKIO_WRITE_TOKEN",
-        "TRACKIO_SERVER_URL",
-        "TRACKIO_SPACE_ID",
-        "TRACKIO_WEBHOOK_URL",
-        "TRACKIO_DIR",
-    ]
+    (
+        "TRACKIO_PARENT TRACKIO_RUN_ID TRACKIO_RUN_NAME TRACKIO_PROJECT TRACKIO_PROJECT_NAME TRACKIO_MODE "
+        "TRACKIO_WRITE_TOKEN TRACKIO_SERVER_URL TRACKIO_SPACE_ID TRACKIO_WEBHOOK_URL TRACKIO_DIR"
+    ).split()
 )
 
 

@@ -6,37 +6,11 @@ import os
 from typing import NamedTuple
 
 NETWORK_TYPES = frozenset(
-    [
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "lustre",
-        "gpfs",
-        "beegfs",
-        "ceph",
-        "9p",
-        "afs",
-        "wekafs",
-        "panfs",
-        "orangefs",
-        "pvfs2",
-        "glusterfs",
-        "ocfs2",
-        "gfs2",
-        "fuse.sshfs",
-        "fuse.glusterfs",
-        "fuse.ceph",
-        "fuse.juicefs",
-        "fuse.s3fs",
-        "fuse.gcsfuse",
-        "fuse.rclone",
-        "fuse.mount-s3",
-        "virtiofs",
-        "prl_fs",
-        "vboxsf",
-    ]
+    (
+        "nfs nfs4 cifs smb3 smbfs lustre gpfs beegfs ceph 9p afs wekafs panfs orangefs pvfs2 glusterfs ocfs2 gfs2 "
+        "fuse.sshfs fuse.glusterfs fuse.ceph fuse.juicefs fuse.s3fs fuse.gcsfuse fuse.rclone fuse.mount-s3 "
+        "virtiofs prl_fs vboxsf"
+    ).split()
 )
 MAPPABLE_TYPES = frozenset({"tmpfs", "ramfs", "ext4", "ext3", "ext2"})
 """Where a preallocated page stays writable, so a store into a mapping cannot fail with SIGBUS. xfs is left

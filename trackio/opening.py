@@ -32,34 +32,11 @@ _ALLOW_SECONDS = 0.05
 _MUST_SECONDS = 5.0
 _HF_DEFAULT_PROJECT = "huggingface"
 _UNUSED = frozenset(
-    [
-        "space_id",
-        "server_url",
-        "dataset_id",
-        "dataset_repo",
-        "bucket_id",
-        "private",
-        "embed",
-        "settings",
-        "auto_log_gpu",
-        "gpu_log_interval",
-        "auto_log_cpu",
-        "cpu_log_interval",
-        "webhook_url",
-        "webhook_min_level",
-        "trackio_url",
-        "trackio_token",
-        "hf_token",
-        "monitoring_mode",
-        "dir",
-        "entity",
-        "tags",
-        "notes",
-        "job_type",
-        "save_code",
-        "reinit",
-        "allow_val_change",
-    ]
+    (
+        "space_id server_url dataset_id dataset_repo bucket_id private embed settings auto_log_gpu "
+        "gpu_log_interval auto_log_cpu cpu_log_interval webhook_url webhook_min_level trackio_url trackio_token "
+        "hf_token monitoring_mode dir entity tags notes job_type save_code reinit allow_val_change"
+    ).split()
 )
 """Words of upstream, wandb and earlier trackers that are taken without a word; what they ask for is not
 there yet, or goes without saying."""
@@ -261,7 +238,8 @@ def _warn_of_folder(where: Places) -> None:
     """One sentence if the data folder cannot hold the data where the user expects them."""
     if where.network:
         voice.warn_once(
-            "network", f"{where.data} is on a network file system ({where.network}); this host's data lie in {where.live}."
+            "network",
+            f"{where.data} is on a network file system ({where.network}); this host's data lie in {where.live}.",
         )  # fmt: skip
     folder = where.live
     while not os.path.lexists(folder):
