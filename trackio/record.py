@@ -105,6 +105,8 @@ def unpack(payload: bytes) -> list[Any]:
         raise ValueError(f"not a msgpack payload: {error}") from error
     if not isinstance(fields, list) or len(fields) < 2 or not all(type(f) is int for f in fields[:2]):
         raise ValueError("not an array that starts with kind and time")
+    if not 0 <= fields[1] < 1 << 63:
+        raise ValueError("its time is out of range")
     return fields
 
 

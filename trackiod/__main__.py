@@ -1,0 +1,19 @@
+"""`python -m trackiod run`: how a daemon process begins, without the command line's packages."""
+
+from __future__ import annotations
+
+import sys
+
+from trackiod.daemon import run
+
+
+def main(arguments: list[str]) -> int:
+    """Takes `run` with `--detach` and `--autostarted`; the full command line is `trackiod`."""
+    if arguments[:1] != ["run"] or not {*arguments[1:]} <= {"--detach", "--autostarted"}:
+        sys.stderr.write("usage: python -m trackiod run [--detach] [--autostarted]\n")
+        return 2
+    return run(detach="--detach" in arguments, autostarted="--autostarted" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,356 @@
+"""The commit thread: the one place that writes. Takes work from the loop, gives back outcomes.
+
+Everything that waits for the disk happens here, so the loop never does. All work that has queued up is
+committed together, one transaction a project. A full or failing disk rolls back, acks nothing, and the
+same work is tried again later; meanwhile the senders keep their data.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from trackio import folder, wire
+from trackio.places import COUNTERS
+from trackio.segment import Content
+from trackiod import recovery
+from trackiod.errors import StoreDamaged, StoreError
+from trackiod.exits import Exit, verdict
+from trackiod.ingest import Duplicate, Refuse, judge
+from trackiod.store.digest import End, digest
+from trackiod.store.project import ProjectStore, path_of
+
+log = logging.getLogger("trackiod.committer")
+
+_RETRY_SECONDS = 1.0
+_MAX_WORK_A_COMMIT = 512
+
+
+class Register(NamedTuple):
+    """A stream introduced itself."""
+
+    project: str
+    stream: str
+    meta: dict[str, Any]
+    peer: Any
+
+
+class Append(NamedTuple):
+    """A batch arrived."""
+
+    project: str
+    stream: str
+    data: wire.Data
+    peer: Any
+
+
+class Refused(NamedTuple):
+    """A process told how much it had no room for."""
+
+    project: str
+    stream: str
+    records: int
+    points: int
+
+
+class Drain(NamedTuple):
+    """A process is gone: store what it left in these folders and contents, then end its stream."""
+
+    project: str
+    stream: str
+    meta: dict[str, Any]
+    folders: tuple[str, ...]
+    contents: Callable[[], list[Content]]
+    exit: Exit
+
+
+class Find(NamedTuple):
+    """Somebody looks for a run by name."""
+
+    project: str
+    name: str
+    peer: Any
+
+
+Work = Register | Append | Refused | Drain | Find
+
+
+class Reply(NamedTuple):
+    """An answer for a peer; `stream` is empty for questions."""
+
+    peer: Any
+    message: wire.Message
+
+
+class Drained(NamedTuple):
+    """A dead process's stream is stored whole and its folders are gone."""
+
+    stream: str
+
+
+class Committer:
+    """Owns the thread and every project's writing connection. `stop` commits what is queued first."""
+
+    def __init__(self, projects: str, store_id: str, on_outcome: Callable[[], None]) -> None:
+        """`on_outcome` is called in the thread when outcomes wait in `outcomes`."""
+        self.outcomes: deque[Reply | Drained] = deque()
+        self.problem = ""
+        """why nothing can be committed now, or empty"""
+        self.commits = 0
+        self._projects = projects
+        self._store_id = store_id
+        self._on_outcome = on_outcome
+        self._stores: dict[str, ProjectStore] = {}
+        self._work: deque[Work] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
+
+    def start(self) -> None:
+        os.makedirs(self._projects, 0o700, exist_ok=True)
+        self._thread.start()
+
+    def submit(self, work: Work) -> None:
+        self._work.append(work)
+        self._wake.set()
+
+    @property
+    def backlog(self) -> int:
+        """Pieces of work not yet done."""
+        return len(self._work)
+
+    def stop(self, seconds: float) -> bool:
+        """Commits what is queued, closes the databases; False if the disk took too long."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def open_streams(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """(project, stream, meta) of every stream no end is known of. Before `start` only."""
+        found = []
+        os.makedirs(self._projects, 0o700, exist_ok=True)
+        for name in os.listdir(self._projects):
+            path = os.path.join(self._projects, name)
+            project = project_in(path)
+            if project is None:
+                continue
+            try:
+                store = self._store(project)
+            except (StoreError, sqlite3.Error) as error:
+                log.error("%s", error)
+                continue
+            found += [(project, stream, meta) for stream, meta, _ in store.open_streams()]
+        return found
+
+    # -- the thread ----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(None if not self._work else 0)
+            self._wake.clear()
+            while self._work:
+                if not self._commit_some() and self._stopping:
+                    break
+            if self._stopping:
+                break
+        for store in self._stores.values():
+            store.close()
+
+    def _commit_some(self) -> bool:
+        """Commits what is queued, a project at a time. False if the disk refused."""
+        taken = [self._work.popleft() for _ in range(min(len(self._work), _MAX_WORK_A_COMMIT))]
+        by_project: dict[str, list[Work]] = {}
+        for work in taken:
+            by_project.setdefault(work.project, []).append(work)
+        for project, items in by_project.items():
+            failed = self._commit(project, items)
+            if failed:
+                self._work.extendleft(reversed(items))
+                log.warning("%s", failed)
+                self.problem = failed
+                if not self._stopping:
+                    time.sleep(_RETRY_SECONDS)
+                return False
+        self.problem = ""
+        return True
+
+    def _commit(self, project: str, items: list[Work]) -> str:
+        """One transaction over one project's work. Returns why it could not be done, or ""."""
+        try:
+            store = self._store(project)
+        except StoreDamaged as error:
+            return self._set_aside(project, str(error))
+        except StoreError as error:
+            self._refuse(items, str(error))
+            return ""
+        except (sqlite3.Error, OSError) as error:
+            return f"project {project!r} cannot be opened: {error}"
+        outcomes: list[Reply | Drained] = []
+        after: list[Callable[[], None]] = []
+        try:
+            with store.transaction():
+                for work in items:
+                    outcome = self._apply(store, work, after)
+                    if outcome is not None:
+                        outcomes.append(outcome)
+        except sqlite3.Error as error:
+            self._close(project)
+            text = str(error)
+            if "malformed" in text or "not a database" in text:
+                return self._set_aside(project, f"{store.path} is damaged ({text}).")
+            return f"project {project!r} cannot be written: {text}"
+        except Exception:  # the border of the commit thread: one odd piece of work must not stop the others
+            log.exception("internal error in project %r", project)
+            return self._commit_apart(project, items)
+        self.commits += 1
+        for act in after:
+            act()
+        self.outcomes.extend(outcomes)
+        self._on_outcome()
+        return ""
+
+    def _commit_apart(self, project: str, items: list[Work]) -> str:
+        """Finds the piece of work that cannot be done by doing each alone; that one is refused."""
+        if len(items) == 1:
+            self._refuse(items, "internal error in trackiod, see its log.")
+            return ""
+        for i, work in enumerate(items):
+            failed = self._commit(project, [work])
+            if failed:
+                del items[:i]
+                return failed
+        return ""
+
+    def _refuse(self, items: list[Work], reason: str) -> None:
+        """The project cannot be written by us at all: its senders keep their data."""
+        log.warning("%s", reason)
+        for work in items:
+            if isinstance(work, (Register, Append)):
+                self.outcomes.append(Reply(work.peer, wire.Refusal(work.stream, reason)))
+            elif isinstance(work, Find):
+                self.outcomes.append(Reply(work.peer, wire.Found(work.project, work.name)))
+        self._on_outcome()
+
+    def _apply(self, store: ProjectStore, work: Work, after: list[Callable[[], None]]) -> Reply | Drained | None:
+        match work:
+            case Register():
+                committed = store.register(work.stream, work.meta)
+                return Reply(work.peer, wire.Welcome(work.stream, committed, self._store_id))
+            case Append():
+                return Reply(work.peer, self._append(store, work.data))
+            case Refused():
+                store.set_refused(work.stream, work.records, work.points)
+                return None
+            case Find():
+                run, step = store.find_run(work.name)
+                return Reply(work.peer, wire.Found(work.project, work.name, run, step))
+            case Drain():
+                self._drain(store, work)
+                after.append(lambda: _remove_all(work.folders))
+                return Drained(work.stream)
+
+    def _append(self, store: ProjectStore, data: wire.Data) -> wire.Message:
+        committed = store.committed(data.stream)
+        if committed is None:
+            return wire.Unknown(data.stream)
+        if len(data.body) != data.end - data.start:
+            return wire.Ack(data.stream, committed, rewind=True)
+        if any(data.refused):
+            store.set_refused(data.stream, *data.refused[:2])
+        ruling = judge(committed, data.start, data.end, data.oldest)
+        if isinstance(ruling, Duplicate):
+            return wire.Ack(data.stream, ruling.committed)
+        if isinstance(ruling, Refuse):
+            return wire.Ack(data.stream, ruling.committed, rewind=True)
+        if ruling.has_hole:
+            self._add_hole(store, data.stream, ruling.hole_start, ruling.start, "the store was replaced")
+        self._store_batch(store, data.stream, ruling.start, bytes(data.body[ruling.start - data.start :]))
+        return wire.Ack(data.stream, data.end)
+
+    @staticmethod
+    def _store_batch(store: ProjectStore, stream: str, start: int, body: bytes) -> None:
+        store.append(stream, start, body, digest(body, start))
+
+    @staticmethod
+    def _add_hole(store: ProjectStore, stream: str, start: int, end: int, cause: str) -> None:
+        store.add_hole(stream, start, end, cause, time.time_ns())
+        store.skip_to(stream, end)
+
+    def _drain(self, store: ProjectStore, work: Drain) -> None:
+        """What a dead process left, each record once; then its end."""
+        position = store.register(work.stream, work.meta)
+        for batch in recovery.batches(work.contents(), position):
+            if batch.start > position:
+                self._add_hole(store, work.stream, position, batch.start, "the spool was damaged or deleted")
+            self._store_batch(store, work.stream, batch.start, batch.data)
+            position = batch.end
+        for path in work.folders:
+            store.set_refused(work.stream, *recovery.read_counters(os.path.join(path, COUNTERS)))
+        state, explicit, last_ns = store.end_of(work.stream)
+        ruling = verdict(state, explicit, work.exit)
+        if ruling is not None:
+            if state is None and ruling[0] == "lost" and work.meta.get("interactive"):
+                ruling = ("ended", "the kernel is gone")
+            at_ns = time.time_ns() if work.exit.state else last_ns or int(work.meta["started_ns"])
+            store.end(work.stream, End(*ruling, explicit=False, time_ns=at_ns))
+
+    # -- databases -------------------------------------------------------------------------------------------
+
+    def _store(self, project: str) -> ProjectStore:
+        store = self._stores.get(project)
+        if store is None:
+            store = self._stores[project] = ProjectStore(self._projects, project, self._store_id)
+        return store
+
+    def _close(self, project: str) -> None:
+        store = self._stores.pop(project, None)
+        if store is not None:
+            store.close()
+
+    def _set_aside(self, project: str, why: str) -> str:
+        """A damaged database is renamed and named; the project goes on in a new one."""
+        self._close(project)
+        path = path_of(self._projects, project)
+        aside = f"{path}.damaged-{time.time_ns()}"
+        try:
+            for suffix in ("", "-wal", "-shm"):
+                if os.path.exists(path + suffix):
+                    os.rename(path + suffix, aside + suffix)
+        except OSError as error:
+            return f"{why} It cannot be set aside: {error}"
+        log.error("%s It is kept as %s; the project goes on in a new one.", why, aside)
+        return f"{why} It is kept as {aside}."
+
+
+def project_in(path: str) -> str | None:
+    """The project's name in a database file, or None if it is none of ours or cannot be read."""
+    from trackiod.store import schema
+
+    if not path.endswith(schema.SUFFIX):
+        return None
+    try:
+        connection = schema.open_for_reading(path)
+    except StoreError as error:
+        log.error("%s", error)
+        return None
+    try:
+        row = connection.execute("SELECT value FROM meta WHERE key = 'project'").fetchone()
+        return None if row is None else str(row[0])
+    except sqlite3.Error as error:
+        log.error("%s cannot be read (%s).", path, error)
+        return None
+    finally:
+        connection.close()
+
+
+def _remove_all(folders: tuple[str, ...]) -> None:
+    for path in folders:
+        folder.remove(path)

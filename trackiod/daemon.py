@@ -1,0 +1,235 @@
+"""The daemon's life: start, serve, stop. Everything before `serve` either succeeds or says why not."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import resource
+import signal
+import sys
+import time
+import uuid
+from typing import Any
+
+from trackio import places, settings
+from trackio.places import Endpoint, Places
+from trackio.version import __version__
+from trackiod.errors import AlreadyRunning, TrackiodError
+from trackiod.lock import FolderLock, bind, remove_endpoint, write_endpoint
+
+log = logging.getLogger("trackiod")
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_ALREADY_RUNNING = 3
+
+_STOP_SECONDS = 20.0
+_CHECK_PACKAGE_SECONDS = 60.0
+_LOG_BYTES = 1 << 20
+
+
+def run(*, detach: bool = False, autostarted: bool = False) -> int:
+    """Runs a daemon for this process's data folder until it is told to stop. Returns the exit code.
+
+    With `detach` the caller's process returns as soon as the daemon is ready, or has failed.
+    """
+    ours, problems = settings.of_this_process()
+    where = places.find(ours.data_dir, ours.spool_dir)
+    report = _detach() if detach else None
+    if report == _PARENT:
+        return _await_child()
+    _write_logs(where, to_stderr=not detach)
+    for problem in problems:
+        log.warning("%s", problem)
+    try:
+        lock = FolderLock(where)
+    except TrackiodError as error:
+        return _give_up(error, report)
+    try:
+        _serve(where, lock, idle_seconds=ours.idle_seconds if autostarted else None, ready=report)
+    except TrackiodError as error:
+        return _give_up(error, report)
+    finally:
+        lock.release()
+    return EXIT_OK
+
+
+def _give_up(error: TrackiodError, report: int | None) -> int:
+    code = EXIT_ALREADY_RUNNING if isinstance(error, AlreadyRunning) else EXIT_FAILED
+    log.error("%s", error)
+    if report is not None:
+        _tell(report, f"{code} {error}")
+    else:
+        sys.stderr.write(f"trackiod: {error}\n")
+    return code
+
+
+def _serve(where: Places, lock: FolderLock, *, idle_seconds: float | None, ready: int | None) -> None:
+    from trackiod.committer import Committer  # after the fork: zmq and SQLite want a process of their own
+    from trackiod.server import Server
+
+    _be_modest()
+    listener = bind(where)
+    socket_path = listener.getsockname()
+    store_id = _store_id(where)
+    committer = Committer(where.projects, store_id, lambda: server.wake())
+    server = Server(where, committer, idle_seconds=idle_seconds)
+    open_streams = committer.open_streams()
+    endpoint = Endpoint(socket_path, os.getpid(), time.time_ns(), places.boot_id(), store_id, __version__)
+    server.listen(listener, _facts(where, endpoint, autostarted=idle_seconds is not None))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _: server.stop(signal.Signals(signum).name))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    server.each_tick(_PackageWatch().check)
+    try:
+        write_endpoint(where, endpoint)
+        committer.start()
+        server.end_lost(open_streams)
+        log.info("trackiod %s is ready: %s, data in %s", __version__, socket_path, where.live)
+        if ready is not None:
+            _tell(ready, f"{EXIT_OK} ")
+        server.serve()
+        log.info("stopping: %s", server.stop_reason)
+    finally:
+        _stop(where, committer, server, socket_path)
+
+
+def _stop(where: Places, committer: Any, server: Any, socket_path: str) -> None:
+    """In this order: no new connections, everything received is committed, everything committed is acked."""
+    remove_endpoint(where, socket_path)
+    if not committer.stop(_STOP_SECONDS):
+        log.error("the disk did not take the last batches in time; their senders still hold them")
+    server.close()
+    log.info("stopped")
+
+
+def _facts(where: Places, endpoint: Endpoint, *, autostarted: bool) -> dict[str, Any]:
+    return {
+        "pid": endpoint.pid,
+        "version": endpoint.version,
+        "started_ns": endpoint.started_ns,
+        "socket": endpoint.socket,
+        "data": where.data,
+        "live": where.live,
+        "store": endpoint.store,
+        "autostarted": autostarted,
+        "python": sys.executable,
+    }
+
+
+def _store_id(where: Places) -> str:
+    """The data folder's own id, made once: a replaced or restored folder is seen by it."""
+    path = os.path.join(where.live, "store.id")
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        store_id = uuid.uuid4().hex
+    with open(path, "w", encoding="ascii") as file:
+        file.write(store_id)
+    return store_id
+
+
+class _PackageWatch:
+    """A daemon whose own package changed on disk ends: half of one version and half of another is worse."""
+
+    def __init__(self) -> None:
+        self._path = os.path.join(os.path.dirname(os.path.realpath(__file__)), "__init__.py")
+        self._seen = self._look()
+        self._next = time.monotonic() + _CHECK_PACKAGE_SECONDS
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            info = os.stat(self._path)
+        except OSError:
+            return None
+        return info.st_ino, info.st_mtime_ns
+
+    def check(self) -> str:
+        if time.monotonic() < self._next:
+            return ""
+        self._next = time.monotonic() + _CHECK_PACKAGE_SECONDS
+        return "" if self._look() == self._seen else "the installed package changed"
+
+
+def _be_modest() -> None:
+    """The trainers come first: lower priority, all CPUs instead of one rank's, first to go when memory is
+    short (nothing is lost with a daemon), as many descriptors as allowed."""
+    _try(lambda: os.nice(5))
+    _try(lambda: os.sched_setaffinity(0, range(os.cpu_count() or 1)))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _try(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard)))
+    _try(_expect_oom)
+
+
+def _expect_oom() -> None:
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("300")
+
+
+def _try(act: Any) -> None:
+    try:
+        act()
+    except (OSError, ValueError, AttributeError):
+        pass  # not allowed here; it only helps
+
+
+# -- detaching ---------------------------------------------------------------------------------------------
+
+_PARENT = -1
+_reader = -1
+
+
+def _detach() -> int:
+    """Forks into a session of its own with nothing inherited. Returns _PARENT in the parent, else the
+    descriptor to report readiness on. Runs before any thread exists."""
+    global _reader
+    _reader, writer = os.pipe2(os.O_CLOEXEC)
+    if os.fork():
+        os.close(writer)
+        return _PARENT
+    os.close(_reader)
+    os.setsid()
+    os.chdir("/")
+    os.umask(0o077)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.dup2(writer, 3)
+    os.closerange(4, min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 16))
+    os.set_inheritable(3, False)
+    return 3
+
+
+def _await_child() -> int:
+    """The parent's part: waits until the daemon is ready or has said why not."""
+    with os.fdopen(_reader, encoding="utf-8") as file:
+        text = file.read()
+    code, _, message = text.partition(" ")
+    if not code.isdigit():
+        code, message = str(EXIT_FAILED), "trackiod ended while starting; see trackiod logs."
+    if message:
+        sys.stderr.write(f"trackiod: {message}\n")
+    return int(code)
+
+
+def _tell(fd: int, text: str) -> None:
+    try:
+        os.write(fd, text.encode())
+        os.close(fd)
+    except OSError:
+        pass  # whoever started us has gone
+
+
+def _write_logs(where: Places, *, to_stderr: bool) -> None:
+    """A log of its own, bounded: 1 MiB and one older file."""
+    handlers: list[logging.Handler] = [logging.StreamHandler()] if to_stderr else []
+    try:
+        places.make_private(where.live)
+        handlers.append(logging.handlers.RotatingFileHandler(where.log, maxBytes=_LOG_BYTES, backupCount=1))
+    except OSError:
+        handlers = handlers or [logging.NullHandler()]
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers, force=True
+    )

@@ -1,0 +1,48 @@
+"""What can go wrong in the daemon and in reading its store; each message is the sentence a user reads.
+
+TrackiodError
+├── AlreadyRunning      another daemon holds the data folder
+├── FolderUnusable      the data folder cannot be made or written
+├── StoreError
+│   ├── StoreTooNew     written by a newer trackio
+│   └── StoreDamaged    SQLite cannot read it
+└── NotFound            no such project, run, metric, rank or attempt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TrackiodError(Exception):
+    """Any of them."""
+
+
+class AlreadyRunning(TrackiodError):
+    """Another daemon holds the data folder."""
+
+
+class FolderUnusable(TrackiodError):
+    """The data folder cannot be made or written."""
+
+
+class StoreError(TrackiodError):
+    """A project's database cannot be used."""
+
+
+class StoreTooNew(StoreError):
+    """The database was written by a newer trackio."""
+
+
+class StoreDamaged(StoreError):
+    """SQLite cannot read the database."""
+
+
+class NotFound(TrackiodError):
+    """What was asked for is not there; the message names the nearest that is."""
+
+    def __init__(self, what: str, name: str, where: str, known: Iterable[str]) -> None:
+        nearest = get_close_matches(name, list(known), n=1, cutoff=0.4)
+        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+        super().__init__(f"{what} '{name}' not found{where}.{hint}")

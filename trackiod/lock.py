@@ -1,0 +1,85 @@
+"""A daemon is its data folder: the lock held for life, the socket bound by us, the endpoint file.
+
+The lock is taken before the socket is bound, so a second daemon never takes the path from the first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+
+from trackio.places import MAX_SOCKET_PATH_BYTES, Endpoint, Places, make_private, read_endpoint
+from trackiod.errors import AlreadyRunning, FolderUnusable
+
+_SOCKET_NAME = "trackiod.sock"
+_BACKLOG = 256
+
+
+class FolderLock:
+    """The data folder's lock, held until the process ends. Creates the folder."""
+
+    def __init__(self, places: Places) -> None:
+        """Raises AlreadyRunning or FolderUnusable."""
+        try:
+            make_private(places.live)
+            make_private(places.projects)
+            self._fd = os.open(places.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise FolderUnusable(
+                f"The data folder {places.live} cannot be used: {error.strerror or error}. Set TRACKIO_DIR to another."
+            ) from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._fd)
+            endpoint = read_endpoint(places.endpoint)
+            who = f"pid {endpoint.pid}" if endpoint else "another process"
+            raise AlreadyRunning(f"trackiod already runs for {places.live} ({who}).") from error
+
+    def release(self) -> None:
+        """Gives the folder free. Safe to call twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def bind(places: Places) -> socket.socket:
+    """A listening socket in the best runtime root, ours alone. Raises FolderUnusable."""
+    problems = []
+    for root in places.roots:
+        path = os.path.join(root, _SOCKET_NAME)
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            problems.append(f"{path} is longer than {MAX_SOCKET_PATH_BYTES} bytes")
+            continue
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            make_private(root)
+            if os.path.lexists(path):
+                os.unlink(path)  # stale: we hold the folder's lock
+            listener.bind(path)
+            os.chmod(path, 0o600)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            problems.append(f"{path}: {error.strerror or error}")
+            continue
+        return listener
+    raise FolderUnusable(f"No socket can be made: {'; '.join(problems)}.")
+
+
+def write_endpoint(places: Places, endpoint: Endpoint) -> None:
+    """Publishes where we answer, whole or not at all. Raises OSError."""
+    new = f"{places.endpoint}.new"
+    with open(new, "w", encoding="utf-8") as file:
+        file.write(endpoint.to_text())
+    os.rename(new, places.endpoint)
+
+
+def remove_endpoint(places: Places, socket_path: str) -> None:
+    """Takes back what we published; never raises."""
+    for path in (places.endpoint, socket_path):
+        try:
+            os.unlink(path)
+        except OSError:
+            continue

@@ -1,0 +1,294 @@
+"""The loop: receives messages, hands work to the committer, sends answers. Never waits for the disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from trackio import wire
+from trackio.places import Places
+from trackio.version import __version__
+from trackiod import orphans, streams
+from trackiod.committer import Append, Committer, Drain, Drained, Find, Refused, Register, Reply
+from trackiod.exits import Exit
+from trackiod.streams import LiveStream
+
+log = logging.getLogger("trackiod.server")
+
+_TICK_SECONDS = 0.5
+_SCAN_SECONDS = 5.0
+_RECEIVE_HWM = 8
+_MAX_MESSAGES_A_TURN = 256
+_PEER = struct.Struct("3i")
+
+
+class Server:
+    """Owns the ROUTER socket and the live streams. `serve` runs until `stop` is called."""
+
+    def __init__(self, places: Places, committer: Committer, *, idle_seconds: float | None) -> None:
+        """`idle_seconds`: leave after this long with nothing to do; None stays for ever."""
+        self.stop_reason = ""
+        self._places = places
+        self._committer = committer
+        self._idle_seconds = idle_seconds
+        self._streams: dict[str, LiveStream] = {}
+        self._draining: dict[str, LiveStream | None] = {}
+        self._trusted: dict[bytes, int] = {}
+        self._started_at = self._busy_at = time.monotonic()
+        self._started_ns = time.time_ns()
+        self._next_tick = self._next_scan = 0.0
+        self._facts: dict[str, Any] = {}
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._context = zmq.Context(io_threads=1)
+        self._router = self._context.socket(zmq.ROUTER)
+        self._each_tick: list[Callable[[], str]] = []
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    def listen(self, listener: socket.socket, facts: dict[str, Any]) -> None:
+        """Takes over a bound and listening socket. `facts` go into every status report."""
+        self._facts = facts
+        path = listener.getsockname()
+        self._router.setsockopt(zmq.LINGER, 200)
+        self._router.setsockopt(zmq.RCVHWM, _RECEIVE_HWM)
+        self._router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        self._router.setsockopt(zmq.USE_FD, listener.detach())
+        self._router.bind(f"ipc://{path}")
+
+    def each_tick(self, check: Callable[[], str]) -> None:
+        """A check for every tick; what it returns, if anything, is the reason to stop."""
+        self._each_tick.append(check)
+
+    def wake(self) -> None:
+        """From any thread or signal handler: look at outcomes, and at `stop_reason`."""
+        try:
+            os.write(self._wake_write, b"x")
+        except (BlockingIOError, OSError):
+            pass  # the pipe is full: it is awake
+
+    def stop(self, reason: str) -> None:
+        self.stop_reason = self.stop_reason or reason
+        self.wake()
+
+    def serve(self) -> None:
+        """Runs until there is a reason to stop."""
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        poller.register(self._wake_read, zmq.POLLIN)
+        while not self.stop_reason:
+            timeout = max(0.0, self._next_tick - time.monotonic())
+            events = dict(poller.poll(int(timeout * 1000) + 1))
+            if self._wake_read in events:
+                os.read(self._wake_read, 4096)
+            if self._router in events:
+                self._receive_some()
+            self._send_outcomes()
+            self._tick(time.monotonic())
+
+    def close(self) -> None:
+        """Sends what is answered, then ends the socket. Call after the committer has stopped."""
+        self._send_outcomes()
+        for stream in [*self._streams.values(), *(s for s in self._draining.values() if s is not None)]:
+            stream.close()
+        self._router.close()
+        self._context.term()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    # -- messages --------------------------------------------------------------------------------------------
+
+    def _receive_some(self) -> None:
+        for _ in range(_MAX_MESSAGES_A_TURN):
+            try:
+                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            peer = frames[0].bytes
+            pid = self._pid_of(peer, frames[-1])
+            if pid is None:
+                continue
+            try:
+                message = wire.decode([f.bytes for f in frames[1:]])
+            except wire.WireError as error:
+                log.warning("a message from pid %d was dropped: %s", pid, error)
+                continue
+            self._busy_at = time.monotonic()
+            self._handle(peer, pid, message)
+
+    def _pid_of(self, peer: bytes, frame: zmq.Frame) -> int | None:
+        """The peer's pid; None if it is another user's process, or gone."""
+        if peer in self._trusted:
+            return self._trusted[peer]
+        try:
+            # a copy of the descriptor: libzmq owns the original
+            with socket.socket(fileno=os.dup(frame.get(zmq.SRCFD))) as peer_socket:
+                pid, uid, _ = _PEER.unpack(peer_socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        except (OSError, zmq.ZMQError, KeyError):
+            return None
+        if uid not in (os.geteuid(), 0):
+            log.warning("a message from uid %d (pid %d) was refused", uid, pid)
+            return None
+        if len(self._trusted) > 10_000:
+            self._trusted.clear()
+        self._trusted[peer] = pid
+        return int(pid)
+
+    def _handle(self, peer: bytes, pid: int, message: wire.Message) -> None:
+        match message:
+            case wire.Hello():
+                self._on_hello(peer, pid, message)
+            case wire.Data():
+                self._on_data(peer, message)
+            case wire.Heartbeat():
+                self._on_heartbeat(peer, message)
+            case wire.Find():
+                self._committer.submit(Find(message.project, message.name, peer))
+            case wire.StatusQuery():
+                self._send(peer, self._report())
+            case wire.Stop():
+                self._send(peer, wire.Stopping(os.getpid()))
+                self.stop(message.reason or "asked to stop")
+            case _:
+                log.warning("pid %d sent a %s, which is not for a daemon", pid, type(message).__name__)
+
+    def _on_hello(self, peer: bytes, pid: int, hello: wire.Hello) -> None:
+        if wire.common_version(hello.versions) is None:
+            self._send(peer, wire.Refusal(hello.stream, f"trackiod {__version__} speaks another protocol version."))
+            return
+        if problem := streams.problem_in(hello.meta):
+            self._send(peer, wire.Refusal(hello.stream, f"trackiod cannot take this stream: {problem}."))
+            return
+        if hello.stream in self._draining:
+            return  # it says HELLO again
+        stream = self._streams.get(hello.stream)
+        if stream is None:
+            stream = self._streams[hello.stream] = LiveStream(hello.stream, hello.meta)
+        stream.meta, stream.peer, stream.head, stream.heard_at = hello.meta, peer, hello.head, time.monotonic()
+        stream.watch(str(hello.meta.get("spool") or ""))
+        stream.is_alive(pid)
+        self._committer.submit(Register(stream.project, stream.id, hello.meta, peer))
+
+    def _on_data(self, peer: bytes, data: wire.Data) -> None:
+        stream = self._streams.get(data.stream)
+        if stream is None:
+            self._send(peer, wire.Unknown(data.stream))
+            return
+        self._hear(stream, data.end, data.refused)
+        self._committer.submit(Append(stream.project, stream.id, data, peer))
+
+    def _on_heartbeat(self, peer: bytes, beat: wire.Heartbeat) -> None:
+        stream = self._streams.get(beat.stream)
+        if stream is None:
+            self._send(peer, wire.Unknown(beat.stream))
+            return
+        if self._hear(stream, beat.head, beat.refused):
+            self._committer.submit(Refused(stream.project, stream.id, *stream.refused))
+        self._send(peer, wire.Ack(stream.id, stream.committed))
+
+    @staticmethod
+    def _hear(stream: LiveStream, head: int, refused: list[int]) -> bool:
+        """Notes what a stream says of itself; True if it has refused more than before."""
+        stream.head, stream.heard_at = max(stream.head, head), time.monotonic()
+        counts = tuple(min(max(0, n), (1 << 63) - 1) for n in (*refused, 0, 0)[:2])
+        if counts == stream.refused:
+            return False
+        stream.refused = (counts[0], counts[1])
+        return True
+
+    def _send(self, peer: bytes, message: wire.Message) -> None:
+        try:
+            self._router.send_multipart([peer, *wire.encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            log.debug("an answer was dropped: %s", error)  # heartbeats repeat it
+
+    def _send_outcomes(self) -> None:
+        outcomes = self._committer.outcomes
+        while outcomes:
+            outcome = outcomes.popleft()
+            if isinstance(outcome, Drained):
+                self._forget(outcome.stream)
+            elif isinstance(outcome, Reply):
+                self._note_commit(outcome.message)
+                self._send(outcome.peer, outcome.message)
+
+    def _note_commit(self, message: wire.Message) -> None:
+        if isinstance(message, (wire.Ack, wire.Welcome)) and message.stream in self._streams:
+            self._streams[message.stream].committed = message.committed
+
+    def _forget(self, stream_id: str) -> None:
+        stream = self._draining.pop(stream_id, None)
+        if stream is not None:
+            stream.close()
+
+    # -- what time brings --------------------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> None:
+        if now < self._next_tick:
+            return
+        self._next_tick = now + _TICK_SECONDS
+        for stream in list(self._streams.values()):
+            if stream.is_alive():
+                stream.hold_segments()
+            else:
+                self._drain_dead(stream)
+        if now >= self._next_scan:
+            self._next_scan = now + _SCAN_SECONDS
+            self.drain_orphans()
+        for check in self._each_tick:
+            if reason := check():
+                self.stop(reason)
+        if self._streams or self._draining or self._committer.backlog:
+            self._busy_at = now
+        elif self._idle_seconds is not None and now - self._busy_at > self._idle_seconds:
+            self.stop("idle")
+
+    def _drain_dead(self, stream: LiveStream) -> None:
+        """The process is gone: everything it left is stored, then its stream ends."""
+        del self._streams[stream.id]
+        self._draining[stream.id] = stream
+        found = next((f for f in orphans.find(self._places) if f.id == stream.id), None)
+        folders = tuple(dict.fromkeys((*stream.folders, *(found.folders if found else ()))))
+        stream.folders = list(folders)
+        log.info("stream %s ended (%s)", stream.id, stream.exit())
+        self._committer.submit(Drain(stream.project, stream.id, stream.meta, folders, stream.contents, stream.exit()))
+
+    def drain_orphans(self) -> None:
+        """Streams of dead processes that we never met, or met in a former life."""
+        for found in orphans.find(self._places):
+            if found.id in self._streams or found.id in self._draining or found.is_held:
+                continue
+            if problem := streams.problem_in(found.meta):
+                log.warning("the stream in %s cannot be read: %s", found.folders[0], problem)
+                continue
+            log.info("draining orphan %s", found.id)
+            orphan = LiveStream(found.id, found.meta, folders=list(found.folders))
+            self._draining[found.id] = orphan
+            self._committer.submit(Drain(orphan.project, found.id, found.meta, found.folders, orphan.contents, Exit()))
+
+    def end_lost(self, open_streams: list[tuple[str, str, dict[str, Any]]]) -> None:
+        """At start: streams without an end whose process nobody can find any more."""
+        held = {f.id for f in orphans.find(self._places)}
+        for project, stream_id, meta in open_streams:
+            if stream_id not in held and not streams.problem_in(meta):
+                self._draining[stream_id] = None
+                self._committer.submit(Drain(project, stream_id, meta, (), list, Exit()))
+
+    # -- status ------------------------------------------------------------------------------------------------
+
+    def _report(self) -> wire.StatusReport:
+        now = time.monotonic()
+        daemon = {
+            **self._facts,
+            "uptime_seconds": round(now - self._started_at, 1),
+            "commits": self._committer.commits,
+            "backlog": self._committer.backlog,
+            "problem": self._committer.problem,
+        }
+        return wire.StatusReport(daemon, [s.report(now) for s in self._streams.values()])

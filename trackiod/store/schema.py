@@ -1,0 +1,168 @@
+"""The layout of a project's database, and opening one. Knows SQLite and nothing of streams' bytes.
+
+Points live in `batches`, as the streams sent them; everything else is derived from them as they are
+committed, in the same transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from urllib.parse import quote
+
+from trackiod.errors import StoreDamaged, StoreError, StoreTooNew
+
+VERSION = 1
+SUFFIX = ".db"
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+
+CREATE TABLE runs (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    name_rank INTEGER NOT NULL,  -- the rank whose name it is: the lowest that came
+    run_group TEXT,
+    created_ns INTEGER NOT NULL,
+    continues TEXT               -- the run that this one goes on with, if the client could not learn it
+) WITHOUT ROWID;
+CREATE INDEX runs_by_name ON runs (name, created_ns);
+
+CREATE TABLE streams (
+    id TEXT PRIMARY KEY,
+    run TEXT NOT NULL,
+    role TEXT NOT NULL,          -- rank or worker
+    rank INTEGER NOT NULL,
+    attempt TEXT NOT NULL,       -- equal in the ranks of one start of the job
+    started_ns INTEGER NOT NULL,
+    meta BLOB NOT NULL,          -- msgpack: all facts of HELLO
+    committed INTEGER NOT NULL,  -- everything below this offset is stored
+    records INTEGER NOT NULL DEFAULT 0,
+    points INTEGER NOT NULL DEFAULT 0,
+    refused_records INTEGER NOT NULL DEFAULT 0,
+    refused_points INTEGER NOT NULL DEFAULT 0,
+    last_ns INTEGER,             -- time of its last record
+    state TEXT,                  -- null while it is open
+    cause TEXT,
+    ended_ns INTEGER,
+    explicit INTEGER             -- 1: finish() was called, 0: the interpreter ended, null: neither
+) WITHOUT ROWID;
+CREATE INDEX streams_by_run ON streams (run, started_ns);
+
+CREATE TABLE batches (
+    id INTEGER PRIMARY KEY,
+    stream TEXT NOT NULL,
+    start INTEGER NOT NULL,
+    end INTEGER NOT NULL,
+    data BLOB NOT NULL           -- records, as `trackio.record` lays them out
+);
+CREATE UNIQUE INDEX batches_by_stream ON batches (stream, start);
+
+CREATE TABLE metrics (
+    stream TEXT NOT NULL,
+    name TEXT NOT NULL,
+    points INTEGER NOT NULL,
+    counted INTEGER NOT NULL,    -- of these, points whose step the process's counter gave
+    first_step INTEGER NOT NULL,
+    max_step INTEGER NOT NULL,
+    last_step INTEGER NOT NULL,
+    last_ns INTEGER NOT NULL,
+    last BLOB NOT NULL,          -- msgpack: the last value logged
+    PRIMARY KEY (stream, name)
+) WITHOUT ROWID;
+
+CREATE TABLE configs (
+    stream TEXT NOT NULL,
+    key TEXT NOT NULL,
+    value BLOB NOT NULL,         -- msgpack
+    PRIMARY KEY (stream, key)
+) WITHOUT ROWID;
+
+CREATE TABLE definitions (
+    run TEXT NOT NULL,
+    name TEXT NOT NULL,
+    options BLOB NOT NULL,       -- msgpack: step_metric, reduce, summary
+    PRIMARY KEY (run, name)
+) WITHOUT ROWID;
+
+CREATE TABLE holes (
+    stream TEXT NOT NULL,
+    start INTEGER NOT NULL,
+    end INTEGER NOT NULL,
+    cause TEXT NOT NULL,
+    at_ns INTEGER NOT NULL,
+    PRIMARY KEY (stream, start)
+) WITHOUT ROWID;
+"""
+
+
+def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connection:
+    """The one connection that writes, created with the database if need be. Raises StoreError or
+    sqlite3.Error (a full disk)."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+    try:
+        if _is_new(connection):
+            connection.execute("PRAGMA page_size = 8192")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA journal_size_limit = 67108864")
+        if _is_new(connection):
+            _create(connection, project, store_id)
+        check_version(connection, path)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise _named(error, path) from error
+    except StoreError:
+        connection.close()
+        raise
+    return connection
+
+
+def open_for_reading(path: str) -> sqlite3.Connection:
+    """A connection that cannot write; also for a copy on a read-only medium. Raises StoreError."""
+    last: sqlite3.Error | None = None
+    for options in ("mode=ro", "mode=ro&immutable=1"):
+        if options != "mode=ro" and os.path.exists(path + "-wal") and os.path.getsize(path + "-wal"):
+            break  # an immutable view would miss what the log holds
+        try:
+            connection = sqlite3.connect(f"file:{quote(path)}?{options}", uri=True, isolation_level=None, timeout=10)
+            check_version(connection, path)
+            return connection
+        except sqlite3.Error as error:
+            last = error
+    assert last is not None
+    raise _named(last, path) from last
+
+
+def check_version(connection: sqlite3.Connection, path: str) -> None:
+    """Raises StoreTooNew for a database of a later layout."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise StoreTooNew(
+            f"{path} was written by a newer trackio (layout {version}, this one knows {VERSION}): upgrade trackio."
+        )
+    if version == 0:
+        raise StoreDamaged(f"{path} is not a trackio store.")
+
+
+def _is_new(connection: sqlite3.Connection) -> bool:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return not version and not tables
+
+
+def _create(connection: sqlite3.Connection, project: str, store_id: str) -> None:
+    connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+    facts = [("project", project), ("store", store_id)]
+    connection.executemany("INSERT INTO meta VALUES (?, ?)", facts)
+
+
+def _named(error: sqlite3.Error, path: str) -> Exception:
+    """SQLite's complaint as ours where it is about the file's content."""
+    text = str(error)
+    if "malformed" in text or "not a database" in text or "corrupt" in text:
+        return StoreDamaged(f"{path} is damaged ({text}).")
+    if isinstance(error, sqlite3.OperationalError) and ("full" in text or "I/O" in text):
+        return error
+    return StoreError(f"{path} cannot be opened ({text}).")

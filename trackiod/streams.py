@@ -1,0 +1,151 @@
+"""The live streams the daemon knows, and whether their processes still live.
+
+Alive means: somebody holds the lock on the stream's owner file. Silence is not death. A stream whose spool
+is private memory has no owner file; there the peer's pid counts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from trackio import folder
+from trackio.places import OWNER
+from trackio.segment import PREFIX, Content, read_file
+from trackiod.exits import Exit, exit_of, open_pidfd
+from trackiod.recovery import read_folder
+
+_TEXTS = ("project", "run", "name", "role", "attempt")
+_NUMBERS = ("rank", "started_ns", "local_rank", "world_size")
+_INT64 = range(1 << 63)
+
+
+def problem_in(meta: dict[str, Any]) -> str:
+    """What is wrong with a stream's facts, or empty. A peer may send anything."""
+    for name in _TEXTS:
+        value = meta.get(name)
+        if not isinstance(value, str) or not 0 < len(value) <= 4096:
+            return f"{name} is missing or no text"
+    for name in _NUMBERS:
+        if type(meta.get(name)) is not int or meta[name] not in _INT64:
+            return f"{name} is missing or no number"
+    if meta["role"] not in ("rank", "worker"):
+        return "role is neither rank nor worker"
+    return ""
+
+
+@dataclass(slots=True)
+class LiveStream:
+    """One stream whose process lived when last looked at. Owns descriptors; `close` ends them."""
+
+    id: str
+    meta: dict[str, Any]
+    peer: Any = None
+    pid: int = 0
+    head: int = 0
+    committed: int = 0
+    refused: tuple[int, int] = (0, 0)
+    heard_at: float = field(default_factory=time.monotonic)
+    folders: list[str] = field(default_factory=list)
+    pidfd: int = -1
+    _owners: dict[str, int] = field(default_factory=dict)
+    _segments: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def project(self) -> str:
+        return str(self.meta["project"])
+
+    def watch(self, path: str) -> None:
+        """Holds on to a folder of the stream: its owner file and, from now on, its segments."""
+        if not path or path in self.folders:
+            return
+        try:
+            fd = os.open(os.path.join(path, OWNER), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return
+        self.folders.append(path)
+        self._owners[path] = fd
+        self.hold_segments()
+
+    def hold_segments(self) -> None:
+        """Keeps the segments open, so that what an epilog unlinks can still be read after a kill."""
+        for path in self.folders:
+            try:
+                names = {os.path.join(path, n) for n in os.listdir(path) if n.startswith(PREFIX)}
+            except OSError:
+                continue  # the folder is gone: what is held is all there is
+            for name in names - self._segments.keys():
+                try:
+                    self._segments[name] = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                except OSError:
+                    continue
+            for name in [n for n in self._segments if os.path.dirname(n) == path and n not in names]:
+                os.close(self._segments.pop(name))
+
+    def is_alive(self, peer_pid: int = 0) -> bool:
+        """Whether the process lives; learns its pid in our namespace on the way."""
+        if not self._owners:
+            pid = self.pid or peer_pid
+            self._know(pid)
+            return pid > 0 and os.path.exists(f"/proc/{pid}")
+        for fd in self._owners.values():
+            try:
+                holder = folder.holder(fd)
+            except OSError:
+                continue
+            if holder is not None:
+                self._know(holder)
+                return True
+        return False
+
+    def _know(self, pid: int) -> None:
+        if pid > 0 and pid != self.pid:
+            if self.pidfd >= 0:
+                os.close(self.pidfd)
+            self.pid, self.pidfd = pid, open_pidfd(pid)
+
+    def exit(self) -> Exit:
+        """How the process ended, once it has."""
+        return exit_of(self.pidfd)
+
+    def contents(self) -> list[Content]:
+        """Everything the process left, from the descriptors we hold and from the folders."""
+        found = []
+        for fd in self._segments.values():
+            try:
+                content = read_file(fd)
+            except OSError:
+                continue
+            if content is not None:
+                found.append(content)
+        for path in self.folders:
+            found += read_folder(path)
+        return found
+
+    def close(self) -> None:
+        for fd in (*self._owners.values(), *self._segments.values(), self.pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self._owners.clear()
+        self._segments.clear()
+        self.pidfd = -1
+
+    def report(self, now: float) -> dict[str, Any]:
+        """What `status` shows of it."""
+        return {
+            "stream": self.id,
+            "project": self.project,
+            "run": self.meta["run"],
+            "rank": self.meta["rank"],
+            "role": self.meta["role"],
+            "pid": self.pid,
+            "head": self.head,
+            "committed": self.committed,
+            "lag_bytes": max(0, self.head - self.committed),
+            "refused_records": self.refused[0],
+            "refused_points": self.refused[1],
+            "silent_seconds": round(now - self.heard_at, 1),
+            "weakness": str(self.meta.get("weakness", "")),
+        }
