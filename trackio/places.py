@@ -45,7 +45,7 @@ class Places(NamedTuple):
     network: str
     """the network file system's type, or empty"""
     roots: tuple[str, ...]
-    """candidate runtime folders, best first; they need not exist"""
+    """candidate runtime folders, best first, each under a base that exists; they need not exist themselves"""
 
     @property
     def projects(self) -> str:
@@ -101,7 +101,9 @@ def find(configured_data: str, configured_spool: str) -> Places:
         live = os.path.join("/var/tmp", f"trackio-{uid}", name)
     bases = [configured_spool, os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{uid}", "/dev/shm", "/tmp"]
     roots = dict.fromkeys(
-        os.path.join(os.path.realpath(base), f"trackio-{uid}", name) for base in bases if base.startswith("/")
+        os.path.join(os.path.realpath(base), f"trackio-{uid}", name)
+        for base in bases
+        if base.startswith("/") and os.path.isdir(base)
     )
     return Places(data, live, mount.type if mount.is_network else "", tuple(roots))
 

@@ -23,8 +23,10 @@ from trackiod import recovery
 from trackiod.errors import StoreDamaged, StoreError
 from trackiod.exits import Exit, verdict
 from trackiod.ingest import Duplicate, Refuse, judge
+from trackiod.store import schema
 from trackiod.store.digest import End, digest
-from trackiod.store.project import ProjectStore, path_of
+from trackiod.store.project import ProjectStore
+from trackiod.store.reader import project_names
 
 log = logging.getLogger("trackiod.committer")
 
@@ -137,11 +139,10 @@ class Committer:
         """(project, stream, meta) of every stream no end is known of. Before `start` only."""
         found = []
         os.makedirs(self._projects, 0o700, exist_ok=True)
-        for name in os.listdir(self._projects):
-            path = os.path.join(self._projects, name)
-            project = project_in(path)
-            if project is None:
-                continue
+        projects, problems = project_names(self._projects)
+        for problem in problems:
+            log.error("%s", problem)
+        for project in projects:
             try:
                 store = self._store(project)
             except (StoreError, sqlite3.Error) as error:
@@ -318,7 +319,7 @@ class Committer:
     def _set_aside(self, project: str, why: str) -> str:
         """A damaged database is renamed and named; the project goes on in a new one."""
         self._close(project)
-        path = path_of(self._projects, project)
+        path = schema.path_of(self._projects, project)
         aside = f"{path}.damaged-{time.time_ns()}"
         try:
             for suffix in ("", "-wal", "-shm"):
@@ -328,27 +329,6 @@ class Committer:
             return f"{why} It cannot be set aside: {error}"
         log.error("%s It is kept as %s; the project goes on in a new one.", why, aside)
         return f"{why} It is kept as {aside}."
-
-
-def project_in(path: str) -> str | None:
-    """The project's name in a database file, or None if it is none of ours or cannot be read."""
-    from trackiod.store import schema
-
-    if not path.endswith(schema.SUFFIX):
-        return None
-    try:
-        connection = schema.open_for_reading(path)
-    except StoreError as error:
-        log.error("%s", error)
-        return None
-    try:
-        row = connection.execute("SELECT value FROM meta WHERE key = 'project'").fetchone()
-        return None if row is None else str(row[0])
-    except sqlite3.Error as error:
-        log.error("%s cannot be read (%s).", path, error)
-        return None
-    finally:
-        connection.close()
 
 
 def _remove_all(folders: tuple[str, ...]) -> None:

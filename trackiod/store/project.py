@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
 import msgpack
 
-from trackio.names import derived_id
 from trackiod.store import schema
 from trackiod.store.digest import Digest, End
-
-
-def path_of(projects: str, project: str) -> str:
-    """The database file of a project: named by an id, so any name is possible."""
-    return os.path.join(projects, derived_id("project", project) + schema.SUFFIX)
 
 
 class ProjectStore:
@@ -26,7 +19,7 @@ class ProjectStore:
     def __init__(self, projects: str, project: str, store_id: str) -> None:
         """Opens or creates it. Raises StoreError, or sqlite3.Error if the disk is full."""
         self.project = project
-        self.path = path_of(projects, project)
+        self.path = schema.path_of(projects, project)
         self._connection = schema.open_for_writing(self.path, project, store_id)
 
     def close(self) -> None:

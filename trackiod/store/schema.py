@@ -10,6 +10,7 @@ import os
 import sqlite3
 from urllib.parse import quote
 
+from trackio.names import derived_id
 from trackiod.errors import StoreDamaged, StoreError, StoreTooNew
 
 VERSION = 1
@@ -94,6 +95,11 @@ CREATE TABLE holes (
     PRIMARY KEY (stream, start)
 ) WITHOUT ROWID;
 """
+
+
+def path_of(projects: str, project: str) -> str:
+    """The database file of a project: named by an id, so any name is possible."""
+    return os.path.join(projects, derived_id("project", project) + SUFFIX)
 
 
 def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connection:

@@ -1,0 +1,65 @@
+"""Which streams of a run belong to which attempt, and in which order attempts count. Pure.
+
+The order is that of their starts, never of arrival: the orphan of a dead attempt, drained last, does not
+win. Two streams that claim one rank of one attempt while both lived are kept apart as twins; one that
+started after the other had ended is a new attempt, whatever the launcher's restart count says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+
+class Stream(NamedTuple):
+    """A stream as the store knows it."""
+
+    id: str
+    run: str
+    role: str
+    rank: int
+    attempt_key: str
+    started_ns: int
+    ended_ns: int | None
+    state: str | None
+    cause: str
+    records: int
+    points: int
+    refused_records: int
+    refused_points: int
+    last_ns: int | None
+    meta: dict[str, Any]
+
+
+class Place(NamedTuple):
+    """Where a stream stands in its run: the attempt's number, from 0, and which twin of its rank it is."""
+
+    attempt: int
+    twin: int
+
+
+def place(streams: Iterable[Stream]) -> dict[str, Place]:
+    """The place of each of a run's streams, by stream id. Workers stand beside the rank they belong to."""
+    streams = sorted(streams, key=lambda s: (s.started_ns, s.id))
+    groups: dict[tuple[str, int], tuple[int, dict[tuple[str, int], list[Stream]]]] = {}
+    seat: dict[str, tuple[str, int]] = {}
+    twins: dict[str, int] = {}
+    for stream in streams:
+        round_ = 0
+        while True:
+            key = (stream.attempt_key, round_)
+            _, members = groups.setdefault(key, (stream.started_ns, {}))
+            peers = members.setdefault((stream.role, stream.rank), [])
+            if stream.role == "worker" or not peers or not all(_ended_before(p, stream) for p in peers):
+                break
+            round_ += 1
+        twins[stream.id] = 0 if stream.role == "worker" else len(peers)
+        peers.append(stream)
+        seat[stream.id] = key
+    order = sorted(groups, key=lambda key: (groups[key][0], key))
+    numbers = {key: number for number, key in enumerate(order)}
+    return {stream_id: Place(numbers[key], twins[stream_id]) for stream_id, key in seat.items()}
+
+
+def _ended_before(earlier: Stream, later: Stream) -> bool:
+    return earlier.ended_ns is not None and earlier.ended_ns <= later.started_ns
