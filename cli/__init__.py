@@ -1,0 +1,1 @@
+"""The command lines: `trackio` answers, `trackiod` runs the daemon. One file a command."""

@@ -64,8 +64,12 @@ def is_running(places: Places) -> bool:
     return False
 
 
-def spawn(places: Places, *options: str) -> int:
-    """Starts `trackiod run` detached; returns the pid of the process that detaches it. Raises OSError."""
+def spawn(places: Places, *options: str, errors: int | None = None) -> int:
+    """Starts `trackiod run` detached; returns the pid of the process that detaches it. Raises OSError.
+
+    That process ends when the daemon is ready, with its exit code; it writes why not to the descriptor
+    `errors`, else to the daemon's log.
+    """
     make_private(places.live)
     package_folder = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -77,7 +81,7 @@ def spawn(places: Places, *options: str) -> int:
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, log, 1),
-                (os.POSIX_SPAWN_DUP2, log, 2),
+                (os.POSIX_SPAWN_DUP2, log if errors is None else errors, 2),
             ],
             setsigmask=[],
             setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE],

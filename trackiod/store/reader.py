@@ -81,7 +81,7 @@ class ProjectReader:
             " WHERE ?1 IS NULL OR run = ?1 ORDER BY started_ns, id",
             run,
         )
-        return [Stream(*row[:-1], msgpack.unpackb(row[-1])) for row in rows]
+        return [Stream._make((*row[:-1], msgpack.unpackb(row[-1]))) for row in rows]
 
     def metrics(self, run: str) -> list[MetricRow]:
         """What is known of each metric of each of a run's streams."""
@@ -90,7 +90,7 @@ class ProjectReader:
             " FROM metrics m JOIN streams s ON s.id = m.stream WHERE s.run = ? ORDER BY s.rank, m.name",
             run,
         )
-        return [MetricRow(*row[:-1], msgpack.unpackb(row[-1])) for row in rows]
+        return [MetricRow._make((*row[:-1], msgpack.unpackb(row[-1]))) for row in rows]
 
     def config(self, stream: str) -> dict[str, Any]:
         """A stream's configuration."""

@@ -1,0 +1,103 @@
+"""`trackiod`: runs the daemon of a data folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import click
+
+from trackio.version import __version__
+from trackiod import control, daemon
+
+from .output import SpokenErrors, duration, print_json, size, where
+
+EXIT_NOT_RUNNING = 3
+
+
+@click.group(cls=SpokenErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="trackiod", message="%(prog)s %(version)s")
+def trackiod() -> None:
+    """The daemon that stores what training processes log. One per user and data folder (TRACKIO_DIR)."""
+
+
+@trackiod.command()
+def start() -> None:
+    """Start the daemon; returns when it is ready. Safe to call twice."""
+    started = control.start(where())
+    click.echo(f"trackiod {'started' if started.is_new else 'already runs'} (pid {started.pid}).")
+
+
+@trackiod.command()
+def stop() -> None:
+    """Stop the daemon, after it has stored what it received. Training goes on."""
+    stopped = control.stop(where(), "trackiod stop")
+    click.echo("trackiod stopped." if stopped else "trackiod does not run.")
+
+
+@trackiod.command()
+def restart() -> None:
+    """Stop and start it; nothing is lost in between."""
+    places = where()
+    control.stop(places, "trackiod restart")
+    click.echo(f"trackiod restarted (pid {control.start(places).pid}).")
+
+
+@trackiod.command()
+@click.option("--detach", is_flag=True, help="Go to the background when ready.")
+@click.option("--autostarted", is_flag=True, help="Leave after ten idle minutes (TRACKIO_IDLE_SECONDS).")
+def run(detach: bool, autostarted: bool) -> None:
+    """Run the daemon in the foreground (for systemd and for looking at it)."""
+    sys.exit(daemon.run(detach=detach, autostarted=autostarted))
+
+
+@trackiod.command()
+@click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")
+def status(as_json: bool) -> None:
+    """Whether the daemon runs, and its live streams. Exit code 3 if it does not."""
+    places = where()
+    report = control.status(places)
+    if as_json:
+        print_json({"daemon": report.daemon if report else None, "streams": report.streams if report else []})
+    elif report is None:
+        click.echo(f"trackiod does not run for {places.data}.")
+    else:
+        facts = report.daemon
+        click.echo(f"trackiod {facts['version']} runs (pid {facts['pid']}, up {duration(facts['uptime_seconds'])}).")
+        click.echo(f"data: {facts['live']}\nsocket: {facts['socket']}\nlog: {places.log}")
+        if facts["problem"]:
+            click.echo(f"problem: {facts['problem']}")
+        for s in report.streams:
+            click.echo(
+                f"  {s['project']} {s['run']} {s['role']} {s['rank']} (pid {s['pid']}): lag {size(s['lag_bytes'])},"
+                f" {s['refused_points']} points refused"
+            )
+    if report is None:
+        sys.exit(EXIT_NOT_RUNNING)
+
+
+@trackiod.command()
+@click.option("-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True)
+@click.option("-f", "--follow", is_flag=True, help="Wait for more.")
+def logs(lines: int, follow: bool) -> None:
+    """The daemon's own log."""
+    path = where().log
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            kept = file.readlines()[-lines:] if lines else []
+            click.echo("".join(kept), nl=False)
+            position = file.tell()
+    except FileNotFoundError:
+        click.echo("There is no log yet.")
+        position = 0
+    while follow:
+        time.sleep(0.5)
+        if not os.path.exists(path):
+            continue
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if os.path.getsize(path) < position:
+                position = 0  # it was rotated
+            file.seek(position)
+            click.echo(file.read(), nl=False)
+            position = file.tell()

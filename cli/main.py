@@ -1,0 +1,24 @@
+"""`trackio`: reads runs back."""
+
+from __future__ import annotations
+
+import click
+
+from trackio.version import __version__
+
+from .get import get
+from .list import list_
+from .output import SpokenErrors
+from .status import status
+
+
+@click.group(cls=SpokenErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="trackio", message="%(prog)s %(version)s")
+def trackio() -> None:
+    """Experiment tracking for distributed training. Reads files; no daemon is needed but for `status`'s own
+    line."""
+
+
+trackio.add_command(status)
+trackio.add_command(list_)
+trackio.add_command(get)

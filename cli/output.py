@@ -1,0 +1,106 @@
+"""How commands speak: tables for people, valid JSON for programs, one sentence for an error."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from trackio import places, settings
+from trackio.places import Places
+from trackiod.errors import TrackiodError
+
+
+class SpokenErrors(click.Group):
+    """A group whose commands end with one sentence and exit code 1 on our own errors."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TrackiodError as error:
+            raise click.ClickException(str(error)) from error
+        except BrokenPipeError:
+            ctx.exit(0)
+
+
+def where() -> Places:
+    """The places of the data folder that TRACKIO_DIR chooses."""
+    ours, problems = settings.of_this_process()
+    for problem in problems:
+        click.echo(f"Warning: {problem}", err=True)
+    return places.find(ours.data_dir, ours.spool_dir)
+
+
+def print_json(value: Any) -> None:
+    """Prints valid JSON: NaN and the infinities, which JSON has not, become strings."""
+    click.echo(json.dumps(_valid(value), indent=2, ensure_ascii=False))
+
+
+def _valid(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {str(k): _valid(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_valid(v) for v in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    return value
+
+
+def timestamp(time_ns: int | None) -> str | None:
+    """UTC, ISO 8601, microseconds: `2026-11-23T04:37:22.543615+00:00`."""
+    if time_ns is None:
+        return None
+    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
+    try:
+        return (
+            datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000).isoformat("T", "microseconds")
+        )
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns aligned with two spaces between; numbers to the right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
+    right = [all(isinstance(row[i], (int, float)) or row[i] is None for row in rows) for i in range(len(header))]
+    lines = []
+    for line in [list(header), *cells]:
+        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+
+
+def size(count: int) -> str:
+    """Bytes in words: `0 B`, `12 KiB`, `3.4 MiB`."""
+    if count < 1024:
+        return f"{count} B"
+    if count < 1 << 20:
+        return f"{count / 1024:.0f} KiB"
+    return f"{count / (1 << 20):.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min`, `5 h`, `2 d`."""
+    for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"

@@ -1,0 +1,144 @@
+"""`trackio status`: the daemon, and the runs that run or ended lately."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from trackio import wire
+from trackio.places import Places
+from trackiod import answers, control
+from trackiod.answers import RunView
+from trackiod.errors import StoreError
+from trackiod.store.reader import ProjectReader, paths
+
+from .output import duration, print_json, size, table, timestamp, where
+
+_RECENT_RUNS = 10
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")
+@click.option("--watch", is_flag=True, help="Show it again every two seconds until Ctrl-C.")
+@click.option("--runs", "recent", type=click.IntRange(min=0), default=_RECENT_RUNS, show_default=True,
+              help="How many ended runs to show beside the running ones.")  # fmt: skip
+def status(as_json: bool, watch: bool, recent: int) -> None:
+    """The daemon, and the runs that run or ended lately."""
+    places = where()
+    while True:
+        facts = status_facts(places, recent)
+        if as_json:
+            print_json(facts)
+        else:
+            if watch:
+                click.clear()
+            click.echo(_text(facts))
+        if not watch:
+            return
+        time.sleep(2)
+
+
+def status_facts(places: Places, recent: int) -> dict[str, Any]:
+    """Everything `status` says: the daemon's own words, and runs read from files."""
+    report = control.status(places)
+    problems: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for path in paths(places.projects):
+        try:
+            with ProjectReader(path) as reader:
+                views = answers.runs(reader)
+                running = [v for v in views if v.state.state == "running"]
+                ended = [v for v in views if v.state.state != "running"]
+                chosen = running + (sorted(ended, key=lambda v: v.last_ns or v.created_ns)[-recent:] if recent else [])
+                rows += [_run(reader.project, view, report) for view in chosen]
+        except StoreError as error:
+            problems.append(str(error))
+    rows.sort(key=lambda r: (r["state"] != "running", -r["sort_ns"]))
+    keep = sum(1 for r in rows if r["state"] == "running") + recent
+    for row in rows:
+        del row["sort_ns"]
+    return {
+        "daemon": report.daemon if report else None,
+        "data": places.data,
+        "problems": problems + ([report.daemon["problem"]] if report and report.daemon.get("problem") else []),
+        "runs": rows[:keep],
+    }
+
+
+def _run(project: str, view: RunView, report: wire.StatusReport | None) -> dict[str, Any]:
+    live = _live(view, report.streams if report else [])
+    state, steps = view.state, view.steps
+    return {
+        "project": project,
+        "run": view.name,
+        "run_id": view.id,
+        "state": state.state,
+        "cause": state.cause,
+        "attempt": view.attempts - 1,
+        "logging": view.logging,
+        "world_size": view.world_size,
+        "last_step": steps.complete,
+        "highest_step": steps.highest,
+        "steps_per_second": view.steps_per_second,
+        "points": view.points,
+        "lag_bytes": sum(s["lag_bytes"] for s in live),
+        "holes": len(view.holes),
+        "refused_points": max(view.refused_points, sum(s["refused_points"] for s in live)),
+        "twins": len(view.twins),
+        "weakness": next((s["weakness"] for s in live if s["weakness"]), ""),
+        "created_at": timestamp(view.created_ns),
+        "last_at": timestamp(view.last_ns),
+        "sort_ns": view.last_ns or view.created_ns,
+    }
+
+
+def _live(view: RunView, streams: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    ours = {s.id for s in view.streams}
+    return [s for s in streams if s["stream"] in ours]
+
+
+def _text(facts: dict[str, Any]) -> str:
+    lines = [_daemon_line(facts)]
+    lines += [f"Problem: {problem}" for problem in facts["problems"]]
+    if not facts["runs"]:
+        return "\n".join([*lines, "No runs yet."])
+    header = ["PROJECT", "RUN", "STATE", "RANKS", "STEP", "STEPS/S", "POINTS", "LAG", "LOST"]
+    lines += ["", table(header, [_cells(run) for run in facts["runs"]])]
+    for run in facts["runs"]:
+        if run["weakness"]:
+            lines.append(f"{run['run']}: {run['weakness']}")
+        if run["twins"]:
+            lines.append(f"{run['run']}: {run['twins']} streams claim a rank that another live process had.")
+    return "\n".join(lines)
+
+
+def _daemon_line(facts: dict[str, Any]) -> str:
+    daemon = facts["daemon"]
+    if daemon is None:
+        return f"trackiod does not run (data in {facts['data']}); start it with: trackiod start"
+    up = duration(daemon["uptime_seconds"])
+    return f"trackiod {daemon['version']}, pid {daemon['pid']}, up {up}, data in {daemon['data']}"
+
+
+def _cells(run: dict[str, Any]) -> list[Any]:
+    state = run["state"] + (f" ({run['cause']})" if run["cause"] else "")
+    if run["attempt"]:
+        state += f", attempt {run['attempt'] + 1}"
+    step = "-" if run["last_step"] is None else f"{run['last_step']:,}"
+    if run["highest_step"] != run["last_step"]:
+        step += f" (highest {run['highest_step']:,})"
+    lost = f"{run['refused_points']:,}" + (f" + {run['holes']} holes" if run["holes"] else "")
+    return [
+        run["project"],
+        run["run"],
+        state,
+        f"{run['logging']} logging of {run['world_size']}",
+        step,
+        run["steps_per_second"],
+        run["points"],
+        size(run["lag_bytes"]),
+        lost,
+    ]

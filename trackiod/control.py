@@ -1,0 +1,120 @@
+"""Starting, stopping and asking a daemon from outside it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from typing import NamedTuple
+
+from trackio import inquiry, launch, places, wire
+from trackio.places import Places, make_private
+from trackiod.errors import FolderUnusable, TrackiodError
+
+START_SECONDS = 30.0
+STOP_SECONDS = 30.0
+ANSWER_SECONDS = 2.0
+_POLL_SECONDS = 0.02
+
+
+class Started(NamedTuple):
+    """A daemon answers; `is_new`: because of this call."""
+
+    pid: int
+    is_new: bool
+
+
+def status(where: Places, seconds: float = ANSWER_SECONDS) -> wire.StatusReport | None:
+    """What the daemon says of itself; None if none answers."""
+    answer = inquiry.ask(where, wire.StatusQuery(), seconds)
+    return answer if isinstance(answer, wire.StatusReport) else None
+
+
+def start(where: Places, seconds: float = START_SECONDS) -> Started:
+    """Returns when a daemon answers. Safe to call twice, or from many processes at once: one of them starts
+    it, the others wait for that one. Raises TrackiodError with the reason."""
+    deadline = time.monotonic() + seconds
+    if (report := status(where)) is not None:
+        return Started(int(report.daemon["pid"]), False)
+    try:
+        make_private(where.live)
+        gate = os.open(where.start_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise FolderUnusable(
+            f"The data folder {where.live} cannot be used: {error.strerror or error}. Set TRACKIO_DIR to another."
+        ) from error
+    try:
+        _pass(gate, deadline)
+        if (report := status(where)) is not None:
+            return Started(int(report.daemon["pid"]), False)
+        problem = _spawn_and_wait(where, deadline)
+        while (report := status(where)) is None:
+            if problem or time.monotonic() >= deadline:
+                raise TrackiodError(problem or f"trackiod does not answer; see {where.log}.")
+            time.sleep(_POLL_SECONDS)
+        return Started(int(report.daemon["pid"]), not problem)
+    finally:
+        os.close(gate)
+
+
+def _pass(gate: int, deadline: float) -> None:
+    """Waits for the others who start a daemon, but not for ever."""
+    while True:
+        try:
+            fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise TrackiodError("Another process has been starting trackiod for too long.") from None
+            time.sleep(_POLL_SECONDS)
+
+
+def _spawn_and_wait(where: Places, deadline: float) -> str:
+    """Starts one and waits until it is ready. Returns why not, or ""."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid = launch.spawn(where, errors=writer)
+    except OSError as error:
+        os.close(reader)
+        raise TrackiodError(f"trackiod cannot be started: {error}.") from error
+    finally:
+        os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as errors:
+        while True:
+            done, status_word = os.waitpid(pid, os.WNOHANG)
+            if done:
+                break
+            if time.monotonic() >= deadline:
+                return f"trackiod is not ready yet; see {where.log}."
+            time.sleep(_POLL_SECONDS)
+        if os.waitstatus_to_exitcode(status_word) == 0:
+            return ""
+        return errors.read().strip().removeprefix("trackiod: ") or f"trackiod ended at once; see {where.log}."
+
+
+def stop(where: Places, reason: str, seconds: float = STOP_SECONDS) -> bool:
+    """Asks the daemon to leave and waits until it has. False if none ran. Raises TrackiodError."""
+    if not launch.is_running(where):
+        return False
+    if inquiry.ask(where, wire.Stop(reason), ANSWER_SECONDS) is None:
+        _signal(where)
+    deadline = time.monotonic() + seconds
+    while launch.is_running(where):
+        if time.monotonic() >= deadline:
+            raise TrackiodError(f"trackiod has not stopped within {seconds:g} s; see {where.log}.")
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _signal(where: Places) -> None:
+    """It does not answer: SIGTERM, if the endpoint's process is a trackiod of this boot."""
+    endpoint = places.read_endpoint(where.endpoint)
+    if endpoint is None or endpoint.boot_id != places.boot_id():
+        return
+    try:
+        with open(f"/proc/{endpoint.pid}/cmdline", "rb") as file:
+            if b"trackiod" in file.read():
+                os.kill(endpoint.pid, signal.SIGTERM)
+    except OSError:
+        return
