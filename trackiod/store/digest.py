@@ -51,6 +51,7 @@ class Digest:
     """Everything a batch changes in the store besides holding it."""
 
     records: int = 0
+    """log() calls"""
     points: int = 0
     last_ns: int | None = None
     metrics: dict[str, Tally] = field(default_factory=dict)
@@ -76,7 +77,6 @@ def digest(data: bytes, start: int) -> Digest:
         except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
             result.damages.append((item.start, item.end, f"malformed record: {error}"))
             continue
-        result.records += 1
         result.last_ns = fields[1]
     return result
 
@@ -87,6 +87,7 @@ def _take(result: Digest, fields: list[Any]) -> None:
         _, _, step, origin, metrics = fields[:5]
         _check_log(step, origin, metrics)
         result.is_open, result.end = True, None
+        result.records += 1
         result.points += len(metrics)
         counted = 1 if origin == Origin.COUNTER else 0
         tallies = result.metrics

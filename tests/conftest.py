@@ -1,0 +1,189 @@
+"""What tests share: a data folder of their own, real processes, and waiting with a deadline.
+
+All deadlines are scaled by TRACKIO_TEST_PATIENCE, so a slow machine needs one number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trackio import places
+from trackio.places import Places
+from trackiod import answers, control
+from trackiod.answers import RunView
+from trackiod.store.reader import ProjectReader, project_names
+
+PATIENCE = float(os.environ.get("TRACKIO_TEST_PATIENCE", "1"))
+_CLEAN = ("TRACKIO_", "SLURM_", "OMPI_", "PMI", "TORCHELASTIC_", "RAY_")
+_LAUNCHER = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "EXPERIMENT_NAME"}
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = "the condition") -> Any:
+    """Waits until `condition()` is truthy and returns that; fails the test at the deadline."""
+    deadline = time.monotonic() + seconds * PATIENCE
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what} did not come within {seconds * PATIENCE:g} s")
+        time.sleep(0.02)
+    return value
+
+
+def clean_environ() -> dict[str, str]:
+    """This process's environment without launcher variables and settings of ours."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(_CLEAN) and k not in _LAUNCHER}
+
+
+@dataclass
+class Host:
+    """A data folder and spool of one test's own, and the real processes that use them."""
+
+    data: Path
+    spool: Path
+    extra: dict[str, str] = field(default_factory=dict)
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def places(self) -> Places:
+        return places.find(str(self.data), str(self.spool))
+
+    def environ(self, **more: str) -> dict[str, str]:
+        ours = {
+            "TRACKIO_DIR": str(self.data),
+            "TRACKIO_SPOOL_DIR": str(self.spool),
+            "TRACKIO_AUTOSTART": "0",
+            "TRACKIO_IDLE_SECONDS": "30",
+        }
+        return {**clean_environ(), **ours, **self.extra, **more}
+
+    # -- processes ---------------------------------------------------------------------------------
+
+    def python(self, code: str, *arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> Any:
+        """Starts a real Python process that runs `code`; kills it when the test ends."""
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+        process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=self.environ(**(env or {})), **options)
+        self.processes.append(process)
+        return process
+
+    def run(self, code: str, *arguments: str, env: Mapping[str, str] | None = None, seconds: float = 60) -> Any:
+        """Runs `code` to its end; returns the completed process (stdout, stderr, returncode)."""
+        process = self.python(code, *arguments, env=env)
+        out, err = process.communicate(timeout=seconds * PATIENCE)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def command(self, *arguments: str, seconds: float = 60, **env: str) -> Any:
+        """Runs a program of this environment (`trackio`, `trackiod`, `torchrun`) to its end."""
+        program = str(Path(sys.executable).with_name(arguments[0]))
+        return subprocess.run(
+            [program, *arguments[1:]],
+            env=self.environ(**env),
+            capture_output=True,
+            text=True,
+            timeout=seconds * PATIENCE,
+            cwd=self.data.parent,
+        )
+
+    def cli(self, *arguments: str) -> Any:
+        """Runs `trackio ... --json`; returns the parsed JSON, strictly: no NaN tokens."""
+        done = self.command("trackio", *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout, parse_constant=lambda token: pytest.fail(f"{token} is no JSON"))
+
+    # -- the daemon ----------------------------------------------------------------------------------
+
+    def start(self) -> int:
+        """Starts the daemon; returns its pid."""
+        with _environment(self.environ()):
+            return control.start(self.places, 60 * PATIENCE).pid
+
+    def stop(self) -> bool:
+        return control.stop(self.places, "test")
+
+    def status(self) -> Any:
+        return control.status(self.places)
+
+    # -- reading -------------------------------------------------------------------------------------
+
+    def runs(self, project: str) -> list[RunView]:
+        """The project's runs now. Their readers stay open until the test's end."""
+        names, _ = project_names(self.places.projects)
+        if project not in names:
+            return []
+        return answers.runs(ProjectReader(_path(self.places, project)))
+
+    def the_run(self, project: str) -> RunView:
+        views = self.runs(project)
+        assert len(views) == 1, [v.name for v in views]
+        return views[0]
+
+    def ended_run(self, project: str, seconds: float = 20) -> RunView:
+        """The project's one run, once it is no longer running."""
+        wait_for(
+            lambda: self.runs(project) and all(v.state.state != "running" for v in self.runs(project)),
+            seconds,
+            f"the end of the run in {project}",
+        )
+        return self.the_run(project)
+
+    def values(self, project: str, metric: str, **options: Any) -> list[Any]:
+        return [p.value for p in self.the_run(project).series(metric, **options).points]
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+        if control.launch.is_running(self.places):
+            self.stop()
+        shutil.rmtree(self.spool, ignore_errors=True)
+
+
+def _path(where: Places, project: str) -> str:
+    from trackiod.store import schema
+
+    return schema.path_of(where.projects, project)
+
+
+class _environment:
+    """Puts an environment in place for a block."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self._environ = environ
+
+    def __enter__(self) -> None:
+        self._before = dict(os.environ)
+        os.environ.clear()
+        os.environ.update(self._environ)
+
+    def __exit__(self, *_: object) -> None:
+        os.environ.clear()
+        os.environ.update(self._before)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    """A host without a daemon."""
+    base = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    spool = Path(tempfile.mkdtemp(prefix="trackio-test-", dir=base))
+    host = Host(tmp_path / "data", spool)
+    host.data.mkdir()
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def daemon(host: Host) -> Host:
+    """A host whose daemon runs."""
+    host.start()
+    return host
