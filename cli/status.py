@@ -138,7 +138,7 @@ def _cells(run: dict[str, Any]) -> list[Any]:
         f"{run['logging']} logging of {run['world_size']}",
         step,
         run["steps_per_second"],
-        run["points"],
+        f"{run['points']:,}",
         size(run["lag_bytes"]),
         lost,
     ]

@@ -50,11 +50,13 @@ def _on_python_path(python_path: str, folder: str) -> bool:
 
 
 def is_running(places: Places) -> bool:
-    """Whether some daemon holds the data folder's lock now."""
+    """Whether some daemon holds the data folder's lock now; in doubt it does."""
     try:
         fd = os.open(places.lock, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return True
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -25,7 +25,10 @@ class Link:
         """Connects to the socket at `path`. Raises LinkError."""
         self._dealer = zmtp.Dealer()
         self._unsent = b""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | getattr(socket, "SOCK_CLOEXEC", 0))
+        try:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            raise LinkError(f"no socket: {error.strerror or error}") from error
         try:
             self._socket.setblocking(False)
             self._socket.connect(path)

@@ -110,6 +110,10 @@ class Ring:
         self._activate(spare)
         return True
 
+    def has_spare(self, size: int) -> bool:
+        """Whether a spare holds `size` bytes."""
+        return any(spare.capacity >= size for spare in self._spares)
+
     def _take_spare(self, size: int) -> Segment | None:
         for i, spare in enumerate(self._spares):
             if spare.capacity >= size:

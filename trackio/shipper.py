@@ -29,7 +29,7 @@ _MAX_STEPS_A_TURN = 16
 class Shipment:
     """One stream on its way."""
 
-    __slots__ = ("closed", "courier", "each_second", "limit_bytes", "next_second", "spool")
+    __slots__ = ("closed", "courier", "each_second", "introduced", "limit_bytes", "next_second", "spool")
 
     def __init__(self, spool: Spool, limit_bytes: int, each_second: Callable[[], None]) -> None:
         self.spool = spool
@@ -37,6 +37,7 @@ class Shipment:
         self.limit_bytes = limit_bytes
         self.each_second = each_second
         self.next_second = 0.0
+        self.introduced = spool.path
         self.closed = False
 
     def held(self) -> Held:
@@ -73,10 +74,16 @@ class Shipper:
         """Takes a stream on. Never raises; without a thread (RLIMIT_NPROC) the data wait in the spool."""
         shipment = Shipment(spool, limit_bytes, each_second)
         spool.ring.wanted = self.wanted
+        spool.on_pressure = lambda: self._relieve(shipment)
         self._shipments[spool.stream] = shipment
         self.ensure_thread()
         self.wanted.set()
         return shipment
+
+    def _relieve(self, shipment: Shipment) -> None:
+        """log() is short of room. The thread sees to it; where none can be started, log() spills itself."""
+        if not self.ensure_thread():
+            shipment.spool.spill_upto(shipment.courier.committed, shipment.spool.ring.head)
 
     def _all(self) -> list[Shipment]:
         return list(self._shipments.values())
@@ -103,6 +110,7 @@ class Shipper:
 
     def deliver(self, shipment: Shipment, seconds: float) -> bool:
         """Waits a little until the daemon has everything of a stream; True if it has."""
+        self.ensure_thread()
         self.wanted.set()
         return self._until(lambda: shipment.is_delivered, seconds, give_up=lambda: not shipment.courier.welcomed)
 
@@ -156,6 +164,9 @@ class Shipper:
         spool, courier = shipment.spool, shipment.courier
         spool.release(courier.committed)
         spool.maintain(now)
+        if spool.path != shipment.introduced:
+            shipment.introduced = spool.path
+            courier.introduce_again(now)
         if now >= shipment.next_second:
             shipment.next_second = now + 1.0
             shipment.each_second()

@@ -74,11 +74,15 @@ class Courier:
     def on_connect(self, now: float) -> None:
         """A fresh connection: the daemon behind it may be another one."""
         self.connected = True
-        self.welcomed = False
-        self._hello_at = now - HELLO_AGAIN_SECONDS
+        self.introduce_again(now)
 
     def on_disconnect(self) -> None:
         self.connected = self.welcomed = False
+
+    def introduce_again(self, now: float) -> None:
+        """The daemon has forgotten the stream, or its facts have changed."""
+        self.welcomed = False
+        self._hello_at = now - HELLO_AGAIN_SECONDS
 
     def on_sent(self, end: int, now: float) -> None:
         """A batch up to `end` has left."""
@@ -99,8 +103,7 @@ class Courier:
                 self.sent = max(self.sent, message.committed)
                 self._progress_at = now
             case Unknown():
-                self.welcomed = False
-                self._hello_at = now - HELLO_AGAIN_SECONDS
+                self.introduce_again(now)
             case Refusal():
                 self.welcomed, self.refusal = False, message.reason
             case _:

@@ -10,6 +10,7 @@ import mmap
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from trackio import growth, host, mounts, voice
@@ -48,6 +49,8 @@ class Spool:
         self._first_bytes = first_bytes
         self._folder: StreamFolder | None = None
         self._root = ""
+        self.on_pressure: Callable[[], None] = lambda: None
+        """called when log() itself needs room: the shipper has not kept up, or has no thread"""
         self._names = 0
         self._provide_lock = threading.Lock()
         self._stale: set[int] = set()
@@ -56,7 +59,7 @@ class Spool:
         first = self._settle()
         self._counters_map = self._open_counters()
         self._counters = memoryview(self._counters_map).cast("Q")
-        self.ring = Ring(first, self._counters, self._provide)
+        self.ring = Ring(first, self._counters, self._provide_for_log)
         self.spill = Spill(os.path.join(places.spill, stream), lambda: self.meta, spill_bytes)
         self._provide(0)
 
@@ -126,7 +129,8 @@ class Spool:
     # -- growing and shrinking ---------------------------------------------------------------------------
 
     def _provide(self, size: int) -> bool:
-        """Makes one more spare, if the host can spare it: ahead of need by the shipper, else by log()."""
+        """Makes one more spare, if the host can spare it: ahead of need by the shipper, else by log(), which
+        then needs one of `size` bytes."""
         if not self._provide_lock.acquire(timeout=0.05):
             return False
         try:
@@ -143,6 +147,10 @@ class Spool:
             return False
         finally:
             self._provide_lock.release()
+
+    def _provide_for_log(self, size: int) -> bool:
+        self.on_pressure()
+        return self._provide(size) or self.ring.has_spare(size)
 
     def _has_room(self, size: int) -> bool:
         return growth.may_grow(size, host.room(self._root))

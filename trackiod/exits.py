@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 import struct
 from typing import NamedTuple
@@ -73,6 +74,13 @@ def exit_of(pidfd: int) -> Exit:
         return Exit()
     number = status & 0x7F
     return Exit(signal=number) if number else Exit(code=(status >> 8) & 0xFF)
+
+
+def is_gone(pidfd: int) -> bool:
+    """Whether the process behind a pidfd has ended, reaped by its parent or not."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def verdict(state: str | None, explicit: bool, exit: Exit) -> tuple[str, str] | None:

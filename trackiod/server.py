@@ -236,7 +236,7 @@ class Server:
         for stream in list(self._streams.values()):
             if stream.is_alive():
                 stream.hold_segments()
-            else:
+            elif stream.is_settled(now):
                 self._drain_dead(stream)
         if now >= self._next_scan:
             self._next_scan = now + _SCAN_SECONDS

@@ -14,12 +14,13 @@ from typing import Any
 from trackio import folder
 from trackio.places import OWNER
 from trackio.segment import PREFIX, Content, read_file
-from trackiod.exits import Exit, exit_of, open_pidfd
+from trackiod.exits import Exit, exit_of, is_gone, open_pidfd
 from trackiod.recovery import read_folder
 
 _TEXTS = ("project", "run", "name", "role", "attempt")
 _NUMBERS = ("rank", "started_ns", "local_rank", "world_size")
 _INT64 = range(1 << 63)
+_COLLECT_SECONDS = 3.0
 
 
 def problem_in(meta: dict[str, Any]) -> str:
@@ -50,6 +51,7 @@ class LiveStream:
     heard_at: float = field(default_factory=time.monotonic)
     folders: list[str] = field(default_factory=list)
     pidfd: int = -1
+    _dead_since: float | None = None
     _owners: dict[str, int] = field(default_factory=dict)
     _segments: dict[str, int] = field(default_factory=dict)
 
@@ -87,9 +89,8 @@ class LiveStream:
     def is_alive(self, peer_pid: int = 0) -> bool:
         """Whether the process lives; learns its pid in our namespace on the way."""
         if not self._owners:
-            pid = self.pid or peer_pid
-            self._know(pid)
-            return pid > 0 and os.path.exists(f"/proc/{pid}")
+            self._know(self.pid or peer_pid)
+            return self.pidfd >= 0 and not is_gone(self.pidfd)
         for fd in self._owners.values():
             try:
                 holder = folder.holder(fd)
@@ -105,6 +106,14 @@ class LiveStream:
             if self.pidfd >= 0:
                 os.close(self.pidfd)
             self.pid, self.pidfd = pid, open_pidfd(pid)
+
+    def is_settled(self, now: float) -> bool:
+        """Whether the exit of a process found dead is known, or will not be any more: its parent has yet to
+        collect it, and may never."""
+        if self._dead_since is None:
+            self._dead_since = now
+        waited = now - self._dead_since
+        return self.pidfd < 0 or self.exit().state is not None or waited > _COLLECT_SECONDS
 
     def exit(self) -> Exit:
         """How the process ended, once it has."""

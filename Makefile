@@ -1,0 +1,30 @@
+# make demo: the main job on real data.  make test: the whole suite.  Both do all their set-up in .venv.
+.PHONY: demo test lint types layers bench clean
+
+demo:
+	@.ci/venv demo
+	@.venv/bin/python examples/demo.py
+
+test:
+	@.ci/venv test
+	@.venv/bin/python -m pytest $(ARGS)
+
+lint:
+	@.ci/venv test lint
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+
+types:
+	@.ci/venv test lint
+	@.venv/bin/mypy
+
+layers:
+	@.ci/venv test lint
+	@.venv/bin/lint-imports
+
+bench:
+	@.ci/venv demo
+	@.venv/bin/python -m benchmarks
+
+clean:
+	rm -rf .venv .demo build *.egg-info
