@@ -36,7 +36,8 @@ class Ring:
         self._counters = counters
         self._provide = provide
         self._lock = threading.Lock()
-        self._owner = 0
+        self._inside: set[int] = set()
+        """the threads that are in append() now"""
         self._queued: deque[tuple[bytes, int]] = deque()
         self._sealed: deque[Segment] = deque()
         self._spares: list[Segment] = []
@@ -49,31 +50,40 @@ class Ring:
 
     def append(self, payload: bytes, points: int) -> bool:
         """Stores one record; False if there was no room and it was counted as refused."""
-        lock = self._lock
-        if not lock.acquire(False) and (self._owner == get_ident() or not lock.acquire(True, _CONTENDED_SECONDS)):
+        me = get_ident()
+        inside = self._inside
+        if me in inside:  # a signal handler or __del__ of a thread that is in the middle of append()
             self._queued.append((payload, points))
-            self._append_queued()
             return True
-        self._owner = get_ident()
+        inside.add(me)
         try:
-            accepted = self._put(payload, points)
+            if not self._lock.acquire(True, _CONTENDED_SECONDS):
+                self._queued.append((payload, points))
+                return True
+            try:
+                accepted = self._put(payload, points)
+            finally:
+                self._lock.release()
         finally:
-            self._owner = 0
-            lock.release()
+            inside.discard(me)
         if self._queued:
-            self._append_queued()
+            self._append_queued(me)
         return accepted
 
-    def _append_queued(self) -> None:
+    def _append_queued(self, me: int) -> None:
         """Appends what re-entrant calls left, unless whoever holds the lock will."""
-        while self._queued and self._lock.acquire(False):
-            self._owner = get_ident()
+        while self._queued:
+            self._inside.add(me)
             try:
-                while self._queued:
-                    self._put(*self._queued.popleft())
+                if not self._lock.acquire(False):
+                    return
+                try:
+                    while self._queued:
+                        self._put(*self._queued.popleft())
+                finally:
+                    self._lock.release()
             finally:
-                self._owner = 0
-                self._lock.release()
+                self._inside.discard(me)
 
     def _put(self, payload: bytes, points: int) -> bool:
         length = len(payload)
@@ -175,14 +185,12 @@ class Ring:
     def range_end(self, start: int, limit_bytes: int) -> int:
         """Where a batch from `start` ends: a record border of one segment, `limit_bytes` on or little more."""
         end = self.head  # read before the segments: it never lies in a later one than theirs
-        while self._marks and self._marks[0] <= start:
-            self._marks.popleft()
         for segment in list(self._sealed):
             if segment.base <= start < segment.end:
                 end = segment.end
         if end - start <= limit_bytes:
             return end
-        borders = [m for m in list(self._marks) if m <= end]
+        borders = [m for m in list(self._marks) if start < m <= end]
         within = [m for m in borders if m - start <= limit_bytes]
         return within[-1] if within else borders[0] if borders else end
 
@@ -198,6 +206,8 @@ class Ring:
         freed = []
         while self._sealed and self._sealed[0].end <= upto:
             freed.append(self._sealed.popleft())
+        while self._marks and self._marks[0] <= self.oldest:
+            self._marks.popleft()
         return freed
 
     def switch(self, segment: Segment) -> list[Segment]:
@@ -217,10 +227,3 @@ class Ring:
             counters[0], counters[1] = self._counters[0], self._counters[1]
             self._counters = counters
             return counters
-
-    def take_lock(self, seconds: float) -> bool:
-        """For the moment of a fork: nobody else is in the middle of a record."""
-        return self._owner != get_ident() and self._lock.acquire(timeout=seconds)
-
-    def give_lock(self) -> None:
-        self._lock.release()

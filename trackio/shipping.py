@@ -13,6 +13,7 @@ from trackio.wire import Ack, Message, Refusal, Unknown, Welcome
 WINDOW_BYTES = 4 << 20
 HELLO_AGAIN_SECONDS = 5.0
 HEARTBEAT_SECONDS = 2.0
+RESEND_SECONDS = 10.0
 SPILL_AFTER_SECONDS = 5.0
 _STALLED_SECONDS = 0.5
 
@@ -64,6 +65,8 @@ class Courier:
         self._spoke_at = now
         self._progress_at = now
         """when the backlog was last empty or shrank"""
+        self._resend_after = now
+        """when something was sent into an empty pipe, or acked"""
         self._spill_again_at = now
 
     @property
@@ -86,6 +89,8 @@ class Courier:
 
     def on_sent(self, end: int, now: float) -> None:
         """A batch up to `end` has left."""
+        if not self.in_flight:
+            self._resend_after = now
         self.sent = max(self.sent, end)
         self._spoke_at = now
 
@@ -101,7 +106,9 @@ class Courier:
             case Ack() if message.committed > self.committed:
                 self.committed = message.committed
                 self.sent = max(self.sent, message.committed)
-                self._progress_at = now
+                self._progress_at = self._resend_after = now
+            case Ack() if self.in_flight and now - self._resend_after > RESEND_SECONDS:
+                self.sent, self._resend_after = self.committed, now  # the daemon answers: a batch got lost
             case Unknown():
                 self.introduce_again(now)
             case Refusal():

@@ -56,6 +56,7 @@ class Spool:
         self._stale: set[int] = set()
         self._next_check = 0.0
         self._quiet_since = time.monotonic()
+        self._acked = 0
         first = self._settle()
         self._counters_map = self._open_counters()
         self._counters = memoryview(self._counters_map).cast("Q")
@@ -160,7 +161,7 @@ class Spool:
         ring = self.ring
         if ring.spare_bytes < ring.capacity_bytes // 2:
             self._provide(0)
-        if ring.head != self.oldest:
+        if ring.head > self._acked:
             self._quiet_since = now
         elif now - self._quiet_since > _SHRINK_AFTER_SECONDS and (spare := ring.drop_spare()):
             spare.close()
@@ -206,6 +207,7 @@ class Spool:
 
     def release(self, acked: int) -> None:
         """Frees what lies below `acked`: the daemon has it."""
+        self._acked = acked
         self.spill.release(acked)
         self._free(acked)
 

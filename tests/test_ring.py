@@ -1,0 +1,124 @@
+"""The ring: appending from threads and from within itself, rolling over, reading ranges."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from trackio import record
+from trackio.ring import Ring
+from trackio.segment import Segment
+
+SMALL = 4096
+
+
+def make(sizes: list[int], *, provide: list[int] | None = None) -> tuple[Ring, memoryview]:
+    """A ring over private memory with spares of these sizes; `provide` more when asked."""
+    counters = memoryview(bytearray(16)).cast("Q")
+    more = list(provide or [])
+
+    def provide_one(size: int) -> bool:
+        if not more:
+            return False
+        ring.add(Segment("", max(size, more.pop(0))))
+        return True
+
+    ring = Ring(Segment("", sizes[0]), counters, provide_one)
+    for size in sizes[1:]:
+        ring.add(Segment("", size))
+    return ring, counters
+
+
+def read_all(ring: Ring, limit: int = 1024) -> Iterator[record.Record]:
+    start = ring.oldest
+    while start < ring.head:
+        end = ring.range_end(start, limit)
+        view = ring.view(start, end)
+        assert view is not None and end > start
+        yield from record.records(bytes(view), start)
+        start = end
+
+
+def test_what_is_appended_is_read_in_order_over_segments() -> None:
+    ring, _ = make([SMALL] * 4)
+    parts = [bytes([i % 256]) * (i % 90 + 1) for i in range(150)]
+    assert all(ring.append(part, 1) for part in parts)
+    assert [r.payload for r in read_all(ring)] == parts
+
+
+def test_a_full_ring_refuses_and_counts_exactly() -> None:
+    ring, counters = make([SMALL])
+    accepted = [ring.append(b"x" * 100, 7) for _ in range(60)]
+    assert accepted.count(True) == SMALL // record.framed_bytes(100)
+    assert (counters[0], counters[1]) == (accepted.count(False), 7 * accepted.count(False))
+
+
+def test_a_released_segment_is_used_again_and_its_old_records_do_not_count() -> None:
+    ring, counters = make([SMALL, SMALL])
+    for lap in range(20):
+        for i in range(25):
+            assert ring.append(b"%02d%02d" % (lap, i) + b"." * 100, 1)
+        got = [r.payload[:4] for r in read_all(ring)]
+        assert got[-25:] == [b"%02d%02d" % (lap, i) for i in range(25)]
+        for segment in ring.release(ring.head):
+            ring.add(segment)
+    assert counters[0] == 0
+
+
+def test_a_record_larger_than_a_segment_gets_one_of_its_own() -> None:
+    ring, counters = make([SMALL], provide=[0])
+    assert ring.append(b"small", 1) and ring.append(b"L" * 50_000, 1)
+    assert [len(r.payload) for r in read_all(ring)] == [5, 50_000] and counters[0] == 0
+
+
+@pytest.mark.parametrize("limit", [1, 1000, 300_000, 1 << 20])
+def test_a_range_ends_at_a_border_near_the_limit(limit: int) -> None:
+    ring, _ = make([2 << 20])
+    for i in range(3000):
+        ring.append(b"%04d" % i + b"." * 400, 1)
+    assert [r.payload[:4] for r in read_all(ring, limit)] == [b"%04d" % i for i in range(3000)]
+    assert ring.range_end(0, 300_000) <= 300_000
+
+
+def test_a_log_from_a_signal_handler_never_deadlocks_and_loses_nothing() -> None:
+    ring, counters = make([32 << 20])
+    inner = 0
+
+    def handler(*_: object) -> None:
+        nonlocal inner
+        ring.append(b"inner", 1)
+        inner += 1
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+    outer = 0
+    try:
+        while inner < 100 and outer < 400_000:
+            ring.append(b"o" * 20, 1)
+            outer += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    got = [r.payload[:1] for r in read_all(ring, 1 << 20)]
+    assert inner >= 100
+    assert (got.count(b"i"), got.count(b"o"), counters[0]) == (inner, outer, 0)
+
+
+def test_threads_append_whole_records() -> None:
+    ring, counters = make([16 << 20])
+    threads = [
+        threading.Thread(target=lambda n=n: [ring.append(b"%02d%05d" % (n, i) * (i % 9 + 1), 1) for i in range(4000)])
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    got = [r.payload for r in read_all(ring, 1 << 20)]
+    assert len(got) == 32_000 and counters[0] == 0
+    for n in range(8):
+        mine = [p for p in got if p.startswith(b"%02d" % n)]
+        assert mine == [b"%02d%05d" % (n, i) * (i % 9 + 1) for i in range(4000)]

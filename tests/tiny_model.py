@@ -1,0 +1,61 @@
+"""A causal language model, its tokenizer and its data, built on the spot: nothing is downloaded.
+
+Imported by the training scripts of `test_trainers.py`, which run in processes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+WORDS = "the a cat dog bird sees hears likes one two small red old house tree".split()
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+HIDDEN_SIZE = 16
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate((*SPECIAL, *WORDS))}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    pad, bos, eos, unk = SPECIAL
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad, bos_token=bos, eos_token=eos, unk_token=unk)
+
+
+def model() -> LlamaForCausalLM:
+    """Two layers; the same weights each time."""
+    set_seed(1)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(SPECIAL) + len(WORDS),
+            hidden_size=HIDDEN_SIZE,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+def texts(count: int = 32) -> list[dict[str, str]]:
+    return [{"text": " ".join(WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(8))} for i in range(count)]
+
+
+def tokens(count: int = 32) -> list[dict[str, list[int]]]:
+    """The texts as a plain `Trainer` takes them."""
+    encode = tokenizer()
+    rows = [encode(row["text"])["input_ids"] for row in texts(count)]
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def report(path: str, **facts: Any) -> None:
+    """Hands the test what the training itself says happened. Floats keep every bit in JSON."""
+    Path(path).write_text(json.dumps(facts))
