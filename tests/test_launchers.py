@@ -2,6 +2,9 @@
 
 `accelerate launch --multi_gpu` needs no GPU as long as the script uses none, so the real one runs here.
 Where no launcher can be installed (SLURM, Ray, several nodes), `test_identity` plays its environment.
+
+Tests that take `host` start the daemon when the launcher is done: what short processes left is then stored at
+once, and not with the next of the daemon's scans. Those that take `daemon` have it there all the time.
 """
 
 from __future__ import annotations
@@ -69,7 +72,8 @@ SPAWN = """
 import os, trackio
 
 def train(rank: int) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     trackio.init(project="p")
     trackio.log({"loss": 1.0 + rank})
     trackio.finish()
@@ -190,11 +194,12 @@ def test_a_torchrun_is_one_run_and_two_are_two(daemon: Host) -> None:
 
 
 @pytest.mark.trainers
-def test_two_static_torchruns_on_one_port_are_two_runs(daemon: Host) -> None:
-    train, port = script(daemon, LOG_ONE), free_port()
-    launch(daemon, *static(port), train)
-    launch(daemon, *static(port), train)
-    assert [shape(run) for run in ended_runs(daemon, streams=4)] == [ONE_JOB, ONE_JOB]
+def test_two_static_torchruns_on_one_port_are_two_runs(host: Host) -> None:
+    train, port = script(host, LOG_ONE), free_port()
+    launch(host, *static(port), train)
+    launch(host, *static(port), train)
+    host.start()
+    assert [shape(run) for run in ended_runs(host, streams=4)] == [ONE_JOB, ONE_JOB]
 
 
 @pytest.mark.trainers
@@ -209,10 +214,11 @@ def test_an_elastic_restart_is_an_attempt_of_the_same_run(daemon: Host) -> None:
 
 
 @pytest.mark.trainers
-def test_a_shell_between_torchrun_and_its_ranks_changes_nothing(daemon: Host) -> None:
-    line = f"{sys.executable} {script(daemon, LOG_ONE)}; exit $?"
-    launch(daemon, "torchrun", "--nproc-per-node", "2", "--no-python", "sh", "-c", line)
-    assert [shape(run) for run in ended_runs(daemon, streams=2)] == [ONE_JOB]
+def test_a_shell_between_torchrun_and_its_ranks_changes_nothing(host: Host) -> None:
+    line = f"{sys.executable} {script(host, LOG_ONE)}; exit $?"
+    launch(host, "torchrun", "--nproc-per-node", "2", "--no-python", "sh", "-c", line)
+    host.start()
+    assert [shape(run) for run in ended_runs(host, streams=2)] == [ONE_JOB]
 
 
 @pytest.mark.trainers
@@ -234,9 +240,10 @@ def test_names_that_differ_by_rank_are_one_run_named_as_rank_0_says(daemon: Host
 
 
 @pytest.mark.trainers
-def test_trackio_run_per_rank_makes_every_rank_a_run(daemon: Host) -> None:
-    launch(daemon, "torchrun", "--nproc-per-node", "2", script(daemon, LOG_ONE), TRACKIO_RUN_PER_RANK="1")
-    runs = ended_runs(daemon, streams=2)
+def test_trackio_run_per_rank_makes_every_rank_a_run(host: Host) -> None:
+    launch(host, "torchrun", "--nproc-per-node", "2", script(host, LOG_ONE), TRACKIO_RUN_PER_RANK="1")
+    host.start()
+    runs = ended_runs(host, streams=2)
     assert sorted(value for run in runs for values in losses(run).values() for value in values) == [1.0, 2.0]
     assert len(runs) == 2
 
@@ -262,12 +269,13 @@ def test_a_torchrun_started_by_a_process_with_a_run_of_its_own_is_one_run(daemon
 
 
 @pytest.mark.trainers
-def test_two_accelerate_launches_are_two_runs(daemon: Host, tmp_path: Path) -> None:
-    train, port = script(daemon, LOG_ONE), free_port()
+def test_two_accelerate_launches_are_two_runs(host: Host, tmp_path: Path) -> None:
+    train, port = script(host, LOG_ONE), free_port()
     flags = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", port)
     for _ in range(2):
-        launch(daemon, "accelerate", "launch", *flags, train, HF_HOME=str(tmp_path / "hf"))
-    assert [shape(run) for run in ended_runs(daemon, streams=4)] == [ONE_JOB, ONE_JOB]
+        launch(host, "accelerate", "launch", *flags, train, HF_HOME=str(tmp_path / "hf"))
+    host.start()
+    assert [shape(run) for run in ended_runs(host, streams=4)] == [ONE_JOB, ONE_JOB]
 
 
 @pytest.mark.trainers
@@ -279,9 +287,10 @@ def test_what_lightnings_script_launcher_starts_is_one_run(daemon: Host) -> None
 
 
 @pytest.mark.trainers
-def test_processes_that_torch_spawns_and_that_rank_themselves_are_one_run(daemon: Host) -> None:
-    launch(daemon, "python", script(daemon, SPAWN))
-    (run,) = ended_runs(daemon, streams=2)
+def test_processes_that_torch_spawns_and_that_rank_themselves_are_one_run(host: Host) -> None:
+    launch(host, "python", script(host, SPAWN))
+    host.start()
+    (run,) = ended_runs(host, streams=2)
     assert shape(run) == ONE_JOB
     assert losses(run) == {0: [1.0], 1: [2.0]}
 
@@ -289,22 +298,24 @@ def test_processes_that_torch_spawns_and_that_rank_themselves_are_one_run(daemon
 # -- no launcher, or one without torch -----------------------------------------------------------------------
 
 
-def test_scripts_started_from_one_shell_are_runs_of_their_own(daemon: Host) -> None:
-    train = script(daemon, LOG_ONE)
+def test_scripts_started_from_one_shell_are_runs_of_their_own(host: Host) -> None:
+    train = script(host, LOG_ONE)
     line = f"{sys.executable} {train}; {sys.executable} {train} & {sys.executable} {train} & wait"
-    done = subprocess.run(["sh", "-c", line], env=daemon.environ(), capture_output=True, timeout=60 * PATIENCE)
+    done = subprocess.run(["sh", "-c", line], env=host.environ(), capture_output=True, timeout=60 * PATIENCE)
     assert done.returncode == 0, done.stderr
-    assert [shape(run) for run in ended_runs(daemon, streams=3)] == [ALONE, ALONE, ALONE]
+    host.start()
+    assert [shape(run) for run in ended_runs(host, streams=3)] == [ALONE, ALONE, ALONE]
 
 
-def test_unrelated_processes_with_one_trackio_run_id_are_one_run_of_that_id(daemon: Host) -> None:
+def test_unrelated_processes_with_one_trackio_run_id_are_one_run_of_that_id(host: Host) -> None:
     for _ in range(2):
-        assert daemon.run(LOG_ONE, env={"TRACKIO_RUN_ID": "x"}).returncode == 0
-    (run,) = ended_runs(daemon, streams=2)
+        assert host.run(LOG_ONE, env={"TRACKIO_RUN_ID": "x"}).returncode == 0
+    host.start()
+    (run,) = ended_runs(host, streams=2)
     assert (run.id, shape(run)) == ("x", Shape([0], 1, 2, "finished"))
 
 
-def test_an_mpirun_is_one_run_and_two_are_two(daemon: Host) -> None:
+def test_an_mpirun_is_one_run_and_two_are_two(host: Host) -> None:
     mpirun = shutil.which("mpirun")
     if mpirun is None:
         pytest.skip("no mpirun on this machine's PATH")
@@ -312,11 +323,12 @@ def test_an_mpirun_is_one_run_and_two_are_two(daemon: Host) -> None:
     on_few_cores = {"OMPI_MCA_rmaps_base_oversubscribe": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
     for _ in range(2):
         done = subprocess.run(
-            [mpirun, "-n", "2", sys.executable, script(daemon, LOG_ONE)],
-            env={**daemon.environ(), **as_any_user, **on_few_cores, "TMPDIR": os.environ.get("TMPDIR", "/tmp")},
+            [mpirun, "-n", "2", sys.executable, script(host, LOG_ONE)],
+            env={**host.environ(), **as_any_user, **on_few_cores, "TMPDIR": os.environ.get("TMPDIR", "/tmp")},
             capture_output=True,
             text=True,
             timeout=60 * PATIENCE,
         )
         assert done.returncode == 0, done.stderr
-    assert [shape(run) for run in ended_runs(daemon, streams=4)] == [ONE_JOB, ONE_JOB]
+    host.start()
+    assert [shape(run) for run in ended_runs(host, streams=4)] == [ONE_JOB, ONE_JOB]

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from trackiod.errors import NotFound
 from trackiod.store import schema
-from trackiod.store.reader import HoleRow, MetricRow, ProjectReader, RunRow, project_names
+from trackiod.store.reader import HoleRow, MetricRow, ProjectReader, project_names
 from trackiod.views.attempts import Place, Stream, place
+from trackiod.views.lineage import RunRow, roots
 from trackiod.views.reduction import SeriesPoint, Shown, reduce_ranks, sift
 from trackiod.views.state import RunState, run_state
 
@@ -261,11 +262,10 @@ def open_project(projects: str, project: str) -> ProjectReader:
 def runs(reader: ProjectReader) -> list[RunView]:
     """All runs of a project, oldest first; those that go on with another are part of it."""
     rows = reader.runs()
-    known = {row.id for row in rows}
+    root_of = roots(rows)
     parts: dict[str, list[RunRow]] = {}
     for row in rows:
-        root = row.continues if row.continues in known else row.id
-        parts.setdefault(str(root), []).append(row)
+        parts.setdefault(root_of[row.id], []).append(row)
     by_run: dict[str, list[Stream]] = {}
     for stream in reader.streams():
         by_run.setdefault(stream.run, []).append(stream)

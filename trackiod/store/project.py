@@ -11,6 +11,7 @@ import msgpack
 
 from trackiod.store import schema
 from trackiod.store.digest import Digest, End
+from trackiod.views.lineage import RunRow, roots
 
 
 class ProjectStore:
@@ -63,16 +64,10 @@ class ProjectStore:
         name, group = str(meta["name"]), meta.get("group")
         known = self._one("SELECT name_rank FROM runs WHERE id = ?", run)
         if known is None:
-            continues = None
-            if meta.get("resume") in ("allow", "must") and meta.get("named"):
-                older = self._one(
-                    "SELECT coalesce(continues, id) FROM runs WHERE name = ? AND created_ns < ?"
-                    " ORDER BY created_ns DESC LIMIT 1", name, started_ns,
-                )  # fmt: skip
-                continues = older[0] if older else None
+            resumes = meta.get("resume") in ("allow", "must") and bool(meta.get("named"))
             self._do(
-                "INSERT INTO runs (id, name, name_rank, run_group, created_ns, continues) VALUES (?, ?, ?, ?, ?, ?)",
-                run, name, rank, group, started_ns, continues,
+                "INSERT INTO runs (id, name, name_rank, run_group, created_ns, resumes) VALUES (?, ?, ?, ?, ?, ?)",
+                run, name, rank, group, started_ns, int(resumes),
             )  # fmt: skip
         elif rank < known[0] and meta["role"] == "rank":
             self._do("UPDATE runs SET name = ?, name_rank = ?, run_group = ? WHERE id = ?", name, rank, group, run)
@@ -150,16 +145,20 @@ class ProjectStore:
 
     def find_run(self, name: str) -> tuple[str, int]:
         """The newest run of that name and its highest step; ("", -1) if there is none."""
-        row = self._one(
-            "SELECT coalesce(continues, id) FROM runs WHERE name = ? ORDER BY created_ns DESC LIMIT 1", name
-        )
-        if row is None:
+        rows = self._connection.execute(
+            "SELECT id, name, run_group, created_ns, resumes FROM runs WHERE name = ? ORDER BY created_ns, id", (name,)
+        ).fetchall()
+        if not rows:
             return "", -1
-        step = self._one(
+        root_of = roots(map(RunRow._make, rows))
+        root = root_of[rows[-1][0]]
+        members = [run for run, its_root in root_of.items() if its_root == root]
+        (step,) = self._one(
             "SELECT max(max_step) FROM metrics JOIN streams ON streams.id = metrics.stream"
-            " JOIN runs ON runs.id = streams.run WHERE coalesce(runs.continues, runs.id) = ?", row[0],
-        )  # fmt: skip
-        return row[0], -1 if step is None or step[0] is None else int(step[0])
+            f" WHERE streams.run IN ({','.join('?' * len(members))})",
+            *members,
+        )
+        return root, -1 if step is None else int(step)
 
     # -- SQLite ----------------------------------------------------------------------------------------------
 

@@ -12,17 +12,8 @@ from trackiod.errors import StoreDamaged, StoreError
 from trackiod.store import schema
 from trackiod.store.digest import points
 from trackiod.views.attempts import Stream
+from trackiod.views.lineage import RunRow
 from trackiod.views.reduction import SeriesPoint
-
-
-class RunRow(NamedTuple):
-    """A run as stored: `continues` names the run it goes on with."""
-
-    id: str
-    name: str
-    group: str | None
-    created_ns: int
-    continues: str | None
 
 
 class MetricRow(NamedTuple):
@@ -70,8 +61,8 @@ class ProjectReader:
 
     def runs(self) -> list[RunRow]:
         """All runs, oldest first."""
-        rows = self._all("SELECT id, name, run_group, created_ns, continues FROM runs ORDER BY created_ns, id")
-        return [RunRow(*row) for row in rows]
+        rows = self._all("SELECT id, name, run_group, created_ns, resumes FROM runs ORDER BY created_ns, id")
+        return [RunRow._make(row) for row in rows]
 
     def streams(self, run: str | None = None) -> list[Stream]:
         """The streams of a run, or of all runs, in the order of their starts."""

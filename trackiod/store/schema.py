@@ -25,7 +25,7 @@ CREATE TABLE runs (
     name_rank INTEGER NOT NULL,  -- the rank whose name it is: the lowest that came
     run_group TEXT,
     created_ns INTEGER NOT NULL,
-    continues TEXT               -- the run that this one goes on with, if the client could not learn it
+    resumes INTEGER NOT NULL     -- it asked to go on with the newest earlier run of its name
 ) WITHOUT ROWID;
 CREATE INDEX runs_by_name ON runs (name, created_ns);
 
