@@ -53,6 +53,7 @@ class Host:
     spool: Path
     extra: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    readers: list[ProjectReader] = field(default_factory=list)
 
     @property
     def places(self) -> Places:
@@ -108,6 +109,9 @@ class Host:
             return control.start(self.places, 60 * PATIENCE).pid
 
     def stop(self) -> bool:
+        """Stops the daemon. What was read before cannot be read on."""
+        while self.readers:
+            self.readers.pop().close()
         return control.stop(self.places, "test")
 
     def status(self) -> Any:
@@ -116,11 +120,12 @@ class Host:
     # -- reading -------------------------------------------------------------------------------------
 
     def runs(self, project: str) -> list[RunView]:
-        """The project's runs now. Their readers stay open until the test's end."""
+        """The project's runs now. They can be read until the daemon is stopped."""
         names, _ = project_names(self.places.projects)
         if project not in names:
             return []
-        return answers.runs(ProjectReader(_path(self.places, project)))
+        self.readers.append(ProjectReader(_path(self.places, project)))
+        return answers.runs(self.readers[-1])
 
     def the_run(self, project: str) -> RunView:
         views = self.runs(project)
@@ -144,8 +149,7 @@ class Host:
             if process.poll() is None:
                 process.kill()
             process.communicate()
-        if control.launch.is_running(self.places):
-            self.stop()
+        self.stop()
         shutil.rmtree(self.spool, ignore_errors=True)
 
 

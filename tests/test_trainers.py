@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Host
+from conftest import Host, wait_for
 
 from trackiod.answers import RunView
 
@@ -90,6 +90,12 @@ def train(host: Host, code: str) -> Any:
     return json.loads((folder / "report.json").read_text())
 
 
+def arrived(host: Host, project: str) -> RunView:
+    """The project's one run, once all that was logged is stored: a process may have had several streams."""
+    wait_for(lambda: not list(host.spool.rglob("seg-*")), what="the end of all streams")
+    return host.ended_run(project)
+
+
 def seen(run: RunView, metric: str) -> list[tuple[int, Any]]:
     """(step, value) of each visible point."""
     return [(point.step, point.value) for point in run.series(metric).points]
@@ -120,7 +126,7 @@ def assert_is_the_sft_training(run: RunView, report: Any, folder: Path) -> None:
 
 def test_an_unmodified_sft_training_with_checkpoints_is_one_run(offline: Host) -> None:
     report = train(offline, SFT)
-    run = offline.ended_run("sft")
+    run = arrived(offline, "sft")
     assert_is_the_sft_training(run, report, offline.data.parent)
     assert (run.attempts, run.logging, run.world_size) == (1, 1, 1)
     card = (offline.data.parent / "out" / "README.md").read_text()
@@ -134,7 +140,7 @@ def test_an_sft_training_under_torchrun_is_one_run_in_which_one_rank_of_two_logs
     assert done.returncode == 0, done.stderr
     report = json.loads((folder / "report.json").read_text())
     assert report["world_size"] == 2
-    run = offline.ended_run("sft")
+    run = arrived(offline, "sft")
     assert_is_the_sft_training(run, report, folder)
     assert (run.attempts, run.logging, run.world_size) == (1, 1, 2)
     assert [point.is_partial for point in run.series("train/loss").points] == [False] * 4
@@ -149,7 +155,7 @@ training.train()
 trackio.log({"after": 2.5}, step=5)
 tiny_model.report(f"{folder}/report.json", history=training.state.log_history, run=run.id)
 """)  # fmt: skip
-    run = offline.ended_run("mine")
+    run = arrived(offline, "mine")
     assert (run.id, run.name, run.state) == (report["run"], "x", ("finished", ""))
     assert offline.runs("huggingface") == []
     assert run.attempts == 1
@@ -160,24 +166,47 @@ tiny_model.report(f"{folder}/report.json", history=training.state.log_history, r
     assert_nothing_is_missing(run)
 
 
-def test_train_and_evaluate_are_one_run(offline: Host) -> None:
+def test_a_scripts_own_init_train_and_evaluate_are_one_run(offline: Host) -> None:
+    """The callback asks for project "huggingface" again after its own finish()."""
     report = train(offline, TRAINER + """
-training = trainer(project="evaluated")
+run = trackio.init(project="mine", name="x")
+training = trainer()
 training.train()
 training.evaluate()
-tiny_model.report(f"{folder}/report.json", history=training.state.log_history)
+trackio.log({"after": 2.5}, step=5)
+tiny_model.report(f"{folder}/report.json", history=training.state.log_history, run=run.id)
 """)  # fmt: skip
-    run = offline.ended_run("evaluated")
-    assert run.state == ("finished", "")
-    assert run.attempts == 1
+    run = arrived(offline, "mine")
+    assert (run.id, run.name, run.state) == (report["run"], "x", ("finished", ""))
     assert seen(run, "train/loss") == kept(report["history"], "loss")
+    assert "eval/loss" in run.metric_names, [view.metric_names for view in offline.runs("huggingface")]
+    assert seen(run, "eval/loss") == kept(report["history"], "eval_loss")
+    assert seen(run, "after") == [(5, 2.5)]
+    assert offline.runs("huggingface") == []
+
+
+@pytest.mark.parametrize("name", [None, "x"])
+def test_train_and_evaluate_are_one_run(offline: Host, name: str | None) -> None:
+    report = train(offline, TRAINER + f"""
+training = trainer(project="evaluated", run_name={name!r})
+training.train()
+training.evaluate()
+tiny_model.report(f"{{folder}}/report.json", history=training.state.log_history)
+""")  # fmt: skip
+    run = arrived(offline, "evaluated")
+    assert run.state == ("finished", "")
+    assert name in (None, run.name)
+    if name is None:  # by SEMANTICS 2, an init() with the name of a run that exists is a new attempt of it
+        assert run.attempts == 1
+    assert seen(run, "train/loss") == kept(report["history"], "loss")
+    assert [step for step, _ in seen(run, "train/loss")] == [1, 2, 3, 4]
     assert [step for step, _ in seen(run, "eval/loss")] == [4]
     assert seen(run, "eval/loss") == kept(report["history"], "eval_loss")
     assert_nothing_is_missing(run)
 
 
 def test_a_training_resumed_from_a_checkpoint_is_one_run_of_two_attempts(offline: Host) -> None:
-    """The second attempt goes to step 6, so its learning rate falls slower: what it repeats has other values."""
+    """The second attempt goes to step 6, so its learning rate falls slower: step 4 has another value."""
     start = TRAINER + """
 training = trainer(project="resumed", run_name="x", save_strategy="steps", save_steps=2)
 training.train()
@@ -186,17 +215,17 @@ tiny_model.report(f"{folder}/report.json", history=training.state.log_history, r
 """  # fmt: skip
     go_on = start.replace("save_steps=2", "max_steps=6").replace("train()", 'train(f"{folder}/out/checkpoint-2")')
     first = train(offline, start)
-    before = offline.ended_run("resumed")
+    before = arrived(offline, "resumed")
     assert (before.name, before.attempts) == ("x", 1)
     second = train(offline, go_on)
-    run = offline.ended_run("resumed")
+    run = arrived(offline, "resumed")
     assert first["run"] == second["run"] == before.id == run.id
     assert (run.state, run.attempts) == (("finished", ""), 2)
     for key in ("loss", "learning_rate", "grad_norm"):
         assert seen(run, f"train/{key}") == kept(second["history"], key)
     assert [step for step, _ in seen(run, "train/loss")] == [1, 2, 3, 4, 5, 6]
     old, new = (dict(kept(report["history"], "learning_rate")) for report in (first, second))
-    assert old[2] == new[2] and old[3] < new[3] and old[4] < new[4], "else the test could not tell the attempts apart"
+    assert old[2] == new[2] and old[4] < new[4], "else the test could not tell the attempts apart"
     again = run.series("train/learning_rate", attempt=0).points
     assert [(point.step, point.value) for point in again] == kept(first["history"], "learning_rate")
     assert run.series("train/loss").hidden == 2
@@ -219,7 +248,7 @@ accelerator.end_training()
 def test_accelerates_tracker_is_one_run_with_its_config_and_steps(offline: Host) -> None:
     done = offline.run(ACCELERATE, seconds=SECONDS)
     assert done.returncode == 0, done.stderr
-    run = offline.ended_run("acc")
+    run = arrived(offline, "acc")
     assert (run.id, run.name, run.state) == (done.stdout.split()[-1], "x", ("finished", ""))
     assert seen(run, "loss") == [(10, 1 / 10), (20, 1 / 20), (30, 1 / 30)]
     assert seen(run, "nested/acc") == [(10, 0.1), (20, 0.2), (30, 0.3)]

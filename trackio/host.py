@@ -65,7 +65,7 @@ def _headrooms(root: str, path: str, limit_file: str, usage_file: str) -> list[i
 
 def _read_bytes(path: str) -> int | None:
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             text = file.read().strip()
     except OSError:
         return None

@@ -7,6 +7,7 @@ one only makes two runs of it. `docs/decisions/0003-run-keys.md` tells where evi
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -192,9 +193,6 @@ def started_of(pid: int) -> str:
 
 def facts_of_this_process() -> Facts:
     """Reads them; a fact that cannot be read is empty."""
-    import multiprocessing
-    import sys
-
     try:
         with open("/proc/self/environ", "rb") as file:
             pairs = (item.partition(b"=") for item in file.read().split(b"\0") if item)
@@ -210,6 +208,12 @@ def facts_of_this_process() -> Facts:
         parent_pid=ppid,
         parent_started=started_of(ppid),
         boot_id=places.boot_id(),
-        forked_by_multiprocessing=multiprocessing.parent_process() is not None,
+        forked_by_multiprocessing=_is_multiprocessing_child(),
         interactive=hasattr(sys, "ps1") or "ipykernel" in sys.modules,
     )
+
+
+def _is_multiprocessing_child() -> bool:
+    """Whether this process was made by `multiprocessing`, which then is imported in it."""
+    module = sys.modules.get("multiprocessing")
+    return module is not None and module.parent_process() is not None

@@ -43,9 +43,15 @@ def parse(mountinfo: str) -> list[Mount]:
         fields, _, rest = line.partition(" - ")
         columns = fields.split(" ")
         if len(columns) >= 5 and rest:
-            point = columns[4].encode("ascii", "replace").decode("unicode_escape")
-            mounts.append(Mount(point, rest.split(" ")[0]))
+            mounts.append(Mount(_unescaped(columns[4]), rest.split(" ")[0]))
     return mounts
+
+
+def _unescaped(path: str) -> str:
+    """mountinfo writes blanks and backslashes as three octal digits."""
+    for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        path = path.replace(escape, character)
+    return path
 
 
 def mount_of(path: str, mounts: list[Mount]) -> Mount:

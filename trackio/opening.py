@@ -45,6 +45,10 @@ pending_config = Config()
 """What users set on `trackio.config` before init(); the next run starts with it."""
 
 
+class Misuse(ValueError):
+    """The caller asked for what cannot be; the only error init() raises."""
+
+
 class Request(NamedTuple):
     """What the caller of init() asked for, aliases resolved."""
 
@@ -59,7 +63,22 @@ class Request(NamedTuple):
 def open_run(
     project: Any, name: Any, group: Any, config: Any, resume: Any, mode: str | None, others: Mapping[str, Any]
 ) -> Run:
-    """Opens, or goes on with, a run. Raises ValueError for `resume="must"` without such a run."""
+    """Opens, or goes on with, a run. Raises Misuse, a ValueError, for `resume="must"` without such a run.
+
+    Whatever else goes wrong, training goes on with a run that stores nothing, and one line says so.
+    """
+    try:
+        return _opened(project, name, group, config, resume, mode, others)
+    except Misuse:
+        raise
+    except Exception as error:  # noqa: BLE001 the border to the user's process
+        voice.warn_once("init", f"init() failed ({error!r}); this process logs nothing.")
+        return _made_current(_disabled(Request(str(project), None, None, {}, "never", "")))
+
+
+def _opened(
+    project: Any, name: Any, group: Any, config: Any, resume: Any, mode: str | None, others: Mapping[str, Any]
+) -> Run:
     ours, problems = settings.of_this_process()
     voice.quiet = ours.quiet
     for problem in problems:
@@ -90,9 +109,9 @@ def _understood(
     elif resume is True or resume == "auto":
         resume = "allow"
     if resume not in _RESUMES:
-        raise ValueError(f"resume must be one of: 'must', 'allow', or 'never', not {resume!r}")
+        raise Misuse(f"resume must be one of: 'must', 'allow', or 'never', not {resume!r}")
     if resume == "must" and name is None and not run_id:
-        raise ValueError("Must provide a run name when resume='must'")
+        raise Misuse("Must provide a run name when resume='must'")
     return Request(
         project=_name(project, "project"),
         name=None if name is None else _name(name, "run"),
@@ -217,7 +236,7 @@ def _find(where: Places, request: Request, ours: Settings) -> wire.Found | None:
     answer = inquiry.ask(where, question, _MUST_SECONDS if must else _ALLOW_SECONDS)
     if isinstance(answer, wire.Found):
         if must and not answer.run:
-            raise ValueError(f"Run '{request.name}' does not exist in project '{request.project}'")
+            raise Misuse(f"Run '{request.name}' does not exist in project '{request.project}'")
         return answer
     if must or launch.is_running(where):
         voice.warn_once(
@@ -241,11 +260,14 @@ def _warn_of_folder(where: Places) -> None:
             "network",
             f"{where.data} is on a network file system ({where.network}); this host's data lie in {where.live}.",
         )  # fmt: skip
-    folder = where.live
-    while not os.path.lexists(folder):
-        folder = os.path.dirname(folder)
-    if not os.access(folder, os.W_OK | os.X_OK) or not os.path.isdir(folder):
+    try:
+        places.make_private(where.live)
+        problem = "" if os.access(where.live, os.W_OK | os.X_OK) else "no permission"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
         voice.warn_once(
-            "unwritable", f"the data folder {where.data} cannot be written; metrics stay in shared memory until "
-            "it can, or are lost with this host. Set TRACKIO_DIR to a folder of yours."
-        )  # fmt: skip
+            "unwritable",
+            f"the data folder {where.live} cannot be written ({problem}); metrics stay in shared memory until it "
+            "can, or are lost with this host. Set TRACKIO_DIR to a folder of yours.",
+        )

@@ -150,7 +150,7 @@ def read_endpoint(path: str) -> Endpoint | None:
 def boot_id() -> str:
     """The kernel's id of this boot; empty where there is none (macOS)."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
             return file.read().strip()
     except OSError:
         return ""

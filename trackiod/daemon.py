@@ -122,11 +122,11 @@ def _store_id(where: Places) -> str:
     """The data folder's own id, made once: a replaced or restored folder is seen by it."""
     path = os.path.join(where.live, "store.id")
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             return file.read().strip()
     except OSError:
         store_id = uuid.uuid4().hex
-    with open(path, "w", encoding="ascii") as file:
+    with open(path, "w", encoding="utf-8") as file:
         file.write(store_id)
     return store_id
 
@@ -164,7 +164,7 @@ def _be_modest() -> None:
 
 
 def _expect_oom() -> None:
-    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+    with open("/proc/self/oom_score_adj", "w", encoding="utf-8") as file:
         file.write("300")
 
 

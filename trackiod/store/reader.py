@@ -57,6 +57,9 @@ class ProjectReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._connection.close()
 
     def runs(self) -> list[RunRow]:

@@ -105,16 +105,12 @@ def path_of(projects: str, project: str) -> str:
 def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connection:
     """The one connection that writes, created with the database if need be. Raises StoreError or
     sqlite3.Error (a full disk)."""
+    if not os.path.exists(path):
+        _create(path, project, store_id)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
     try:
-        if _is_new(connection):
-            connection.execute("PRAGMA page_size = 8192")
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA journal_size_limit = 67108864")
-        if _is_new(connection):
-            _create(connection, project, store_id)
         check_version(connection, path)
     except sqlite3.DatabaseError as error:
         connection.close()
@@ -152,16 +148,22 @@ def check_version(connection: sqlite3.Connection, path: str) -> None:
         raise StoreDamaged(f"{path} is not a trackio store.")
 
 
-def _is_new(connection: sqlite3.Connection) -> bool:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    return not version and not tables
-
-
-def _create(connection: sqlite3.Connection, project: str, store_id: str) -> None:
-    connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
-    facts = [("project", project), ("store", store_id)]
-    connection.executemany("INSERT INTO meta VALUES (?, ?)", facts)
+def _create(path: str, project: str, store_id: str) -> None:
+    """Makes the database under another name first: a reader finds it whole or not at all."""
+    new = f"{path}.new"
+    for leftover in (new, f"{new}-wal", f"{new}-shm"):
+        if os.path.exists(leftover):
+            os.unlink(leftover)
+    connection = sqlite3.connect(new, isolation_level=None)
+    try:
+        connection.execute("PRAGMA page_size = 8192")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", [("project", project), ("store", store_id)])
+    finally:
+        connection.close()
+    os.rename(new, path)
 
 
 def _named(error: sqlite3.Error, path: str) -> Exception:
