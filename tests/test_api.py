@@ -31,7 +31,8 @@ def test_the_public_names_are_these() -> None:
     import trackio
 
     assert sorted(trackio.__all__) == [
-        "Run", "__upstream__", "__version__", "config", "context_vars", "define_metric", "finish", "init", "log",
+        "Run", "__upstream__", "__version__", "config", "context_vars", "define_metric", "finish", "freeze", "init",
+        "log", "sync",
     ]  # fmt: skip
     assert all(hasattr(trackio, name) for name in trackio.__all__)
 
@@ -131,6 +132,35 @@ def test_the_callbacks_default_project_does_not_take_the_run_away(host: Host) ->
 mine = trackio.init(project="my-sft", name="x")
 out = trackio.init(project="huggingface", name=None, resume="allow", space_id=None).id == mine.id
 """)  # fmt: skip
+
+
+def test_the_callback_comes_back_to_the_run_it_once_went_on_with(host: Host) -> None:
+    """train() finishes the run; evaluate() asks for the default project again."""
+    assert outcome(host, """
+mine = trackio.init(project="mine", name="x")
+trackio.init(project="huggingface", resume="allow"); trackio.finish()
+again = trackio.init(project="huggingface", resume="allow"); trackio.finish()
+other = trackio.init(project="other", resume="allow")
+out = [again.id == mine.id, other.id == mine.id]
+""") == [True, False]  # fmt: skip
+
+
+def test_resume_allow_with_the_runs_own_name_is_no_new_attempt(daemon: Host) -> None:
+    out = outcome(daemon, """
+mine = trackio.init(project="p", name="x"); trackio.log({"a": 1})
+theirs = trackio.init(project="p", name="x", resume="allow"); trackio.log({"a": 2})
+out = mine.id == theirs.id
+""")  # fmt: skip
+    run = daemon.ended_run("p")
+    assert out and run.attempts == 1 and [p.value for p in run.series("a").points] == [1, 2]
+
+
+def test_uploads_that_are_not_built_say_so_and_return_none(host: Host) -> None:
+    """transformers writes what sync() returns into model cards."""
+    done = host.run(
+        "import trackio\nprint(trackio.sync(project='p', sdk='static', force=True), trackio.freeze(project='p'))"
+    )
+    assert done.stdout.strip() == "None None" and done.stderr.count("not built yet") == 1
 
 
 def test_log_after_finish_reopens_the_run(daemon: Host) -> None:

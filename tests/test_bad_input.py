@@ -214,6 +214,7 @@ trackio.finish()
     done = host.run(code, env={"HOME": "/nonexistent"})
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "process limit" in done.stderr
+    subprocess.run(["chown", "-R", "0:0", str(host.data), str(host.spool)], check=True)
     host.start()
     assert host.ended_run("p").points == 1000
 

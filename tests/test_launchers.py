@@ -161,7 +161,7 @@ def script(host: Host, code: str) -> str:
     return str(path)
 
 
-def launch(host: Host, *command: str, **env: str) -> None:
+def launch(host: Host, *command: str, **env: Any) -> None:
     """Runs a launcher of this environment to its end, which must be a good one."""
     done = host.command(*command, OMP_NUM_THREADS="1", **env)
     assert done.returncode == 0, done.stderr

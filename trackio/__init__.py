@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trackio import context_vars, opening, process
+from trackio import context_vars, opening, process, voice
 from trackio.configuration import Config, CurrentConfig
 from trackio.runs import Run
 from trackio.version import __upstream__, __version__
@@ -27,8 +27,10 @@ __all__ = [
     "context_vars",
     "define_metric",
     "finish",
+    "freeze",
     "init",
     "log",
+    "sync",
 ]
 
 
@@ -84,6 +86,16 @@ def define_metric(name: str, step_metric: str | None = None, **options: Any) -> 
     if run is None:
         raise RuntimeError("Call trackio.init() before trackio.define_metric().")
     run.define_metric(name, step_metric, **options)
+
+
+def sync(**where: Any) -> None:
+    """Uploads a project: not built yet. Says so once and returns None; the data stay on this host."""
+    voice.warn_once("upload", "uploads are not built yet; the data stay on this host.")
+
+
+def freeze(**where: Any) -> None:
+    """Uploads a frozen copy: not built yet, as `sync`."""
+    sync(**where)
 
 
 def _current_config() -> Config:

@@ -45,8 +45,8 @@ pending_config = Config()
 """What users set on `trackio.config` before init(); the next run starts with it."""
 
 
-class Misuse(ValueError):
-    """The caller asked for what cannot be; the only error init() raises."""
+class Misuse(Exception):
+    """The caller asked for what cannot be; init() raises it as a ValueError."""
 
 
 class Request(NamedTuple):
@@ -63,14 +63,14 @@ class Request(NamedTuple):
 def open_run(
     project: Any, name: Any, group: Any, config: Any, resume: Any, mode: str | None, others: Mapping[str, Any]
 ) -> Run:
-    """Opens, or goes on with, a run. Raises Misuse, a ValueError, for `resume="must"` without such a run.
+    """Opens, or goes on with, a run. Raises ValueError for `resume="must"` without such a run.
 
     Whatever else goes wrong, training goes on with a run that stores nothing, and one line says so.
     """
     try:
         return _opened(project, name, group, config, resume, mode, others)
-    except Misuse:
-        raise
+    except Misuse as error:
+        raise ValueError(str(error)) from None
     except Exception as error:  # noqa: BLE001 the border to the user's process
         voice.warn_once("init", f"init() failed ({error!r}); this process logs nothing.")
         return _made_current(_disabled(Request(str(project), None, None, {}, "never", "")))
@@ -136,13 +136,15 @@ def _disabled(request: Request) -> Run:
 
 
 def _continued(request: Request) -> Run | None:
-    """A nameless `resume="allow"` goes on with the run that is open, or was finished last, in this process:
-    a script's own init() and the trainer's callback are one run, and so are `train()` and `evaluate()`."""
+    """`resume="allow"`, nameless or with its name, goes on with the run that is open, or was finished last,
+    in this process: a script's own init() and the trainer's callback are one run, and so are `train()` and
+    `evaluate()`. The callback's default project does not take an open run away."""
     run = process.here.latest
-    if request.resume != "allow" or request.name is not None or request.run_id or run is None:
+    if run is None or request.resume != "allow" or request.run_id or request.name not in (None, run.name):
         return None
-    same_project = run.project == request.project
-    if not same_project and (run.is_finished or request.project != _HF_DEFAULT_PROJECT):
+    if request.project == _HF_DEFAULT_PROJECT and request.name is None and not run.is_finished:
+        run.answers_to.add(request.project)
+    if request.project not in run.answers_to:
         return None
     voice.say(f"continuing run {run.name!r} ({run.id}) in project {run.project!r}")
     run.config.update(request.config)

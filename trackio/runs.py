@@ -54,6 +54,8 @@ class Run:
         self.group = identity.group
         self.url: str | None = None
         self.config = Config({"project_name": identity.project, "experiment_name": identity.name})
+        self.answers_to = {identity.project}
+        """the projects whose nameless `resume="allow"` means this run"""
         self.is_finished = False
         self.refused_values = 0
         """values that could not be stored; each key and type was named once"""

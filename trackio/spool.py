@@ -252,6 +252,8 @@ class Spool:
         """In a forked child: lets go of the parent's mappings and descriptors, touches none of its files."""
         for segment in self.ring.segments():
             segment.close(unlink=False)
+        self._counters.release()
+        self._counters_map.close()
         for folder in (self._folder, self.spill.folder):
             if folder is not None:
                 folder.close()

@@ -1,0 +1,197 @@
+"""The rules by which stored points are shown: attempts, ranks, states, lineage (SEMANTICS 2 to 4)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trackio.record import Origin
+from trackiod.views.attempts import Place, Stream, place
+from trackiod.views.lineage import RunRow, roots
+from trackiod.views.reduction import SeriesPoint, reduce_ranks, sift
+from trackiod.views.state import RunState, run_state
+
+
+def stream(name: str, rank: int = 0, started: int = 0, ended: int | None = None, **other: Any) -> Stream:
+    facts: dict[str, Any] = {
+        "run": "r", "role": "rank", "attempt_key": "k", "state": None if ended is None else "finished", "cause": "",
+        "records": 1, "points": 1, "refused_records": 0, "refused_points": 0, "last_ns": None, "meta": {}, **other,
+    }  # fmt: skip
+    return Stream(id=name, rank=rank, started_ns=started, ended_ns=ended, **facts)
+
+
+def point(
+    step: int, value: Any, rank: int = 0, attempt: int = 0, offset: int | None = None, **other: Any
+) -> SeriesPoint:
+    order = (attempt, f"s{rank}{attempt}", step * 10 if offset is None else offset)
+    return SeriesPoint(rank, attempt, order, step, other.get("origin", Origin.EXPLICIT), step, value)
+
+
+# -- attempts ----------------------------------------------------------------------------------------------
+
+
+def test_the_ranks_of_one_start_are_one_attempt() -> None:
+    assert set(place([stream(f"s{r}", r, started=r) for r in range(4)]).values()) == {Place(0, 0)}
+
+
+def test_another_start_is_another_attempt_in_the_order_of_starts_not_of_arrival() -> None:
+    late_orphan = stream("old", started=10, ended=20, attempt_key="a")
+    newer = stream("new", started=30, attempt_key="b")
+    assert place([newer, late_orphan]) == {"old": Place(0, 0), "new": Place(1, 0)}
+
+
+def test_a_rank_that_comes_again_after_its_end_is_a_new_attempt_whatever_the_launcher_counts() -> None:
+    """Elastic membership changes do not move the restart count."""
+    streams = [stream("a0", 0, 0, 50), stream("a1", 1, 0, 50), stream("b0", 0, 60), stream("b1", 1, 61)]
+    assert place(streams) == {"a0": Place(0, 0), "a1": Place(0, 0), "b0": Place(1, 0), "b1": Place(1, 0)}
+
+
+def test_two_living_streams_of_one_rank_are_kept_apart() -> None:
+    assert place([stream("a", 0, 0), stream("b", 0, 5)]) == {"a": Place(0, 0), "b": Place(0, 1)}
+
+
+def test_workers_stand_beside_their_rank() -> None:
+    streams = [stream("a", 0, 0), stream("w1", 0, 5, role="worker"), stream("w2", 0, 6, role="worker")]
+    assert set(place(streams).values()) == {Place(0, 0)}
+
+
+# -- states ------------------------------------------------------------------------------------------------
+
+
+def state_of(*streams: Stream) -> RunState:
+    return run_state(streams, place(streams))
+
+
+def test_a_run_runs_while_any_rank_does() -> None:
+    assert state_of(stream("a", 0, 0, 9), stream("b", 1, 0)) == ("running", "")
+
+
+def test_the_gravest_end_is_the_runs_and_the_first_of_them_its_cause() -> None:
+    ranks = [
+        stream("a", 0, 0, 30, state="killed", cause="SIGTERM"),
+        stream("b", 1, 0, 29, state="failed", cause="ValueError"),
+        stream("c", 2, 0, 31, state="failed", cause="KeyError"),
+        stream("d", 3, 0, 10, state="finished"),
+    ]
+    assert state_of(*ranks) == ("failed", "rank 1: ValueError")
+
+
+@pytest.mark.parametrize("graver,lesser", [("failed", "killed"), ("killed", "lost"), ("lost", "finished")])
+def test_failed_before_killed_before_lost_before_finished(graver: str, lesser: str) -> None:
+    assert state_of(stream("a", 0, 0, 1, state=lesser), stream("b", 1, 0, 2, state=graver)).state == graver
+
+
+def test_only_the_latest_attempt_decides() -> None:
+    old = stream("a", 0, 0, 5, state="failed", attempt_key="0")
+    assert state_of(old, stream("b", 0, 10, 20, attempt_key="1")) == ("finished", "")
+
+
+def test_a_workers_end_does_not_decide() -> None:
+    assert state_of(stream("a", 0, 0, 9), stream("w", 0, 1, None, role="worker")).state == "finished"
+
+
+# -- lineage -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_resumes_by_name_is_shown_with_the_newest_before_it() -> None:
+    rows = [
+        RunRow("a", "x", None, 1, False),
+        RunRow("b", "x", None, 2, True),
+        RunRow("c", "x", None, 3, False),
+        RunRow("d", "x", None, 4, True),
+        RunRow("e", "y", None, 5, True),
+    ]
+    expected = {"a": "a", "b": "a", "c": "c", "d": "c", "e": "e"}
+    assert roots(rows) == roots(reversed(rows)) == expected
+
+
+# -- what shows --------------------------------------------------------------------------------------------
+
+
+def shown(points: list[SeriesPoint], how: str = "mean") -> list[tuple[int, Any]]:
+    return [(s.step, s.value) for s in reduce_ranks(sift(points).visible, how)]
+
+
+def test_the_last_point_of_a_step_shows_and_the_others_are_counted() -> None:
+    """GRPO logs one profile point twice at a step: 33.7 ms, then 5 µs."""
+    sifted = sift([point(0, 0.0337, offset=1), point(0, 0.000005, offset=2)])
+    assert [p.value for p in sifted.visible] == [0.000005] and sifted.hidden == 1
+
+
+def test_a_later_attempt_hides_earlier_ones_from_its_own_first_step_on() -> None:
+    old = [point(s, "old") for s in range(6)]
+    new = [point(s, "new", attempt=1) for s in (3, 4)]
+    assert shown(old + new) == shown(new + old) == [(0, "old"), (1, "old"), (2, "old"), (3, "new"), (4, "new")]
+    assert sift(old + new).hidden == 3
+
+
+def test_a_reduction_never_mixes_attempts() -> None:
+    old = [point(s, 100.0, rank=r) for s in range(4) for r in range(8)]
+    new = [point(s, 1.0 + r, rank=r, attempt=1) for s in (2, 3) for r in range(4)]
+    reduced = reduce_ranks(sift(old + new).visible)
+    assert [(s.step, s.value, s.ranks, s.of) for s in reduced] == [
+        (0, 100.0, 8, 8), (1, 100.0, 8, 8), (2, 2.5, 4, 4), (3, 2.5, 4, 4),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [0.1, 3, "text", True, [1, 2], 1e308, math.inf])
+def test_equal_values_are_returned_as_they_are(value: Any) -> None:
+    ((_, got),) = shown([point(0, value, rank=r) for r in range(3)])
+    assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("how", "value"), [("mean", 2.5), ("min", 1), ("max", 4), ("sum", 10), ("first", 1), ("last", 4), ("odd", 2.5)]
+)
+def test_ranks_are_reduced(how: str, value: Any) -> None:
+    assert shown([point(0, r + 1, rank=r) for r in (2, 0, 3, 1)], how) == [(0, value)]
+
+
+@pytest.mark.parametrize("how", ["mean", "sum", "min", "max"])
+def test_a_nan_in_one_rank_wins_and_is_named(how: str) -> None:
+    (got,) = reduce_ranks([point(0, float(r) if r != 2 else math.nan, rank=r) for r in range(4)], how)
+    assert math.isnan(got.value) and got.nan_rank == 2
+
+
+def test_a_step_that_not_all_ranks_reached_is_partial() -> None:
+    points = [point(s, float(r), rank=r) for r in range(4) for s in range(3 if r else 2)]
+    assert [(s.ranks, s.of, s.is_partial) for s in reduce_ranks(points)] == [
+        (4, 4, False), (4, 4, False), (3, 4, True),
+    ]  # fmt: skip
+
+
+def test_strings_are_the_lowest_ranks() -> None:
+    assert shown([point(0, name, rank=r) for r, name in ((2, "c"), (1, "b"))]) == [(0, "b")]
+
+
+def test_counted_points_are_paired_by_ordinal_not_by_counter() -> None:
+    """Rank 0 logs something else in between, so its counter runs ahead."""
+    zero = [point(s, 0.0, origin=Origin.COUNTER) for s in (0, 2, 4)]
+    one = [point(s, 2.0, rank=1, origin=Origin.COUNTER) for s in (0, 1, 2)]
+    assert [(s.step, s.value, s.ranks) for s in reduce_ranks(zero + one)] == [(0, 1.0, 2), (2, 1.0, 2), (4, 1.0, 2)]
+
+
+def test_sums_past_the_largest_float_do_not_raise() -> None:
+    assert shown([point(0, v, rank=r) for r, v in enumerate((1.7e308, 1.6e308))])[0][1] == pytest.approx(1.65e308)
+    assert math.isnan(shown([point(0, v, rank=r) for r, v in enumerate((math.inf, -math.inf))])[0][1])
+    assert shown([point(0, v, rank=r) for r, v in enumerate((10**18, 10**18 + 1))], "sum") == [(0, 2 * 10**18 + 1)]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.integers(0, 2), st.integers(0, 2), st.floats(allow_nan=False)), max_size=60
+    )
+)
+def test_every_point_is_shown_or_counted_as_hidden_and_order_of_arrival_is_irrelevant(
+    rows: list[tuple[int, int, int, float]],
+) -> None:
+    points = [point(s, v, rank=r, attempt=a, offset=i) for i, (s, r, a, v) in enumerate(rows)]
+    sifted, again = sift(points), sift(list(reversed(points)))
+    assert len(sifted.visible) + sifted.hidden == len(points)
+    assert sifted == again
+    keys = [(p.rank, p.step) for p in sifted.visible]
+    assert len(keys) == len(set(keys))
