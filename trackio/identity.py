@@ -53,13 +53,13 @@ class Job(NamedTuple):
     name_blind: bool = False
     """ranks belong together whatever their names (torch-style launchers)"""
     needs_store: bool = False
-    """several nodes and nothing they share in the environment"""
+    """several nodes and nothing they share in the environment: only a store can tell them the same id"""
 
 
 def _number(environ: Mapping[str, str], *names: str) -> int | None:
     for name in names:
         text = environ.get(name, "")
-        if text.isascii() and text.isdigit():
+        if text.isascii() and text.isdigit() and len(text) < 10:
             return int(text)
     return None
 
@@ -69,15 +69,28 @@ def rank_of(environ: Mapping[str, str]) -> Rank:
     world, rank = _number(environ, "WORLD_SIZE"), _torch_rank(environ)
     if world is not None and world > 1 and rank is not None:
         return Rank(rank, _number(environ, "LOCAL_RANK") or 0, world, "torch")
+    slurm, mpi = _slurm_rank(environ), _mpi_rank(environ)
+    if slurm is not None and mpi is not None:
+        # mpirun starts its helpers through srun: SLURM's variables are the helper's then, and so inherited
+        by_mpirun = "OMPI_COMM_WORLD_SIZE" in environ or mpi.world_size != slurm.world_size
+        return mpi if by_mpirun else slurm
+    return slurm or mpi or Rank()
+
+
+def _slurm_rank(environ: Mapping[str, str]) -> Rank | None:
     tasks, task = _number(environ, "SLURM_STEP_NUM_TASKS"), _number(environ, "SLURM_PROCID")
-    if environ.get("SLURM_STEP_ID") and tasks is not None and tasks > 1 and task is not None:
-        return Rank(task, _number(environ, "SLURM_LOCALID") or 0, tasks, "slurm")
+    if not environ.get("SLURM_STEP_ID") or tasks is None or tasks <= 1 or task is None:
+        return None
+    return Rank(task, _number(environ, "SLURM_LOCALID") or 0, tasks, "slurm")
+
+
+def _mpi_rank(environ: Mapping[str, str]) -> Rank | None:
     size = _number(environ, "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
     peer = _number(environ, "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
     if size is not None and size > 1 and peer is not None:
         local = _number(environ, "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK")
         return Rank(peer, local or 0, size, "mpi")
-    return Rank()
+    return None
 
 
 def _torch_rank(environ: Mapping[str, str]) -> int | None:
@@ -100,13 +113,13 @@ def job_of(facts: Facts) -> Job:
         return _torch_job(facts, rank)
     if rank.launcher == "slurm":
         return Job(rank, ("slurm", *_slurm_step(environ)), _restarts(environ), joins_by_name=True)
-    return Job(rank, ("mpi", *_mpi_job(facts)), _restarts(environ), joins_by_name=True)
+    return _mpi_job(facts, rank)
 
 
 def is_child_of_a_rank(facts: Facts, rank: Rank) -> bool:
     """Whether a parent that called init() has this very rank: then ours were inherited, not given."""
     pid, _, parent_rank = facts.environ.get(PARENT_VARIABLE, "").partition(":")
-    return pid.isdigit() and int(pid) != facts.pid and parent_rank == str(rank.rank)
+    return bool(pid) and pid != str(facts.pid) and parent_rank == str(rank.rank)
 
 
 def _torch_job(facts: Facts, rank: Rank) -> Job:
@@ -157,17 +170,16 @@ def _slurm_step(environ: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(environ.get(n, "") for n in ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID"))
 
 
-def _mpi_job(facts: Facts) -> tuple[str, ...]:
+def _mpi_job(facts: Facts, rank: Rank) -> Job:
     environ = facts.environ
+    local = _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
+    one_node = local is None or local >= rank.world_size
     for name in ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID", "MV2_COMM_WORLD_JOBID"):
         if environ.get(name):
-            return (environ[name], facts.boot_id, _mpi_launcher(facts))
-    return ("launcher", *_launcher(facts))
-
-
-def _mpi_launcher(facts: Facts) -> str:
-    """Open MPI's namespace repeats after a reboot or in a container; its session folder does not."""
-    return facts.environ.get("OMPI_FILE_LOCATION") or facts.environ.get("PMIX_SERVER_TMPDIR", "")
+            nonce = (facts.boot_id, environ.get("PMIX_SERVER_URI2", "")) if one_node else _slurm_step(environ)[:2]
+            return Job(rank, ("mpi", environ[name], *nonce), _restarts(environ), joins_by_name=True)
+    key = ("mpi", facts.boot_id, str(facts.parent_pid), facts.parent_started)
+    return Job(rank, key, _restarts(environ), joins_by_name=True, needs_store=not one_node)
 
 
 def _launcher(facts: Facts) -> tuple[str, ...]:
@@ -177,7 +189,7 @@ def _launcher(facts: Facts) -> tuple[str, ...]:
     of `multiprocessing` (torch's spawn, notebook_launcher) also sets them itself, but is nobody's launcher.
     """
     set_by_us = "LOCAL_RANK" not in facts.born_environ and "RANK" not in facts.born_environ
-    if set_by_us and not facts.forked_by_multiprocessing:
+    if (set_by_us and not facts.forked_by_multiprocessing) or not facts.parent_pid:
         return (facts.boot_id, str(facts.pid), facts.started)
     return (facts.boot_id, str(facts.parent_pid), facts.parent_started)
 

@@ -184,7 +184,7 @@ def _new_run(request: Request, ours: Settings) -> Run:
         "local_rank": rank.local_rank,
         "world_size": rank.world_size,
         "launcher": rank.launcher,
-        "attempt": ".".join((*job.key, job.attempt)) if job.key else os.urandom(8).hex(),
+        "attempt": _attempt(request, job, run_id),
         "interactive": facts.interactive,
         "data": where.data,
     }
@@ -199,10 +199,18 @@ def _new_run(request: Request, ours: Settings) -> Run:
         highest_step=highest_step,
         config=config,
     )
-    process.here.adopt(run, rank.rank)
+    process.here.adopt(run, str(rank.rank) if rank.launcher != "none" else "")
     if rank.local_rank == 0:
         voice.say(f"run {name!r} ({resumed}) in project {request.project!r}; see it with: trackio status")
     return run
+
+
+def _attempt(request: Request, job: Job, run_id: str) -> str:
+    """What the ranks of one start of the job have in common; where nodes share only the id, it is that."""
+    if not job.key:
+        return os.urandom(8).hex()
+    shared = (run_id,) if request.run_id or job.needs_store else job.key
+    return names.derived_id(*shared, job.attempt)
 
 
 def _run_id(request: Request, job: Job) -> str:
@@ -212,10 +220,8 @@ def _run_id(request: Request, job: Job) -> str:
         return request.run_id if ordinal == 0 else f"{request.run_id}-{ordinal + 1}"
     if not job.key:
         return names.random_id()
-    if job.name_blind and is_first:
-        which = "named" if request.name is not None else "unnamed"
-    else:
-        which = f"name {request.name or ''} {ordinal}"
+    is_label = job.name_blind and is_first  # whatever each rank calls it, it is the same run
+    which = "first" if is_label else f"name {request.name or ''} {ordinal}"
     mine = names.derived_id(*job.key, request.project, which)
     if not job.needs_store:
         return mine

@@ -56,8 +56,9 @@ class Process:
             self.inits[(project, name)] = count + 1
             return count, first
 
-    def adopt(self, run: Run, rank: int) -> None:
-        """Makes it the process's latest run. Children learn that they are no rank of the launcher's."""
+    def adopt(self, run: Run, rank: str) -> None:
+        """Makes it the process's latest run. Children that inherit its `rank` learn that it is not theirs; it
+        is empty where there is no launcher, since a child may be one."""
         self.latest = run
         self.runs.append(run)
         os.environ[PARENT_VARIABLE] = f"{os.getpid()}:{rank}"

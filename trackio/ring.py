@@ -13,7 +13,6 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable
-from threading import get_ident
 from zlib import crc32
 
 from trackio.record import COMMITTED, CRC_SLICE, checksum
@@ -35,9 +34,8 @@ class Ring:
         """set when the shipper has something to do"""
         self._counters = counters
         self._provide = provide
-        self._lock = threading.Lock()
-        self._inside: set[int] = set()
-        """the threads that are in append() now"""
+        self._lock = threading.RLock()  # a re-entrant call passes, and finds `_busy`
+        self._busy = False
         self._queued: deque[tuple[bytes, int]] = deque()
         self._sealed: deque[Segment] = deque()
         self._spares: list[Segment] = []
@@ -50,40 +48,37 @@ class Ring:
 
     def append(self, payload: bytes, points: int) -> bool:
         """Stores one record; False if there was no room and it was counted as refused."""
-        me = get_ident()
-        inside = self._inside
-        if me in inside:  # a signal handler or __del__ of a thread that is in the middle of append()
+        lock = self._lock
+        if not lock.acquire(False) and not lock.acquire(True, _CONTENDED_SECONDS):
             self._queued.append((payload, points))
             return True
-        inside.add(me)
+        if self._busy:  # we are a signal handler or __del__ in the middle of this thread's own append()
+            self._queued.append((payload, points))
+            lock.release()
+            return True
+        self._busy = True
         try:
-            if not self._lock.acquire(True, _CONTENDED_SECONDS):
-                self._queued.append((payload, points))
-                return True
-            try:
-                accepted = self._put(payload, points)
-            finally:
-                self._lock.release()
+            accepted = self._put(payload, points)
         finally:
-            inside.discard(me)
+            self._busy = False
+            lock.release()
         if self._queued:
-            self._append_queued(me)
+            self._append_queued()
         return accepted
 
-    def _append_queued(self, me: int) -> None:
+    def _append_queued(self) -> None:
         """Appends what re-entrant calls left, unless whoever holds the lock will."""
-        while self._queued:
-            self._inside.add(me)
+        while self._queued and self._lock.acquire(False):
+            if self._busy:
+                self._lock.release()
+                return
+            self._busy = True
             try:
-                if not self._lock.acquire(False):
-                    return
-                try:
-                    while self._queued:
-                        self._put(*self._queued.popleft())
-                finally:
-                    self._lock.release()
+                while self._queued:
+                    self._put(*self._queued.popleft())
             finally:
-                self._inside.discard(me)
+                self._busy = False
+                self._lock.release()
 
     def _put(self, payload: bytes, points: int) -> bool:
         length = len(payload)

@@ -19,6 +19,7 @@ from trackio.values import PLAIN_TYPES, plain_metrics
 
 _REDUCTIONS = ("mean", "min", "max", "sum", "first", "last")
 _FINISH_SECONDS = 0.04
+_EXPLICIT = int(Origin.EXPLICIT)
 
 
 class Identity(NamedTuple):
@@ -96,13 +97,18 @@ class Run:
             if stream is None:
                 return
         try:
-            if not (PLAIN_TYPES.issuperset(map(type, metrics.values())) and _are_text(metrics)):
+            try:
+                "".join(metrics)  # the quickest way to ask whether every key is text
+                is_plain = PLAIN_TYPES.issuperset(map(type, metrics.values()))
+            except TypeError:
+                is_plain = False
+            if not is_plain:
                 metrics = self._plain(metrics)
             if step is None:
                 step, origin = self._steps.choose(metrics, commit)
             elif type(step) is int and -0x8000000000000000 <= step <= 0x7FFFFFFFFFFFFFFF:
                 self._steps.take(step)
-                origin = Origin.EXPLICIT
+                origin = _EXPLICIT
             else:
                 step, origin = self._odd_step(step, metrics, commit)
             try:
@@ -112,7 +118,7 @@ class Run:
         except Exception as error:  # noqa: BLE001 the border: training goes on whatever is logged
             voice.warn_once(f"log {type(error).__name__}", f"log() failed and was skipped: {error!r}")
 
-    def _log_with_care(self, stream: Stream, step: int, origin: Origin, metrics: dict[str, Any]) -> None:
+    def _log_with_care(self, stream: Stream, step: int, origin: int, metrics: dict[str, Any]) -> None:
         """Values that looked plain and did not pack: ints beyond 64 bits, lone surrogates, giant strings."""
         metrics = self._plain(metrics)
         try:
@@ -136,10 +142,10 @@ class Run:
             f"value {key} {type_name}", f"{key!r} was left out: a {type_name} cannot be stored as a metric."
         )
 
-    def _odd_step(self, step: Any, metrics: Mapping[str, Any], commit: bool | None) -> tuple[int, Origin]:
+    def _odd_step(self, step: Any, metrics: Mapping[str, Any], commit: bool | None) -> tuple[int, int]:
         if (whole := integral(step)) is not None:
             self._steps.take(whole)
-            return whole, Origin.EXPLICIT
+            return whole, _EXPLICIT
         voice.warn_once("step", f"step={str(step)[:40]} is no whole number; the next automatic step is used.")
         return self._steps.choose(metrics, commit)
 
@@ -232,14 +238,6 @@ class Run:
 
     def __hash__(self) -> int:
         return hash(self.id)
-
-
-def _are_text(keys: Mapping[Any, Any]) -> bool:
-    try:
-        "".join(keys)  # the quickest way to ask every key
-    except TypeError:
-        return False
-    return True
 
 
 def _as_dict(metrics: Any, unknown: dict[str, Any]) -> dict[Any, Any]:

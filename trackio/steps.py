@@ -9,6 +9,7 @@ from trackio.record import Origin
 
 HF_STEP_METRIC = "train/global_step"
 """How every Hugging Face trainer tells the step: as a metric, never as `step=`."""
+_METRIC, _COUNTER = int(Origin.METRIC), int(Origin.COUNTER)
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -22,27 +23,33 @@ class Steps:
 
     def __init__(self, highest: int = -1) -> None:
         self.highest = highest
-        self._rules: list[tuple[str, str]] = [("*", HF_STEP_METRIC)]
+        self._rules: list[tuple[str, str]] = []
 
     def define(self, pattern: str, step_metric: str) -> None:
         """Records that hold `step_metric` and a metric that matches `pattern` take their step from it."""
         self._rules.insert(0, (pattern, step_metric))
 
-    def choose(self, metrics: Mapping[str, Any], commit: bool | None) -> tuple[int, Origin]:
+    def choose(self, metrics: Mapping[str, Any], commit: bool | None) -> tuple[int, int]:
         """The step of a record that was given none. With `commit=False` the counter stays where it is."""
-        for pattern, step_metric in self._rules:
+        if self._rules or HF_STEP_METRIC in metrics:
+            step = self._by_metric(metrics)
+            if step is not None:
+                self.take(step)
+                return step, _METRIC
+        if commit is False:
+            return self.highest + 1, _COUNTER
+        step = self.highest + 1
+        self.highest = step
+        return step, _COUNTER
+
+    def _by_metric(self, metrics: Mapping[str, Any]) -> int | None:
+        for pattern, step_metric in (*self._rules, ("*", HF_STEP_METRIC)):
             value = metrics.get(step_metric)
             if value is None or (pattern != "*" and not _matches_any(pattern, metrics)):
                 continue
             if (step := integral(value)) is not None:
-                if step > self.highest:
-                    self.highest = step
-                return step, Origin.METRIC
-        if commit is False:
-            return self.highest + 1, Origin.COUNTER
-        step = self.highest + 1
-        self.highest = step
-        return step, Origin.COUNTER
+                return step
+        return None
 
     def take(self, step: int) -> None:
         """Notes a step the caller gave."""

@@ -10,7 +10,7 @@ import msgpack
 
 from trackio import places, wire
 from trackio.growth import FIRST_SEGMENT_BYTES, WORKER_SEGMENT_BYTES
-from trackio.record import MAX_PAYLOAD_BYTES, Kind, Origin, pack
+from trackio.record import MAX_PAYLOAD_BYTES, Kind, pack
 from trackio.settings import Settings
 from trackio.shipper import Shipper
 from trackio.spool import Spool
@@ -57,20 +57,20 @@ class Stream:
         self.shipment = shipper.add(self.spool, settings.spool_bytes, self.check_clock)
         self.append = self.spool.ring.append
 
-    def log(self, step: int, origin: Origin, metrics: dict[str, Any], _time_ns: Any = time.time_ns) -> bool:
+    def log(self, step: int, origin: int, metrics: dict[str, Any], _time_ns: Any = time.time_ns) -> bool:
         """Stores one log() call of plain values. False if there was no room. Raises PACK_ERRORS."""
         try:
             packer = _packers.pop()
         except IndexError:
             packer = msgpack.Packer(autoreset=True)
         now = _time_ns()
-        payload = packer.pack((_LOG, now, step, int(origin), metrics))
+        payload = packer.pack((_LOG, now, step, origin, metrics))
         _packers.append(packer)
         if len(payload) > MAX_PAYLOAD_BYTES:
             return self._log_parts(step, origin, metrics, now)
         return self.append(payload, len(metrics))
 
-    def _log_parts(self, step: int, origin: Origin, metrics: dict[str, Any], now: int) -> bool:
+    def _log_parts(self, step: int, origin: int, metrics: dict[str, Any], now: int) -> bool:
         """A call too large for one record becomes several at the same step and time."""
         items = list(metrics.items())
         if len(items) == 1:
@@ -78,7 +78,7 @@ class Stream:
         half = len(items) // 2
         accepted = True
         for part in (dict(items[:half]), dict(items[half:])):
-            payload = pack(Kind.LOG, now, step, int(origin), part)
+            payload = pack(Kind.LOG, now, step, origin, part)
             if len(payload) > MAX_PAYLOAD_BYTES:
                 accepted &= self._log_parts(step, origin, part, now)
             else:
