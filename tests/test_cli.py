@@ -179,7 +179,7 @@ def test_config_that_differs_between_ranks_is_told(daemon: Host) -> None:
     for rank in (1, 0):
         daemon.run(f"import trackio\ntrackio.init(project='p', name='j', config={{'lr': 0.1, 'seed': {rank}}})\n"
                    "trackio.log({'a': 1})", env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)})  # fmt: skip
-    daemon.ended_run("p")
+    wait_for(lambda: daemon.runs("p") and [s.state for s in daemon.the_run("p").streams] == ["finished"] * 2)
     run = daemon.cli("get", "run", "--project", "p", "--run", "j")
     assert run["config"] == {"lr": 0.1, "seed": 0}
     assert run["config_differences"] == {"seed": {"0": 0, "1": 1}}

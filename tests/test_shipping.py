@@ -49,7 +49,7 @@ def test_nothing_is_sent_before_the_welcome() -> None:
 
 def test_the_window_bounds_what_is_in_flight() -> None:
     courier = welcomed()
-    head, sent = 10 << 20, 0
+    head, sent = 6 << 20, 0
     while isinstance(action := courier.next(0, held(head), may_send=True), SendData):
         assert action.start == sent
         sent = action.start + (1 << 20)
@@ -74,7 +74,7 @@ def test_what_nobody_takes_for_five_seconds_is_spilled() -> None:
     assert courier.next(SPILL_AFTER_SECONDS, held(8, oldest=8), may_send=False) is None
 
 
-def test_a_crowded_ring_is_spilled_at_once_when_there_is_no_daemon() -> None:
+def test_a_ring_that_is_half_full_is_spilled_at_once() -> None:
     assert Courier(0).next(0.1, held(LIMIT // 2 + 8), may_send=False) == SpillUpTo(LIMIT // 2 + 8)
 
 

@@ -24,7 +24,7 @@ class Link:
     def __init__(self, path: str) -> None:
         """Connects to the socket at `path`. Raises LinkError."""
         self._dealer = zmtp.Dealer()
-        self._unsent = b""
+        self._unsent = memoryview(b"")
         try:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:
@@ -51,12 +51,14 @@ class Link:
 
     def flush(self) -> None:
         """Sends on with what was kept. Raises LinkError."""
-        if self._unsent:
-            unsent, self._unsent = self._unsent, b""
-            try:
-                self._write([unsent])
-            except OSError as error:
-                raise LinkError(str(error.strerror or error)) from error
+        if not self._unsent:
+            return
+        try:
+            self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            raise LinkError(str(error.strerror or error)) from error
 
     def receive(self) -> list[wire.Message]:
         """The messages that have arrived. Raises LinkError when the peer is gone or talks nonsense."""
@@ -86,12 +88,16 @@ class Link:
 
     def _write(self, buffers: Sequence[bytes | memoryview]) -> None:
         if self._unsent:
-            self._unsent += b"".join(buffers)
+            self._unsent = memoryview(b"".join((self._unsent, *buffers)))
             return
-        total = sum(len(b) for b in buffers)
         try:
             sent = self._socket.sendmsg(buffers)
         except (BlockingIOError, InterruptedError):
             sent = 0
-        if sent < total:
-            self._unsent = b"".join(buffers)[sent:]
+        kept = []
+        for buffer in buffers:
+            if sent < len(buffer):
+                kept.append(memoryview(buffer)[sent:])
+            sent = max(0, sent - len(buffer))
+        if kept:  # copied: a segment may be freed and used again before the rest can leave
+            self._unsent = memoryview(b"".join(kept))

@@ -103,7 +103,7 @@ def unpack(payload: bytes) -> list[Any]:
         fields = msgpack.unpackb(payload, strict_map_key=False)
     except Exception as error:
         raise ValueError(f"not a msgpack payload: {error}") from error
-    if not isinstance(fields, list) or len(fields) < 2 or not all(type(f) is int for f in fields[:2]):
+    if type(fields) is not list or len(fields) < 2 or type(fields[0]) is not int or type(fields[1]) is not int:
         raise ValueError("not an array that starts with kind and time")
     if not 0 <= fields[1] < 1 << 63:
         raise ValueError("its time is out of range")

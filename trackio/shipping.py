@@ -15,7 +15,6 @@ HELLO_AGAIN_SECONDS = 5.0
 HEARTBEAT_SECONDS = 2.0
 RESEND_SECONDS = 10.0
 SPILL_AFTER_SECONDS = 5.0
-_STALLED_SECONDS = 0.5
 
 
 class Held(NamedTuple):
@@ -144,9 +143,7 @@ class Courier:
         if unacked <= 0 or now < self._spill_again_at:
             return None
         waited = now - self._progress_at
-        crowded = in_ring > held.ring_limit // 2 and (waited > _STALLED_SECONDS or not self.welcomed)
-        full = in_ring > held.ring_limit * 3 // 4
-        if waited < SPILL_AFTER_SECONDS and not crowded and not full:
+        if waited < SPILL_AFTER_SECONDS and in_ring <= held.ring_limit // 2:
             return None
         return SpillUpTo(held.head)
 
