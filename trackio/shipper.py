@@ -146,7 +146,8 @@ class Shipper:
                 self.wanted.wait(delay)
 
     def _is_waiting(self) -> bool:
-        return any(s.courier.in_flight for s in self._all())
+        """Whether an answer may come any moment."""
+        return any(s.courier.in_flight or not s.courier.welcomed for s in self._all())
 
     def _turn(self, now: float) -> float:
         """One round over connection and streams. Returns how long to wait before the next."""
@@ -251,13 +252,13 @@ class Shipper:
         self._reap()
         if self._link is not None or now < self._connect_at:
             return
-        self._connect_at = now + _RECONNECT_SECONDS
         endpoint = places.read_endpoint(self.places.endpoint)
         if endpoint is not None and endpoint.boot_id == places.boot_id():
             try:
                 self._link = Link(endpoint.socket)
             except LinkError:
                 pass
+        self._connect_at = now + _RECONNECT_SECONDS  # only now: until it has been tried, nobody is alone
         if self._link is None:
             self._start_daemon(now)
             return

@@ -14,7 +14,7 @@ from trackio import growth, host
 from trackio.folder import StreamFolder
 from trackio.segment import HEADER_BYTES, PREFIX, header
 
-_FILE_BYTES = 16 << 20
+_FILE_BYTES = 4 << 20
 
 
 class _File:
@@ -41,6 +41,8 @@ class Spill:
         self._limit_bytes = limit_bytes
         self._folder: StreamFolder | None = None
         self._files: deque[_File] = deque()
+        self._fd = -1
+        """the last file's, while it grows"""
 
     @property
     def held_bytes(self) -> int:
@@ -63,24 +65,38 @@ class Spill:
     def append(self, start: int, piece: bytes | memoryview) -> None:
         """Adds a piece that begins at offset `start` and ends at a record border. Raises SpillError.
 
-        What SpillError leaves behind in a file is cut off by the next piece; it never counts.
+        What SpillError leaves behind in a file is overwritten by the next piece; it never counts. Beside a
+        busy Python thread each system call waits for the GIL, so a piece costs one.
         """
         try:
-            self._check_room(len(piece))
-            if self._folder is None or not self._folder.is_linked():
-                self._folder = StreamFolder(self._path, self._meta())
-                self._files.clear()
-            file = self._file_for(start)
-            fd = os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                _write_at(fd, header(file.base), 0)
-                _write_at(fd, piece, HEADER_BYTES + start - file.base)
-            finally:
-                os.close(fd)
+            file = self._file_for(start, len(piece))
+            _write_at(self._fd, piece, HEADER_BYTES + start - file.base)
         except OSError as error:
+            self._close_file()
             raise SpillError(f"{self._path}: {error.strerror or error}") from error
         file.end = start + len(piece)
         file.borders.append(file.end)
+
+    def _file_for(self, start: int, size: int) -> _File:
+        """The file that goes on at `start`, open for writing; every 4 MiB a new one."""
+        last = self._files[-1] if self._files else None
+        if last is not None and last.end == start and last.end - last.base < _FILE_BYTES and self._fd >= 0:
+            return last
+        self._close_file()
+        self._check_room(max(size, _FILE_BYTES))
+        if self._folder is None or not self._folder.is_linked():
+            self._folder = StreamFolder(self._path, self._meta())
+            self._files.clear()
+        file = _File(os.path.join(self._path, f"{PREFIX}{start:020d}"), start)
+        self._fd = os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _write_at(self._fd, header(start), 0)
+        self._files.append(file)
+        return file
+
+    def _close_file(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def _check_room(self, size: int) -> None:
         parent = os.path.dirname(os.path.dirname(self._path))
@@ -90,13 +106,6 @@ class Spill:
             size, held_bytes=self.held_bytes, limit_bytes=self._limit_bytes, disk_total=total, disk_free=free
         ):
             raise SpillError(f"{parent}: no room for unacked data (TRACKIO_SPILL_MIB, or the disk is nearly full)")
-
-    def _file_for(self, start: int) -> _File:
-        last = self._files[-1] if self._files else None
-        if last is None or last.end != start or last.end - last.base >= _FILE_BYTES:
-            last = _File(os.path.join(self._path, f"{PREFIX}{start:020d}"), start)
-            self._files.append(last)
-        return last
 
     def read(self, offset: int, limit_bytes: int) -> bytes:
         """The spilled bytes from `offset`, which is a border, up to about `limit_bytes`; b"" if not here."""
@@ -119,6 +128,8 @@ class Spill:
     def release(self, acked: int) -> None:
         """Removes the files that lie wholly below `acked`, and the folder with the last of them."""
         while self._files and self._files[0].end <= acked:
+            if len(self._files) == 1:
+                self._close_file()
             try:
                 os.unlink(self._files.popleft().path)
             except OSError:
