@@ -21,5 +21,5 @@ class Figure(NamedTuple):
 
     def line(self) -> str:
         bound = "" if self.bound is None else f"≤ {self.bound:g} {'yes' if self.holds else 'NO'}"
-        ratio = f"{self.value / self.reference:.1f} × {self.reference_name}" if self.reference else ""
+        ratio = f"{self.value / self.reference:.1f} times {self.reference_name}" if self.reference else ""
         return f"{self.name:<56} {self.value:>9.2f} {self.unit:<12} {bound:<12} {ratio}".rstrip()
