@@ -17,6 +17,9 @@ from .output import print_json, table, timestamp, where
 
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")
 _RUN = click.option("--run", required=True, help="A run's id, or its name: the newest run of that name.")
+_RANK = click.option("--rank", type=int, help="One rank instead of all ranks reduced.")
+_ATTEMPT = click.option("--attempt", type=int, help="What one attempt logged, hidden or not.")
+_ALL = click.option("--all", "all_points", is_flag=True, help="Every stored point of every rank and attempt.")
 _DEFAULT_WINDOW = 10
 
 
@@ -69,11 +72,12 @@ def get_project(project: str, as_json: bool) -> None:
 @get.command("run")
 @click.option("--project", required=True)
 @_RUN
+@click.option("--rank", type=int, help="This rank's configuration instead of the lowest one's.")
 @_AS_JSON
-def get_run(project: str, run: str, as_json: bool) -> None:
+def get_run(project: str, run: str, rank: int | None, as_json: bool) -> None:
     """A run: state, ranks, steps, metrics and configuration."""
     with answers.open_project(where().projects, project) as reader:
-        facts = run_facts(project, answers.find_run(reader, run))
+        facts = run_facts(project, answers.find_run(reader, run), rank)
     if as_json:
         print_json(facts)
         return
@@ -93,7 +97,7 @@ def get_run(project: str, run: str, as_json: bool) -> None:
     click.echo("\n".join(lines))
 
 
-def run_facts(project: str, view: RunView) -> dict[str, Any]:
+def run_facts(project: str, view: RunView, rank: int | None) -> dict[str, Any]:
     """Everything `get run` says."""
     state, steps = view.state, view.steps
     return {
@@ -102,7 +106,7 @@ def run_facts(project: str, view: RunView) -> dict[str, Any]:
         "run_id": view.id,
         "num_logs": view.num_logs,
         "metrics": view.metric_names,
-        "config": view.config,
+        "config": view.config(rank),
         "last_step": steps.complete,
         "highest_step": steps.highest,
         "state": state.state,
@@ -142,9 +146,9 @@ def run_facts(project: str, view: RunView) -> dict[str, Any]:
 @click.option("--project", required=True)
 @_RUN
 @click.option("--metric", required=True)
-@click.option("--rank", type=int, help="One rank's points instead of all ranks reduced.")
-@click.option("--attempt", type=int, help="What one attempt logged, hidden or not.")
-@click.option("--all", "all_points", is_flag=True, help="Every stored point of every rank and attempt.")
+@_RANK
+@_ATTEMPT
+@_ALL
 @_window_options
 @_AS_JSON
 def get_metric(
@@ -200,13 +204,17 @@ def _row(p: Shown) -> list[Any]:
 @get.command("snapshot")
 @click.option("--project", required=True)
 @_RUN
-@click.option("--rank", type=int, help="One rank's points instead of all ranks reduced.")
+@_RANK
+@_ATTEMPT
+@_ALL
 @_window_options
 @_AS_JSON
 def get_snapshot(
     project: str,
     run: str,
     rank: int | None,
+    attempt: int | None,
+    all_points: bool,
     step: int | None,
     around: int | None,
     at_time: str | None,
@@ -219,7 +227,8 @@ def get_snapshot(
     within = _window(step, around, at_time, window)
     with answers.open_project(where().projects, project) as reader:
         view = answers.find_run(reader, run)
-        shown = {name: [p for p in points if within(p)] for name, points in view.snapshot(rank).items()}
+        found = view.snapshot(rank=rank, attempt=attempt, all_points=all_points)
+    shown = {name: [p for p in points if within(p)] for name, points in found.items()}
     shown = {name: points for name, points in shown.items() if points}
     if as_json:
         facts: dict[str, Any] = {"project": project, "run": view.name, "run_id": view.id}

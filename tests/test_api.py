@@ -93,7 +93,7 @@ out["late"] = [c.late, c.get("nope"), sorted(k for k in c.keys() if k != "allow_
         True, None, ["batch", "experiment_name", "late", "lr", "model", "project_name", "seed"],
     ]  # fmt: skip
     run = daemon.ended_run("p")
-    assert run.config == {"lr": 0.1, "model": {"depth": 2}, "seed": 7, "batch": 8, "late": True}
+    assert run.config() == {"lr": 0.1, "model": {"depth": 2}, "seed": 7, "batch": 8, "late": True}
 
 
 def test_a_second_init_is_another_run_and_finishes_the_first(daemon: Host) -> None:

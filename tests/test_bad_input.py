@@ -252,6 +252,28 @@ def test_a_network_file_system_is_told_by_its_mount() -> None:
     assert mounts.mount_of("/homeless", parsed).type == "ext4"
 
 
+def test_a_data_folder_on_a_network_file_system_is_said_and_the_store_lies_elsewhere(host: Host) -> None:
+    """The process sees a mountinfo in which its data folder is NFS."""
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("needs root and unshare to show another mountinfo")
+    fake = host.data.parent / "mountinfo"
+    real = Path("/proc/self/mountinfo").read_text()
+    fake.write_text(f"{real}99 22 0:99 / {host.data} rw - nfs4 server:/home rw\n")
+    code = "import trackio, os\ntrackio.init(project='p')\ntrackio.log({'a': 1})\ntrackio.finish()"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f'mount --bind {fake} /proc/$$/mountinfo || exit 99; exec "$@"',
+         "sh", sys.executable, "-c", code],
+        env=host.environ(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    live = Path(f"/var/tmp/trackio-{os.geteuid()}") / places.folder_hash(str(host.data))
+    try:
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("is on a network file system (nfs4)") == 1 and str(live) in done.stderr
+        assert list((live / "spill").rglob("seg-*")) and not list(host.data.iterdir())
+    finally:
+        shutil.rmtree(live, ignore_errors=True)
+
+
 def test_a_full_data_disk_is_said_and_nothing_is_lost(host: Host, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root to mount a small tmpfs")

@@ -173,6 +173,25 @@ def test_watch_shows_it_again(logged: Host) -> None:
         process.communicate()
 
 
+def test_attempts_and_hidden_points_can_be_read(daemon: Host) -> None:
+    log = "import trackio\ntrackio.init(project='p', name='n', resume='allow')\n"
+    daemon.run(log + "[trackio.log({'a': i}, step=i) for i in range(4)]")
+    daemon.ended_run("p")
+    daemon.run(log + "[trackio.log({'a': 10 + i}, step=i) for i in (2, 3)]")
+    wait_for(lambda: daemon.the_run("p").points == 6)
+    where = ["--project", "p", "--run", "n", "--metric", "a"]
+
+    def values(*options: str) -> list[int]:
+        return [v["value"] for v in daemon.cli("get", "metric", *where, *options)["values"]]
+
+    assert values() == [0, 1, 12, 13] and values("--attempt", "0") == [0, 1, 2, 3]
+    assert values("--all") == [0, 1, 2, 3, 12, 13]
+    assert daemon.cli("get", "run", "--project", "p", "--run", "n")["hidden_points"] == 2
+    snapshot = ["get", "snapshot", "--project", "p", "--run", "n", "--step", "2"]
+    assert [v["value"] for v in daemon.cli(*snapshot, "--all")["metrics"]["a"]] == [2, 12]
+    assert [v["value"] for v in daemon.cli(*snapshot, "--attempt", "0")["metrics"]["a"]] == [2]
+
+
 def test_config_that_differs_between_ranks_is_told(daemon: Host) -> None:
     env = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x",
            "TORCHELASTIC_ERROR_FILE": "/tmp/a/b/attempt_0/0/error.json"}  # fmt: skip
@@ -183,6 +202,8 @@ def test_config_that_differs_between_ranks_is_told(daemon: Host) -> None:
     run = daemon.cli("get", "run", "--project", "p", "--run", "j")
     assert run["config"] == {"lr": 0.1, "seed": 0}
     assert run["config_differences"] == {"seed": {"0": 0, "1": 1}}
+    other = daemon.cli("get", "run", "--project", "p", "--run", "j", "--rank", "1")
+    assert other["config"] == {"lr": 0.1, "seed": 1}
 
 
 def test_version_and_help_are_there(host: Host) -> None:

@@ -22,7 +22,7 @@ def test_what_is_logged_is_read_back(daemon: Host) -> None:
     assert run.state == ("finished", "")
     assert daemon.values("p", "loss") == [1 / (i + 1) for i in range(10)]
     assert daemon.values("p", "note") == ["hi"] * 10 and daemon.values("p", "ok") == [True] * 10
-    assert run.config == {"lr": 0.1, "layers": [1, 2]}
+    assert run.config() == {"lr": 0.1, "layers": [1, 2]}
     assert run.steps == (9, 9)
     assert (run.records, run.points, run.holes, run.refused_points) == (10, 30, [], 0)
 

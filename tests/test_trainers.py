@@ -118,8 +118,8 @@ def assert_is_the_sft_training(run: RunView, report: Any, folder: Path) -> None:
         assert seen(run, f"train/{key}") == kept(report["history"], key)
     assert seen(run, "train/global_step") == [(step, step) for step in (1, 2, 3, 4)]
     assert run.steps == (4, 4)
-    assert run.config["learning_rate"] == 1e-2 and run.config["max_steps"] == 4
-    assert run.config["hidden_size"] == 16 and run.config["model/num_parameters"] == report["parameters"]
+    assert run.config()["learning_rate"] == 1e-2 and run.config()["max_steps"] == 4
+    assert run.config()["hidden_size"] == 16 and run.config()["model/num_parameters"] == report["parameters"]
     assert_nothing_is_missing(run)
     assert {"checkpoint-2", "checkpoint-4"} <= {path.name for path in (folder / "out").iterdir()}
 
@@ -162,7 +162,7 @@ tiny_model.report(f"{folder}/report.json", history=training.state.log_history, r
     assert seen(run, "warm") == [(0, 1.5)] and seen(run, "after") == [(5, 2.5)]
     assert seen(run, "train/loss") == kept(report["history"], "loss")
     assert [step for step, _ in seen(run, "train/loss")] == [1, 2, 3, 4]
-    assert (run.config["mine"], run.config["learning_rate"]) == (7, 1e-2)
+    assert (run.config()["mine"], run.config()["learning_rate"]) == (7, 1e-2)
     assert_nothing_is_missing(run)
 
 
@@ -253,6 +253,6 @@ def test_accelerates_tracker_is_one_run_with_its_config_and_steps(offline: Host)
     assert seen(run, "loss") == [(10, 1 / 10), (20, 1 / 20), (30, 1 / 30)]
     assert seen(run, "nested/acc") == [(10, 0.1), (20, 0.2), (30, 0.3)]
     assert seen(run, "done") == [(31, True)]
-    assert run.config == {"lr": 0.1, "layers": [1, 2]}
+    assert run.config() == {"lr": 0.1, "layers": [1, 2]}
     assert (run.attempts, run.logging, run.world_size) == (1, 1, 1)
     assert_nothing_is_missing(run)

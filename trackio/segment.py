@@ -29,7 +29,8 @@ def header(base: int) -> bytes:
     return (MAGIC + _BASE.pack(base)).ljust(HEADER_BYTES, b"\0")
 
 
-def _preallocate(fd: int, size: int) -> None:
+def preallocate(fd: int, size: int) -> None:
+    """Gives the file its bytes now, so that no later store into a mapping can fail. Raises OSError."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(fd, 0, size)
     else:
@@ -51,7 +52,7 @@ class Segment:
         if path:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                _preallocate(fd, size)
+                preallocate(fd, size)
                 self.map = mmap.mmap(fd, size)
             except BaseException:
                 os.unlink(path)

@@ -17,7 +17,7 @@ from trackio import growth, host, mounts, voice
 from trackio.folder import StreamFolder
 from trackio.places import COUNTERS, Places, make_private
 from trackio.ring import Ring
-from trackio.segment import PREFIX, Segment
+from trackio.segment import PREFIX, Segment, preallocate
 from trackio.spill import Spill, SpillError
 from trackio.wire import MAX_BATCH_BYTES
 
@@ -104,7 +104,7 @@ class Spool:
         except OSError:
             return mmap.mmap(-1, _COUNTER_BYTES)
         try:
-            os.posix_fallocate(fd, 0, _COUNTER_BYTES)
+            preallocate(fd, _COUNTER_BYTES)
             return mmap.mmap(fd, _COUNTER_BYTES)
         except OSError:
             return mmap.mmap(-1, _COUNTER_BYTES)

@@ -154,13 +154,16 @@ class RunView:
 
     # -- what was set ---------------------------------------------------------------------------------------
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The lowest rank's configuration, later attempts' over earlier ones'."""
-        lowest = min((s.rank for s in self.streams if s.role == "rank"), default=0)
+    def config(self, rank: int | None = None) -> dict[str, Any]:
+        """A rank's configuration, later attempts' over earlier ones'; without `rank` the lowest one's.
+        Raises NotFound."""
+        ranks = sorted({s.rank for s in self.streams if s.role == "rank"})
+        if rank is not None and rank not in ranks:
+            raise NotFound("Rank", str(rank), f" in run '{self.name}'", map(str, ranks))
+        chosen = rank if rank is not None else min(ranks, default=0)
         merged: dict[str, Any] = {}
         for stream in self._in_order():
-            if stream.role == "rank" and stream.rank == lowest:
+            if stream.role == "rank" and stream.rank == chosen:
                 merged.update(self._reader.config(stream.id))
         return merged
 
@@ -194,11 +197,13 @@ class RunView:
         points = self._points(frozenset({metric}), rank, attempt)[metric]
         return self._series_of(metric, points, rank, all_points)
 
-    def snapshot(self, rank: int | None = None) -> dict[str, list[Shown]]:
-        """All metrics' visible points."""
+    def snapshot(
+        self, *, rank: int | None = None, attempt: int | None = None, all_points: bool = False
+    ) -> dict[str, list[Shown]]:
+        """All metrics at once, each as `series` shows it. Raises NotFound."""
         names = self.metric_names
-        found = self._points(frozenset(names), rank, None)
-        return {name: self._series_of(name, found[name], rank, all_points=False).points for name in names}
+        found = self._points(frozenset(names), rank, attempt)
+        return {name: self._series_of(name, found[name], rank, all_points).points for name in names}
 
     def _series_of(self, metric: str, points: list[SeriesPoint], rank: int | None, all_points: bool) -> Series:
         ranks = len({p.rank for p in points})
