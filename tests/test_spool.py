@@ -51,7 +51,7 @@ def test_the_folder_says_everything_about_the_stream(host: Host) -> None:
     assert folder.read_meta(spool.path) == META
     assert spool.path.startswith(str(host.spool)) and not spool.weakness
     assert os.stat(spool.path).st_mode & 0o077 == 0
-    spool.close(keep=False)
+    spool.close()
     assert not os.path.exists(spool.path)
 
 
@@ -61,7 +61,7 @@ def test_it_grows_to_its_limit_and_then_refuses(host: Host) -> None:
     assert spool.ring.capacity_bytes == 2 << 20
     kept = read_back(spool)
     assert len(kept) + spool.refused[0] == 4000 and spool.refused[0] > 0
-    spool.close(keep=False)
+    spool.close()
 
 
 def test_a_file_system_that_is_half_full_is_left_alone() -> None:
@@ -83,7 +83,7 @@ def test_spilled_data_are_read_before_the_ring_and_freed_when_acked(host: Host) 
     assert read_back(spool) == parts and spool.refused == [0, 0]
     spool.release(spool.ring.head)
     assert not os.path.exists(spool.spill._path) and spool.spill.held_bytes == 0
-    spool.close(keep=False)
+    spool.close()
 
 
 def test_a_full_spill_says_so_and_the_ring_refuses(host: Host) -> None:
@@ -93,7 +93,7 @@ def test_a_full_spill_says_so_and_the_ring_refuses(host: Host) -> None:
     assert "TRACKIO_SPILL_MIB" in problem
     fill(spool, 3000)
     assert len(read_back(spool)) + spool.refused[0] == 4900
-    spool.close(keep=False)
+    spool.close()
 
 
 def test_what_is_left_behind_is_recovered_each_record_once(host: Host) -> None:
@@ -102,7 +102,7 @@ def test_what_is_left_behind_is_recovered_each_record_once(host: Host) -> None:
     spool.spill_upto(0, spool.ring.head)
     parts += fill(spool, 900)
     assert recovered(spool) == parts
-    spool.close(keep=False)
+    spool.close()
 
 
 def test_a_deleted_spool_is_moved_and_loses_nothing(host: Host) -> None:
@@ -113,7 +113,7 @@ def test_a_deleted_spool_is_moved_and_loses_nothing(host: Host) -> None:
     parts += fill(spool, 500)
     assert os.path.isdir(spool.path) and folder.read_meta(spool.path) == META
     assert read_back(spool) == parts == recovered(spool)
-    spool.close(keep=False)
+    spool.close()
 
 
 def test_refusals_are_counted_over_a_move(host: Host) -> None:
@@ -124,7 +124,7 @@ def test_refusals_are_counted_over_a_move(host: Host) -> None:
     spool.maintain(time.monotonic() + 10)
     assert spool.refused == refused
     assert recovery.read_counters(os.path.join(spool.path, "counters")) == tuple(refused)
-    spool.close(keep=False)
+    spool.close()
 
 
 def test_without_any_shared_memory_the_ring_is_private_and_says_so(host: Host, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_without_any_shared_memory_the_ring_is_private_and_says_so(host: Host, t
     assert "own memory" in spool.weakness and spool.path == ""
     assert read_back(spool) == parts
     assert spool.spill_upto(0, spool.ring.head) == "" and recovered(spool) == parts
-    spool.close(keep=False)
+    spool.close()
 
 
 def test_a_folder_of_somebody_else_is_not_used(host: Host) -> None:
@@ -143,7 +143,7 @@ def test_a_folder_of_somebody_else_is_not_used(host: Host) -> None:
     root.symlink_to("/tmp")
     spool = make(host.places._replace(roots=(str(root),)))
     assert spool.path == "" and spool.weakness
-    spool.close(keep=False)
+    spool.close()
 
 
 def test_idle_spares_are_given_back(host: Host) -> None:
@@ -156,7 +156,7 @@ def test_idle_spares_are_given_back(host: Host) -> None:
         spool.maintain(now + seconds)
     assert spool.ring.capacity_bytes < grown
     assert fill(spool, 10) == read_back(spool)[-10:]
-    spool.close(keep=False)
+    spool.close()
 
 
 @pytest.mark.parametrize("held", [0, 256 << 10, 512 << 10, 4 << 20, 15 << 20, 16 << 20])

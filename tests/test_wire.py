@@ -11,7 +11,7 @@ from trackio import wire
 
 MESSAGES = [
     wire.Hello("s", {"run": "r"}, 8, 16),
-    wire.Welcome("s", 40, "store", 1, "hi"),
+    wire.Welcome("s", 40, "store", 1),
     wire.Data("s", 0, 3, 0, [1, 2], b"abc"),
     wire.Ack("s", 8, True),
     wire.Heartbeat("s", 8, [0, 0]),

@@ -6,7 +6,6 @@ nothing raises out of it. Everything it needs is imported before it starts, so a
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from trackio.spool import Spool
 _IDLE_SECONDS = 0.25
 _ACTIVE_SECONDS = 0.05
 _ACK_WAIT_SECONDS = 0.01
+_CLOSE_SECONDS = 0.2
 _RECONNECT_SECONDS = 0.2
 _START_AGAIN_SECONDS = 60.0
 _OTHERS_START_SECONDS = 2.0
@@ -64,7 +64,6 @@ class Shipper:
         self._thread: threading.Thread | None = None
         self._connect_at = 0.0
         now = time.monotonic()
-        self._alone_since = now
         self._start_at = now if starts_first else now + _OTHERS_START_SECONDS
         self._starter = 0
 
@@ -104,10 +103,6 @@ class Shipper:
         self._thread = thread
         return True
 
-    def has_answer(self) -> bool:
-        """Whether a daemon takes our streams now."""
-        return any(s.courier.welcomed for s in self._all())
-
     def deliver(self, shipment: Shipment, seconds: float) -> bool:
         """Waits a little until the daemon has everything of a stream; True if it has."""
         self.ensure_thread()
@@ -139,15 +134,17 @@ class Shipper:
                 voice.warn_once("shipper", f"internal error while sending ({error!r}); metrics are kept.")
                 self._drop_link()
                 delay = 1.0
-            if delay and self._link is not None and self._is_waiting():
-                if not self.wanted.is_set():
-                    self._link.wait(_ACK_WAIT_SECONDS)
-            elif delay:
-                self.wanted.wait(delay)
+            if delay:
+                self._rest(delay)
 
-    def _is_waiting(self) -> bool:
-        """Whether an answer may come any moment."""
-        return any(s.courier.in_flight or not s.courier.welcomed for s in self._all())
+    def _rest(self, seconds: float) -> None:
+        """Until something is logged, or while an answer is due, until it comes. Both cannot be waited for at
+        once without a system call in log(), so the second wait is a short one."""
+        patience = max((s.courier.answer_due(time.monotonic()) for s in self._all()), default=0.0)
+        if self._link is None or not patience:
+            self.wanted.wait(seconds)
+        elif not self.wanted.is_set():
+            self._link.wait(patience)
 
     def _turn(self, now: float) -> float:
         """One round over connection and streams. Returns how long to wait before the next."""
@@ -186,7 +183,7 @@ class Shipper:
         spool, stream = s.spool, s.spool.stream
         match action:
             case SpillUpTo(end=end):
-                problem = spool.spill_upto(s.courier.committed, end)
+                problem = spool.spill_upto(s.courier.committed, end) or spool.spill.sync()
                 s.courier.on_spill(problem, now)
                 if problem:
                     voice.warn_once("spill", f"unacked metrics cannot be moved to disk: {problem}")
@@ -239,14 +236,8 @@ class Shipper:
             shipment = self._shipments.get(getattr(message, "stream", ""))
             if shipment is not None:
                 shipment.courier.on_message(message, now)
-                self._tell(message)
-
-    @staticmethod
-    def _tell(message: wire.Message) -> None:
-        if isinstance(message, wire.Refusal):
-            voice.warn_once(f"refusal {message.reason}", f"{message.reason} Metrics are kept on this host.")
-        elif isinstance(message, wire.Welcome) and message.notice:
-            voice.warn_once(f"notice {message.notice}", message.notice)
+            if isinstance(message, wire.Refusal):
+                voice.warn_once(f"refusal {message.reason}", f"{message.reason} Metrics are kept on this host.")
 
     def _connect(self, now: float) -> None:
         self._reap()
@@ -277,9 +268,10 @@ class Shipper:
         """Nobody answers: start a daemon, at most once a minute, unless one is alive or being started."""
         if not self._autostart or now < self._start_at or self._starter or not self._shipments:
             return
-        self._start_at = now + _START_AGAIN_SECONDS
         if launch.is_running(self.places):
+            self._start_at = now + _OTHERS_START_SECONDS
             return
+        self._start_at = now + _START_AGAIN_SECONDS
         try:
             self._starter = launch.spawn(self.places, "--autostarted")
         except (OSError, TypeError, ValueError) as error:
@@ -302,18 +294,17 @@ class Shipper:
             self._close_one(shipment, delivered)
 
     def _close_one(self, shipment: Shipment, delivered: bool) -> None:
-        with contextlib.ExitStack() as stack:
-            if self._turn_lock.acquire(timeout=0.2):
-                stack.callback(self._turn_lock.release)
+        if not self._turn_lock.acquire(timeout=_CLOSE_SECONDS):
+            return  # the thread is stuck in a disk; what lies in shared memory outlives us
+        try:
             shipment.closed = True
             spool = shipment.spool
-            if delivered and shipment.is_delivered:
-                if any(spool.refused):
-                    self._send(wire.Heartbeat(spool.stream, spool.ring.head, spool.refused))
-                    return
-                spool.close(keep=False)
+            if delivered and shipment.is_delivered and not any(spool.refused):
+                spool.close()
             elif not shipment.courier.welcomed or spool.weakness:
                 spool.spill_upto(shipment.courier.committed, spool.ring.head)
+        finally:
+            self._turn_lock.release()
 
     def abandon(self) -> None:
         """In a forked child: forget the parent's streams and connection without touching them."""

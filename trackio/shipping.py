@@ -15,6 +15,7 @@ HELLO_AGAIN_SECONDS = 5.0
 HEARTBEAT_SECONDS = 2.0
 RESEND_SECONDS = 10.0
 SPILL_AFTER_SECONDS = 5.0
+_PROMPT_SECONDS, _PROMPT_FOR_SECONDS, _PATIENT_SECONDS = 0.01, 1.0, 0.03
 
 
 class Held(NamedTuple):
@@ -72,6 +73,13 @@ class Courier:
     def in_flight(self) -> int:
         """Bytes sent and not yet acked."""
         return max(0, self.sent - self.committed)
+
+    def answer_due(self, now: float) -> float:
+        """How long to wait for the daemon's next word at a time, in seconds; 0 if none is due."""
+        if self.welcomed and not self.in_flight:
+            return 0.0
+        spoke = max(self._progress_at, self._hello_at) if self.connected else now
+        return _PROMPT_SECONDS if now - spoke < _PROMPT_FOR_SECONDS else _PATIENT_SECONDS
 
     def on_connect(self, now: float) -> None:
         """A fresh connection: the daemon behind it may be another one."""

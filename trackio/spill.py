@@ -18,13 +18,13 @@ _FILE_BYTES = 4 << 20
 
 
 class _File:
-    """One file: where it lies, its range of the stream, and the record borders in it."""
+    """One file: where it lies, its range of the stream, how far the disk keeps it, the record borders in it."""
 
-    __slots__ = ("base", "borders", "end", "path")
+    __slots__ = ("base", "borders", "end", "path", "synced")
 
     def __init__(self, path: str, base: int) -> None:
         self.path = path
-        self.base = self.end = base
+        self.base = self.end = self.synced = base
         self.borders: list[int] = []
 
 
@@ -92,6 +92,22 @@ class Spill:
         _write_at(self._fd, header(start), 0)
         self._files.append(file)
         return file
+
+    def sync(self) -> str:
+        """Has the disk keep what was appended, also through a power loss. Returns why not, or ""."""
+        for file in self._files:
+            if file.synced == file.end:
+                continue
+            try:
+                fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                return f"{file.path}: {error.strerror or error}"
+            file.synced = file.end
+        return ""
 
     def _close_file(self) -> None:
         if self._fd >= 0:

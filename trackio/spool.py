@@ -239,14 +239,13 @@ class Spool:
 
     # -- the end -------------------------------------------------------------------------------------------
 
-    def close(self, *, keep: bool) -> None:
-        """Unmaps everything. With `keep` the files stay for the daemon to drain. Safe to call twice."""
+    def close(self) -> None:
+        """Removes everything: the daemon has it all. Safe to call twice."""
         for segment in self.ring.segments():
-            segment.close(unlink=not keep)
-        if not keep:
-            self.spill.release(self.ring.head)
-            if self._folder is not None:
-                self._folder.remove()
+            segment.close()
+        self.spill.release(self.ring.head)
+        if self._folder is not None:
+            self._folder.remove()
 
     def abandon(self) -> None:
         """In a forked child: lets go of the parent's mappings and descriptors, touches none of its files."""

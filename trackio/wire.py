@@ -34,13 +34,12 @@ class Hello(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """The answer to HELLO: everything up to `committed` is durable. `notice` is a sentence for the user."""
+    """The answer to HELLO: everything up to `committed` is durable."""
 
     stream: str
     committed: int
     store: str = ""
     version: int = VERSION
-    notice: str = ""
 
 
 class Data(NamedTuple):
