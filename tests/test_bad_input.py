@@ -228,7 +228,7 @@ def test_without_shared_memory_metrics_arrive_all_the_same(host: Host, hidden: s
         host.data = Path(folder) / "data"
         host.start()
         code = "import trackio\ntrackio.init(project='p')\n[trackio.log({'a': i}) for i in range(50)]\ntrackio.finish()"
-        hide = f'for d in {hidden}; do mount -t tmpfs -o ro none $d || exit 99; done; exec "$@"'
+        hide = f'for d in {hidden}; do mount --bind $d $d && mount -o remount,bind,ro $d || exit 99; done; exec "$@"'
         done = subprocess.run(
             ["unshare", "--mount", "sh", "-c", hide, "sh", sys.executable, "-c", code],
             env=host.environ(TRACKIO_SPOOL_DIR="/proc/none"), capture_output=True, text=True, timeout=60,
