@@ -78,7 +78,7 @@ def status(as_json: bool) -> None:
 
 
 @trackiod.command()
-@click.option("-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True)
+@click.option("-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="How many.")
 @click.option("-f", "--follow", is_flag=True, help="Wait for more.")
 def logs(lines: int, follow: bool) -> None:
     """The daemon's own log."""
