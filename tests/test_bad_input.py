@@ -133,6 +133,24 @@ def test_a_damaged_store_is_set_aside_and_named_and_the_project_goes_on(daemon: 
     assert "is damaged" in (daemon.data / "trackiod.log").read_text()
 
 
+def test_a_project_that_cannot_be_written_does_not_hold_up_the_others(daemon: Host) -> None:
+    """Another process holds the write lock of one project's database."""
+    run_well(daemon, "trackio.log({'a': 1})")
+    daemon.ended_run("p")
+    path = next(Path(daemon.places.projects).glob("*.db"))
+    blocker = sqlite3.connect(path, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    held = daemon.python("import trackio, sys\ntrackio.init(project='p')\ntrackio.log({'b': 1})\nsys.stdin.read()",
+                         stdin=subprocess.PIPE)  # fmt: skip
+    wait_for(lambda: daemon.status().streams)
+    daemon.run("import trackio\ntrackio.init(project='q')\ntrackio.log({'c': 1})")
+    wait_for(lambda: daemon.runs("q") and daemon.the_run("q").points == 1, 60)
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    held.communicate()
+    wait_for(lambda: sum(r.points for r in daemon.runs("p")) == 2, 60)
+
+
 def test_a_stale_socket_endpoint_and_lock_do_no_harm(host: Host) -> None:
     pid = host.start()
     os.kill(pid, 9)

@@ -149,6 +149,7 @@ class Committer:
                 log.error("%s", error)
                 continue
             found += [(project, stream, meta) for stream, meta, _ in store.open_streams()]
+            self._close(project)
         return found
 
     # -- the thread ----------------------------------------------------------------------------------------
@@ -171,17 +172,16 @@ class Committer:
         by_project: dict[str, list[Work]] = {}
         for work in taken:
             by_project.setdefault(work.project, []).append(work)
+        problem = ""
         for project, items in by_project.items():
-            failed = self._commit(project, items)
-            if failed:
-                self._work.extendleft(reversed(items))
+            if failed := self._commit(project, items):
+                problem = failed
                 log.warning("%s", failed)
-                self.problem = failed
-                if not self._stopping:
-                    time.sleep(_RETRY_SECONDS)
-                return False
-        self.problem = ""
-        return True
+                self._work.extendleft(reversed(items))
+        self.problem = problem
+        if problem and not self._stopping:
+            time.sleep(_RETRY_SECONDS)
+        return not problem
 
     def _commit(self, project: str, items: list[Work]) -> str:
         """One transaction over one project's work. Returns why it could not be done, or ""."""
