@@ -8,6 +8,7 @@ import time
 
 import click
 
+from trackio import launch
 from trackio.version import __version__
 from trackiod import control, daemon
 
@@ -61,7 +62,8 @@ def status(as_json: bool) -> None:
     if as_json:
         print_json({"daemon": report.daemon if report else None, "streams": report.streams if report else []})
     elif report is None:
-        click.echo(f"trackiod does not run for {places.data}.")
+        silent = launch.is_running(places)
+        click.echo(f"trackiod {'runs but does not answer' if silent else 'does not run'} for {places.data}.")
     else:
         facts = report.daemon
         click.echo(f"trackiod {facts['version']} runs (pid {facts['pid']}, up {duration(facts['uptime_seconds'])}).")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from trackio import wire
+from trackio import launch, wire
 from trackio.places import Places
 from trackiod import answers, control
 from trackiod.answers import RunView
@@ -62,6 +62,7 @@ def status_facts(places: Places, recent: int) -> dict[str, Any]:
         del row["sort_ns"]
     return {
         "daemon": report.daemon if report else None,
+        "is_silent": report is None and launch.is_running(places),
         "data": places.data,
         "problems": problems + ([report.daemon["problem"]] if report and report.daemon.get("problem") else []),
         "runs": rows[:keep],
@@ -117,6 +118,8 @@ def _text(facts: dict[str, Any]) -> str:
 
 def _daemon_line(facts: dict[str, Any]) -> str:
     daemon = facts["daemon"]
+    if daemon is None and facts["is_silent"]:
+        return f"trackiod runs but does not answer (data in {facts['data']}); see: trackiod logs"
     if daemon is None:
         return f"trackiod does not run (data in {facts['data']}); start it with: trackiod start"
     up = duration(daemon["uptime_seconds"])

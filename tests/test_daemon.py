@@ -77,6 +77,16 @@ def test_status_tells_the_daemon_and_its_streams_and_exits_3_without_one(daemon:
     assert daemon.command("trackiod", "status").returncode == 3
 
 
+def test_a_daemon_that_does_not_answer_is_told_from_one_that_is_not_there(daemon: Host) -> None:
+    pid = daemon.status().daemon["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for program in ("trackio", "trackiod"):
+            assert "runs but does not answer" in daemon.command(program, "status").stdout
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_logs_show_the_daemons_own_log(daemon: Host) -> None:
     assert "is ready" in daemon.command("trackiod", "logs").stdout
     assert daemon.command("trackiod", "logs", "-n", "0").stdout == ""

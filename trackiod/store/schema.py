@@ -15,6 +15,7 @@ from trackiod.errors import StoreDamaged, StoreError, StoreTooNew
 
 VERSION = 1
 SUFFIX = ".db"
+_BUSY_SECONDS = 1.0
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -107,7 +108,7 @@ def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connecti
     sqlite3.Error (a full disk)."""
     if not os.path.exists(path):
         _create(path, project, store_id)
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS)
     try:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA journal_size_limit = 67108864")
