@@ -17,6 +17,7 @@ from trackio.places import Endpoint, Places
 from trackio.version import __version__
 from trackiod.errors import AlreadyRunning, TrackiodError
 from trackiod.lock import FolderLock, bind, remove_endpoint, write_endpoint
+from trackiod.systemd import Notifier
 
 log = logging.getLogger("trackiod")
 
@@ -82,6 +83,8 @@ def _serve(where: Places, lock: FolderLock, *, idle_seconds: float | None, ready
         signal.signal(number, lambda signum, _: server.stop(signal.Signals(signum).name))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server.each_tick(_PackageWatch().check)
+    notifier = Notifier(os.environ)
+    server.each_tick(_Feeding(notifier).check)
     try:
         write_endpoint(where, endpoint)
         committer.start()
@@ -89,7 +92,9 @@ def _serve(where: Places, lock: FolderLock, *, idle_seconds: float | None, ready
         log.info("trackiod %s is ready: %s, data in %s", __version__, socket_path, where.live)
         if ready is not None:
             _tell(ready, f"{EXIT_OK} ")
+        notifier.send(f"READY=1\nSTATUS=storing to {where.live}")
         server.serve()
+        notifier.send("STOPPING=1")
         log.info("stopping: %s", server.stop_reason)
     finally:
         _stop(where, committer, server, socket_path)
@@ -129,6 +134,21 @@ def _store_id(where: Places) -> str:
     with open(path, "w", encoding="utf-8") as file:
         file.write(store_id)
     return store_id
+
+
+class _Feeding:
+    """Feeds systemd's watchdog from the loop: a loop that hangs is restarted."""
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+        self._next = 0.0
+
+    def check(self) -> str:
+        now = time.monotonic()
+        if self._notifier.watchdog_seconds is not None and now >= self._next:
+            self._next = now + self._notifier.watchdog_seconds
+            self._notifier.send("WATCHDOG=1")
+        return ""
 
 
 class _PackageWatch:
