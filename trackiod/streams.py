@@ -21,6 +21,7 @@ _TEXTS = ("project", "run", "name", "role", "attempt")
 _NUMBERS = ("rank", "started_ns", "local_rank", "world_size")
 _INT64 = range(1 << 63)
 _COLLECT_SECONDS = 3.0
+_SILENT_SECONDS = 30.0
 
 
 def problem_in(meta: dict[str, Any]) -> str:
@@ -90,7 +91,7 @@ class LiveStream:
         """Whether the process lives; learns its pid in our namespace on the way."""
         if not self._owners:
             self._know(self.pid or peer_pid)
-            return self.pidfd >= 0 and not is_gone(self.pidfd)
+            return self._peer_is_alive()
         for fd in self._owners.values():
             try:
                 holder = folder.holder(fd)
@@ -100,6 +101,14 @@ class LiveStream:
                 self._know(holder)
                 return True
         return False
+
+    def _peer_is_alive(self) -> bool:
+        """Without an owner file: by the peer's pidfd, else its pid, else, across PID namespaces, its words."""
+        if self.pidfd >= 0:
+            return not is_gone(self.pidfd)
+        if self.pid > 0:
+            return os.path.exists(f"/proc/{self.pid}")
+        return time.monotonic() - self.heard_at < _SILENT_SECONDS
 
     def _know(self, pid: int) -> None:
         if pid > 0 and pid != self.pid:
