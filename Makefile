@@ -10,16 +10,16 @@ test:
 	@.venv/bin/python -m pytest $(ARGS)
 
 lint:
-	@.ci/venv test lint
+	@.ci/venv lint
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 
 types:
-	@.ci/venv test lint
+	@.ci/venv lint
 	@.venv/bin/mypy
 
 layers:
-	@.ci/venv test lint
+	@.ci/venv lint
 	@.venv/bin/lint-imports
 
 bench:

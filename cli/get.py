@@ -13,7 +13,7 @@ from trackiod.answers import RunView
 from trackiod.errors import TrackiodError
 from trackiod.views.reduction import Shown
 
-from .output import print_json, table, timestamp, where
+from .output import print_json, say, table, timestamp, where
 
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")
 _RUN = click.option("--run", required=True, help="A run's id, or its name: the newest run of that name.")
@@ -27,7 +27,7 @@ def _window_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--window", type=click.IntRange(min=0), default=_DEFAULT_WINDOW, show_default=True,
                      help="Steps around --around, seconds around --at-time."),
-        click.option("--at-time", help="An ISO 8601 time."),
+        click.option("--at-time", help="An ISO 8601 time; UTC if it names no zone."),
         click.option("--around", type=int, help="A step and its surroundings."),
         click.option("--step", type=int, help="One step."),
     ):  # fmt: skip
@@ -59,14 +59,14 @@ def get_project(project: str, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    click.echo(f"Project: {project}\nNumber of runs: {len(views)}\n")
+    say(f"Project: {project}\nNumber of runs: {len(views)}\n")
     if not views:
-        click.echo("No runs found.")
+        say("No runs found.")
         return
     rows = [[r["name"], r["id"], r["state"], r["created_at"]] for r in facts["runs"]]
-    click.echo(table(["RUN", "ID", "STATE", "CREATED"], rows))
+    say(table(["RUN", "ID", "STATE", "CREATED"], rows))
     if facts["last_activity"]:
-        click.echo(f"\nLast activity (max step): {facts['last_activity']}")
+        say(f"\nLast activity (max step): {facts['last_activity']}")
 
 
 @get.command("run")
@@ -81,20 +81,21 @@ def get_run(project: str, run: str, rank: int | None, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    click.echo(f"Project: {project}\nRun: {facts['run']}\nId: {facts['run_id']}")
+    say(f"Project: {project}\nRun: {facts['run']}\nId: {facts['run_id']}")
     cause = f" ({facts['cause']})" if facts["cause"] else ""
-    click.echo(f"State: {facts['state']}{cause}")
-    click.echo(f"Ranks: {facts['logging']} logging of {facts['world_size']}")
-    click.echo(f"Attempts: {facts['attempts']}")
-    click.echo(f"Number of logs: {facts['num_logs']}")
-    click.echo(f"Last step: {_or_dash(facts['last_step'])} (highest {_or_dash(facts['highest_step'])})")
-    click.echo(f"Points: {facts['points']}, of these {facts['hidden_points']} hidden by later ones")
+    say(f"State: {facts['state']}{cause}")
+    say(f"Ranks: {facts['logging']} logging of {facts['world_size']}")
+    say(f"Attempts: {facts['attempts']}")
+    say(f"Number of logs: {facts['num_logs']}")
+    say(f"Last step: {_or_dash(facts['last_step'])} (highest {_or_dash(facts['highest_step'])})")
+    say(f"Points: {facts['points']}, of these {facts['hidden_points']} hidden by later ones")
     if facts["refused_points"] or facts["holes"]:
-        click.echo(f"Lost: {facts['refused_points']} points refused, {len(facts['holes'])} holes")
-    click.echo("\n".join(["", "Metrics:", *(f"  - {name}" for name in facts["metrics"]), "", "Config:"]))
+        say(f"Lost: {facts['refused_points']} points refused, {len(facts['holes'])} holes")
+    say("\n".join(["", "Metrics:", *(f"  - {name}" for name in facts["metrics"]), "", "Config:"]))
     lines = [f"  {key}: {value}" for key, value in facts["config"].items()] or ["  (no config)"]
-    lines += [f"  {key} differs: {values}" for key, values in facts["config_differences"].items()]
-    click.echo("\n".join(lines))
+    for key, values in facts["config_differences"].items():
+        lines.append(f"  {key} differs: " + ", ".join(f"rank {rank}: {value}" for rank, value in values.items()))
+    say("\n".join(lines))
 
 
 def run_facts(project: str, view: RunView, rank: int | None) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def run_facts(project: str, view: RunView, rank: int | None) -> dict[str, Any]:
                 "refused_points": s.refused_points,
                 "name": s.meta.get("name"),
             }
-            for s in view.streams
+            for s in sorted(view.streams, key=lambda s: (view.places[s.id].attempt, s.role, s.rank))
         ],
         "records": view.records,
         "points": view.points,
@@ -179,15 +180,17 @@ def get_metric(
         print_json(facts)
         return
     if not values:
-        click.echo("No metric values found.")
+        say("No metric values found.")
         return
     how = f", {series.reduce} of {series.ranks} ranks" if series.reduce and series.ranks > 1 else ""
-    click.echo(f"Found {len(values)} value(s){how}:\n")
-    click.echo(table(["Step", "Timestamp", "Value", ""], [_row(p) for p in values]))
+    say(f"Found {len(values)} value(s){how}:\n")
+    say(table(["Step", "Timestamp", "Value", ""], [_row(p) for p in values]))
 
 
 def _point(p: Shown) -> dict[str, Any]:
     facts = {"timestamp": timestamp(p.time_ns), "step": p.step, "value": p.value}
+    if p.origin is not None:
+        facts |= {"rank": p.origin[0], "attempt": p.origin[1]}
     if p.is_partial:
         facts["ranks"] = f"{p.ranks} of {p.of}"
     if p.nan_rank is not None:
@@ -196,7 +199,8 @@ def _point(p: Shown) -> dict[str, Any]:
 
 
 def _row(p: Shown) -> list[Any]:
-    notes = [f"{p.ranks} of {p.of} ranks"] if p.is_partial else []
+    notes = [] if p.origin is None else [f"rank {p.origin[0]}, attempt {p.origin[1]}"]
+    notes += [f"{p.ranks} of {p.of} ranks"] if p.is_partial else []
     notes += [f"NaN from rank {p.nan_rank}"] if p.nan_rank is not None else []
     return [p.step, timestamp(p.time_ns), str(p.value), ", ".join(notes)]
 
@@ -240,9 +244,9 @@ def get_snapshot(
         print_json(facts)
         return
     if not shown:
-        click.echo("No metrics found in the specified range.")
+        say("No metrics found in the specified range.")
     for name, points in shown.items():
-        click.echo(f"\n{name}:\n" + table(["  Step", "Timestamp", "Value", ""], [_row(p) for p in points]))
+        say(f"\n{name}:\n" + table(["  Step", "Timestamp", "Value", ""], [_row(p) for p in points]))
 
 
 def _window(step: int | None, around: int | None, at_time: str | None, window: int) -> Callable[[Shown], bool]:

@@ -7,7 +7,7 @@ import click
 from trackiod import answers
 from trackiod.store.reader import project_names
 
-from .output import print_json, where
+from .output import print_json, say, where
 
 
 @click.group("list")
@@ -21,13 +21,13 @@ def list_projects(as_json: bool) -> None:
     """All projects in the data folder."""
     names, problems = project_names(where().projects)
     for problem in problems:
-        click.echo(f"Warning: {problem}", err=True)
+        say(f"Warning: {problem}", err=True)
     if as_json:
         print_json({"projects": names})
     elif not names:
-        click.echo("No projects found.")
+        say("No projects found.")
     else:
-        click.echo("\n".join(["Projects:", *(f"  - {name}" for name in names)]))
+        say("\n".join(["Projects:", *(f"  - {name}" for name in names)]))
 
 
 @list_.command("runs")
@@ -41,11 +41,9 @@ def list_runs(project: str, as_json: bool) -> None:
     if as_json:
         print_json({"project": project, "runs": [f["name"] for f in facts], "details": facts})
     elif not facts:
-        click.echo("No runs found.")
+        say("No runs found.")
     else:
-        click.echo(
-            "\n".join([f"Runs in '{project}':", *(f"  - {f['name']}  ({f['id']}, {f['state']})" for f in facts)])
-        )
+        say("\n".join([f"Runs in '{project}':", *(f"  - {f['name']}  ({f['id']}, {f['state']})" for f in facts)]))
 
 
 @list_.command("metrics")
@@ -60,6 +58,6 @@ def list_metrics(project: str, run: str, as_json: bool) -> None:
     if as_json:
         print_json({"project": project, "run": view.name, "run_id": view.id, "metrics": names})
     elif not names:
-        click.echo("No metrics found.")
+        say("No metrics found.")
     else:
-        click.echo("\n".join([f"Metrics for '{view.name}' in '{project}':", *(f"  - {name}" for name in names)]))
+        say("\n".join([f"Metrics for '{view.name}' in '{project}':", *(f"  - {name}" for name in names)]))

@@ -14,9 +14,12 @@ from trackio import places, settings
 from trackio.places import Places
 from trackiod.errors import TrackiodError
 
+EXIT_INTERRUPTED = 130
+_CELL_CHARS = 60
+
 
 class SpokenErrors(click.Group):
-    """A group whose commands end with one sentence and exit code 1 on our own errors."""
+    """A group whose commands end with one sentence and exit code 1 on our own errors, quietly on Ctrl-C."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -25,6 +28,10 @@ class SpokenErrors(click.Group):
             raise click.ClickException(str(error)) from error
         except BrokenPipeError:
             ctx.exit(0)
+        except OSError as error:
+            raise click.ClickException(f"{error.strerror or error}.") from error
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)
 
 
 def where() -> Places:
@@ -33,6 +40,16 @@ def where() -> Places:
     for problem in problems:
         click.echo(f"Warning: {problem}", err=True)
     return places.find(ours.data_dir, ours.spool_dir)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Prints text that may hold names of users': nothing in it can move the cursor or ring the bell."""
+    click.echo(clean(text), err=err)
+
+
+def clean(text: str) -> str:
+    """`text` with what cannot be printed replaced; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def print_json(value: Any) -> None:
@@ -86,7 +103,8 @@ def _cell(value: Any) -> str:
         return str(value)
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    text = clean(str(value)).replace("\n", " ")
+    return text if len(text) <= _CELL_CHARS else text[: _CELL_CHARS - 1] + "…"
 
 
 def _is_number(text: str) -> bool:

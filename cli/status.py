@@ -10,7 +10,7 @@ import click
 
 from trackio import launch, wire
 from trackio.places import Places
-from trackiod import answers, control
+from trackiod import answers, control, orphans
 from trackiod.answers import RunView
 from trackiod.errors import StoreError
 from trackiod.store.reader import ProjectReader, paths
@@ -46,10 +46,14 @@ def status_facts(places: Places, recent: int) -> dict[str, Any]:
     report = control.status(places)
     problems: list[str] = []
     rows: list[dict[str, Any]] = []
+    known: set[str] = set()
+    has_runs = False
     for path in paths(places.projects):
         try:
             with ProjectReader(path) as reader:
                 views = answers.runs(reader)
+                has_runs = has_runs or bool(views)
+                known.update(s.id for v in views for s in v.streams)
                 running = [v for v in views if v.state.state == "running"]
                 ended = [v for v in views if v.state.state != "running"]
                 chosen = running + (sorted(ended, key=lambda v: v.last_ns or v.created_ns)[-recent:] if recent else [])
@@ -65,6 +69,8 @@ def status_facts(places: Places, recent: int) -> dict[str, Any]:
         "is_silent": report is None and launch.is_running(places),
         "data": places.data,
         "problems": problems + ([report.daemon["problem"]] if report and report.daemon.get("problem") else []),
+        "waiting": sum(1 for found in orphans.find(places) if found.id not in known),
+        "has_runs": has_runs,
         "runs": rows[:keep],
     }
 
@@ -104,8 +110,10 @@ def _live(view: RunView, streams: Sequence[dict[str, Any]]) -> list[dict[str, An
 def _text(facts: dict[str, Any]) -> str:
     lines = [_daemon_line(facts)]
     lines += [f"Problem: {problem}" for problem in facts["problems"]]
+    if facts["waiting"]:
+        lines.append(f"Of {facts['waiting']} more process(es) the data wait on this host to be stored.")
     if not facts["runs"]:
-        return "\n".join([*lines, "No runs yet."])
+        return "\n".join([*lines, *([] if facts["waiting"] or facts["has_runs"] else ["No runs yet."])])
     header = ["PROJECT", "RUN", "STATE", "RANKS", "STEP", "STEPS/S", "POINTS", "LAG", "LOST"]
     lines += ["", table(header, [_cells(run) for run in facts["runs"]])]
     for run in facts["runs"]:
@@ -140,7 +148,7 @@ def _cells(run: dict[str, Any]) -> list[Any]:
         state,
         f"{run['logging']} logging of {run['world_size']}",
         step,
-        run["steps_per_second"],
+        "-" if run["steps_per_second"] is None else f"{run['steps_per_second']:,.1f}",
         f"{run['points']:,}",
         size(run["lag_bytes"]),
         lost,

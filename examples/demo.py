@@ -59,7 +59,7 @@ def watch(ranks: list[subprocess.Popen[bytes]]) -> bool:
     """Shows the status a few times while the ranks run. True if all of them ended well."""
     looked = 0
     while any(rank.poll() is None for rank in ranks):
-        time.sleep(0.5)
+        time.sleep(0.1)
         if looked < LOOKS and is_logging():
             command("trackio", "status")
             looked += 1
@@ -93,12 +93,13 @@ def main() -> int:
                 rank.terminate()
                 rank.wait()
         command("trackiod", "stop")
-    bin_folder = os.path.relpath(BIN)
     tell("Four ranks, one run. What to type next:")
-    print(f"  export TRACKIO_DIR={DATA} PATH={bin_folder}:$PATH")
+    print(f"  export TRACKIO_DIR={DATA} PATH={BIN}:$PATH")
     print(f"  trackio get metric --project digits --run {name} --metric train/accuracy --rank 3")
     print(f"  trackio get snapshot --project digits --run {name} --step 1499 --json")
-    print("  unset TRACKIO_DIR, put two lines into your own training script, and: trackio status --watch")
+    tell("Then put trackio.init() and trackio.log() into a training script of yours, and:")
+    print("  unset TRACKIO_DIR")
+    print("  trackio status --watch")
     return 0 if well else 1
 
 

@@ -33,7 +33,9 @@ for _ in range(3):
                  "nan": float("nan"), "inf": float("inf"), "ninf": -float("inf"), "i64": 2**63, "neg": -2**63})
 trackio.log({})
 """)  # fmt: skip
-    assert [s for s in said if "'bad'" in s] == ["trackio: 'bad' was left out: a object cannot be stored as a metric."]
+    assert [s for s in said if "'bad'" in s] == [
+        "trackio: 'bad' was left out: a value of type object cannot be stored as a metric."
+    ]
     assert len(said) == 2 and sum("'arr'" in s and "Tensor" in s for s in said) == 1
     run = daemon.ended_run("p")
     stored = {name: run.series(name).points[0].value for name in run.metric_names}

@@ -192,6 +192,49 @@ def test_attempts_and_hidden_points_can_be_read(daemon: Host) -> None:
     assert [v["value"] for v in daemon.cli(*snapshot, "--attempt", "0")["metrics"]["a"]] == [2]
 
 
+def test_ctrl_c_ends_watching_quietly(logged: Host) -> None:
+    import signal
+    import sys
+    from pathlib import Path
+
+    for words in (["trackio", "status", "--watch"], ["trackiod", "logs", "-f"]):
+        program = str(Path(sys.executable).with_name(words[0]))
+        process = subprocess.Popen(
+            [program, *words[1:]], env=logged.environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+        assert (process.returncode, err) == (130, "")
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(logged: Host) -> None:
+    import sys
+    from pathlib import Path
+
+    program = str(Path(sys.executable).with_name("trackio"))
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([program, "status"], env=logged.environ(), stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+
+
+def test_names_cannot_move_the_cursor(daemon: Host) -> None:
+    daemon.run("import trackio\ntrackio.init(project='a\\x1b[2Jb', name='n\\x07')\ntrackio.log({'m\\x1b[1A': 1})")
+    wait_for(lambda: daemon.cli("list", "projects")["projects"] == ["a\x1b[2Jb"])
+    for words in (["list", "projects"], ["list", "runs", "--project", "a\x1b[2Jb"], ["status"],
+                  ["get", "run", "--project", "a\x1b[2Jb", "--run", "n\x07"]):  # fmt: skip
+        done = daemon.command("trackio", *words)
+        assert done.returncode == 0 and "\x1b" not in done.stdout and "\x07" not in done.stdout
+
+
+def test_status_tells_of_data_that_wait_to_be_stored(host: Host) -> None:
+    host.run("import trackio\ntrackio.init(project='p')\ntrackio.log({'a': 1})")
+    assert host.cli("status")["waiting"] == 1
+    text = host.command("trackio", "status").stdout
+    assert "Of 1 more process(es) the data wait" in text and "No runs yet" not in text
+
+
 def test_config_that_differs_between_ranks_is_told(daemon: Host) -> None:
     env = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x",
            "TORCHELASTIC_ERROR_FILE": "/tmp/a/b/attempt_0/0/error.json"}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Real launchers: what each starts is as many runs as SEMANTICS 1 says, with all its ranks.
+"""Real launchers: what each starts is as many runs as docs/semantics.md 1 says, with all its ranks.
 
 `accelerate launch --multi_gpu` needs no GPU as long as the script uses none, so the real one runs here.
 Where no launcher can be installed (SLURM, Ray, several nodes), `test_identity` plays its environment.

@@ -13,6 +13,7 @@ from conftest import Host
 
 from trackio import folder, growth, record
 from trackio.places import Places
+from trackio.segment import header
 from trackio.spool import Spool
 from trackiod import recovery
 
@@ -53,6 +54,10 @@ def test_the_folder_says_everything_about_the_stream(host: Host) -> None:
     assert os.stat(spool.path).st_mode & 0o077 == 0
     spool.close()
     assert not os.path.exists(spool.path)
+
+
+def test_the_bytes_of_a_segments_header_are_those_of_version_1() -> None:
+    assert header(0x1122334455667788).hex() == "74726b7365670001" + "8877665544332211" + "00" * 48
 
 
 def test_it_grows_to_its_limit_and_then_refuses(host: Host) -> None:

@@ -196,7 +196,7 @@ tiny_model.report(f"{{folder}}/report.json", history=training.state.log_history)
     run = arrived(offline, "evaluated")
     assert run.state == ("finished", "")
     assert name in (None, run.name)
-    if name is None:  # by SEMANTICS 2, an init() with the name of a run that exists is a new attempt of it
+    if name is None:  # by docs/semantics.md 2, an init() with the name of a run that exists is a new attempt of it
         assert run.attempts == 1
     assert seen(run, "train/loss") == kept(report["history"], "loss")
     assert [step for step, _ in seen(run, "train/loss")] == [1, 2, 3, 4]

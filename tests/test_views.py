@@ -1,4 +1,4 @@
-"""The rules by which stored points are shown: attempts, ranks, states, lineage (SEMANTICS 2 to 4)."""
+"""The rules by which stored points are shown: attempts, ranks, states, lineage (docs/semantics.md)."""
 
 from __future__ import annotations
 
@@ -149,6 +149,10 @@ def test_equal_values_are_returned_as_they_are(value: Any) -> None:
 )
 def test_ranks_are_reduced(how: str, value: Any) -> None:
     assert shown([point(0, r + 1, rank=r) for r in (2, 0, 3, 1)], how) == [(0, value)]
+
+
+def test_equal_values_are_summed_all_the_same() -> None:
+    assert shown([point(0, 4096, rank=r) for r in range(4)], "sum") == [(0, 16384)]
 
 
 @pytest.mark.parametrize("how", ["mean", "sum", "min", "max"])

@@ -104,7 +104,7 @@ def _torch_rank(environ: Mapping[str, str]) -> int | None:
 
 
 def job_of(facts: Facts) -> Job:
-    """The job this process is part of, by SEMANTICS' table from the top down (TRACKIO_RUN_ID aside)."""
+    """The job this process is part of, by the table in docs/semantics.md from the top down (TRACKIO_RUN_ID aside)."""
     environ = facts.environ
     rank = rank_of(environ)
     if rank.launcher == "none" or is_child_of_a_rank(facts, rank):

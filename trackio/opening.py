@@ -214,7 +214,7 @@ def _attempt(request: Request, job: Job, run_id: str) -> str:
 
 
 def _run_id(request: Request, job: Job) -> str:
-    """The id all ranks of this launch arrive at, each alone (SEMANTICS 1)."""
+    """The id all ranks of this launch arrive at, each alone (docs/semantics.md)."""
     ordinal, is_first = process.here.ordinal(request.project, request.name)
     if request.run_id:
         return request.run_id if ordinal == 0 else f"{request.run_id}-{ordinal + 1}"

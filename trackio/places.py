@@ -7,6 +7,7 @@ them can vanish: whoever looks for streams looks in all.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -121,8 +122,10 @@ def make_private(path: str) -> None:
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", path) from None
         if not _is_ours(path):
-            raise PermissionError(f"{path} belongs to somebody else") from None
+            raise PermissionError(errno.EPERM, "it belongs to somebody else", path) from None
 
 
 def _is_ours(path: str) -> bool:

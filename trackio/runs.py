@@ -1,7 +1,7 @@
 """`Run`: what users hold. Takes their values, decides the step, hands plain records to the stream.
 
 This is the border to the user's training process: whatever goes wrong here is said once and counted, and
-never raised, but for misuse that SEMANTICS lists.
+never raised, but for misuse that docs/semantics.md lists.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trackio.configuration import Config
 from trackio.record import Kind, Origin
 from trackio.steps import Steps, integral
 from trackio.stream import PACK_ERRORS, Stream
-from trackio.values import PLAIN_TYPES, plain_metrics
+from trackio.values import PLAIN_TYPES, plain_metrics, short_repr
 
 _REDUCTIONS = ("mean", "min", "max", "sum", "first", "last")
 _FINISH_SECONDS = 0.04
@@ -139,14 +139,15 @@ class Run:
     def _refuse_value(self, key: str, type_name: str) -> None:
         self.refused_values += 1
         voice.warn_once(
-            f"value {key} {type_name}", f"{key!r} was left out: a {type_name} cannot be stored as a metric."
+            f"value {key} {type_name}",
+            f"{key!r} was left out: a value of type {type_name} cannot be stored as a metric.",
         )
 
     def _odd_step(self, step: Any, metrics: Mapping[str, Any], commit: bool | None) -> tuple[int, int]:
         if (whole := integral(step)) is not None:
             self._steps.take(whole)
             return whole, _EXPLICIT
-        voice.warn_once("step", f"step={str(step)[:40]} is no whole number; the next automatic step is used.")
+        voice.warn_once("step", f"step={short_repr(step)} is no whole number; the next automatic step is used.")
         return self._steps.choose(metrics, commit)
 
     def _reopened(self) -> Stream | None:

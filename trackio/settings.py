@@ -1,6 +1,6 @@
 """Our own settings: one frozen value per process, read from the environment in this one place.
 
-`docs/settings.md` is generated from the table below; a test fails when they part.
+`docs/settings.md` shows the table below; a test fails when they part.
 """
 
 from __future__ import annotations
@@ -48,14 +48,21 @@ def _switch(text: str) -> bool:
 
 
 def _mib(text: str) -> int:
-    value = float(text)
+    value = _number(text, "expected a size in MiB")
     if not 0 <= value < 1 << 30:
         raise ValueError("expected a size in MiB")
     return int(value * (1 << 20))
 
 
+def _number(text: str, otherwise: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(otherwise) from None
+
+
 def _seconds(text: str) -> float:
-    value = float(text)
+    value = _number(text, "expected seconds")
     if not value >= 0:
         raise ValueError("expected seconds")
     return value

@@ -41,7 +41,7 @@ def plain_metrics(metrics: Mapping[Any, Any]) -> tuple[dict[str, Any], list[tupl
 
 def _flatten(metrics: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
     for key, value in list(metrics.items()):
-        name = prefix + clean_text(key if isinstance(key, str) else _short_repr(key))
+        name = prefix + clean_text(key if isinstance(key, str) else short_repr(key))
         if isinstance(value, Mapping) and depth < _MAX_DEPTH:
             yield from _flatten(value, name + "/", depth + 1)
         else:
@@ -101,7 +101,7 @@ def _refuse() -> Any:
 
 
 def _key(key: Any) -> str:
-    return clean_text(key) if isinstance(key, str) else _short_repr(key)
+    return clean_text(key) if isinstance(key, str) else short_repr(key)
 
 
 def clean_text(text: str) -> str:
@@ -113,7 +113,8 @@ def clean_text(text: str) -> str:
     return str(text)
 
 
-def _short_repr(value: Any) -> str:
+def short_repr(value: Any) -> str:
+    """repr(), bounded and encodable, whatever the type does."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001 the user's __repr__
@@ -131,16 +132,16 @@ def plain_config(value: Any, depth: int = 0) -> Any:
     except Unstorable:
         pass
     except Exception:  # noqa: BLE001 the user's types
-        return _short_repr(value)
+        return short_repr(value)
     if depth >= _MAX_DEPTH:
-        return _short_repr(value)
+        return short_repr(value)
     if isinstance(value, Mapping):
         return {_key(k): plain_config(v, depth + 1) for k, v in list(value.items())}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain_config(v, depth + 1) for v in value]
     expanded = _expanded(value)
     if expanded is None:
-        return _short_repr(value)
+        return short_repr(value)
     return plain_config(expanded, depth + 1)
 
 

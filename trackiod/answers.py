@@ -172,7 +172,7 @@ class RunView:
         """Keys whose values differ between the ranks of the latest attempt: rank to value."""
         configs = {s.rank: self._reader.config(s.id) for s in self.ranks}
         lowest = next(iter(configs.values()), {})
-        keys = {k for c in configs.values() for k, v in c.items() if k not in lowest or lowest[k] != v}
+        keys = {k for c in configs.values() for k, v in c.items() if k not in lowest or not _is_same(lowest[k], v)}
         return {k: {rank: c[k] for rank, c in configs.items() if k in c} for k in sorted(keys)}
 
     def reduction_of(self, metric: str) -> str:
@@ -209,10 +209,10 @@ class RunView:
         ranks = len({p.rank for p in points})
         if all_points:
             ordered = sorted(points, key=lambda p: (p.attempt, p.step, p.rank, p.order))
-            return Series([Shown(p.step, p.time_ns, p.value) for p in ordered], None, ranks, 0)
+            return Series([_as_stored(p) for p in ordered], None, ranks, 0)
         visible, hidden = sift(points)
         if rank is not None:
-            return Series([Shown(p.step, p.time_ns, p.value) for p in visible], None, ranks, hidden)
+            return Series([_as_stored(p) for p in visible], None, ranks, hidden)
         how = self.reduction_of(metric)
         return Series(reduce_ranks(visible, how), how, ranks, hidden)
 
@@ -241,6 +241,14 @@ class RunView:
 
     def _in_order(self) -> list[Stream]:
         return sorted(self.streams, key=lambda s: (self.places[s.id].attempt, s.started_ns, s.id))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return bool(one == other) or (one != one and other != other)  # NaN is the same setting as NaN
+
+
+def _as_stored(p: SeriesPoint) -> Shown:
+    return Shown(p.step, p.time_ns, p.value, origin=(p.rank, p.attempt))
 
 
 def _rate(samples: Iterable[tuple[int, int]]) -> float | None:

@@ -48,10 +48,10 @@ def start(where: Places, seconds: float = START_SECONDS) -> Started:
         _pass(gate, deadline)
         if (report := status(where)) is not None:
             return Started(int(report.daemon["pid"]), False)
-        problem = _spawn_and_wait(where, deadline)
+        problem = "" if launch.is_running(where) else _spawn_and_wait(where, deadline)
         while (report := status(where)) is None:
             if problem or time.monotonic() >= deadline:
-                raise TrackiodError(problem or f"trackiod does not answer; see {where.log}.")
+                raise TrackiodError(problem or f"trackiod{_pid_of(where)} does not answer; see {where.log}.")
             time.sleep(_POLL_SECONDS)
         return Started(int(report.daemon["pid"]), not problem)
     finally:
@@ -102,9 +102,14 @@ def stop(where: Places, reason: str, seconds: float = STOP_SECONDS) -> bool:
     deadline = time.monotonic() + seconds
     while launch.is_running(where):
         if time.monotonic() >= deadline:
-            raise TrackiodError(f"trackiod has not stopped within {seconds:g} s; see {where.log}.")
+            raise TrackiodError(f"trackiod{_pid_of(where)} has not stopped within {seconds:g} s; see {where.log}.")
         time.sleep(_POLL_SECONDS)
     return True
+
+
+def _pid_of(where: Places) -> str:
+    endpoint = places.read_endpoint(where.endpoint)
+    return f" (pid {endpoint.pid})" if endpoint else ""
 
 
 def _signal(where: Places) -> None:

@@ -58,7 +58,7 @@ def run(*, detach: bool = False, autostarted: bool = False) -> int:
 
 def _give_up(error: TrackiodError, report: int | None) -> int:
     code = EXIT_ALREADY_RUNNING if isinstance(error, AlreadyRunning) else EXIT_FAILED
-    log.error("%s", error)
+    log.log(logging.INFO if code == EXIT_ALREADY_RUNNING else logging.ERROR, "%s", error)
     if report is not None:
         _tell(report, f"{code} {error}")
     else:

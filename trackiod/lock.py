@@ -77,9 +77,15 @@ def write_endpoint(places: Places, endpoint: Endpoint) -> None:
 
 
 def remove_endpoint(places: Places, socket_path: str) -> None:
-    """Takes back what we published; never raises."""
+    """Takes back what we published, and runtime folders that are empty; never raises."""
     for path in (places.endpoint, socket_path):
         try:
             os.unlink(path)
         except OSError:
             continue
+    for root in places.roots:
+        for folder in (os.path.join(root, "streams"), root, os.path.dirname(root)):
+            try:
+                os.rmdir(folder)
+            except OSError:
+                break

@@ -256,7 +256,8 @@ class Server:
         found = next((f for f in orphans.find(self._places) if f.id == stream.id), None)
         folders = tuple(dict.fromkeys((*stream.folders, *(found.folders if found else ()))))
         stream.folders = list(folders)
-        log.info("stream %s ended (%s)", stream.id, stream.exit())
+        ended = stream.exit().cause or "nobody tells how"
+        log.info("%s of run %s (%s) ended: %s", stream.name, stream.meta["run"], stream.id, ended)
         self._committer.submit(Drain(stream.project, stream.id, stream.meta, folders, stream.contents, stream.exit()))
 
     def drain_orphans(self) -> None:

@@ -60,6 +60,10 @@ class LiveStream:
     def project(self) -> str:
         return str(self.meta["project"])
 
+    @property
+    def name(self) -> str:
+        return f"{self.meta['role']} {self.meta['rank']}"
+
     def watch(self, path: str) -> None:
         """Holds on to a folder of the stream: its owner file and, from now on, its segments."""
         if not path or path in self.folders:

@@ -1,6 +1,6 @@
 """One series out of many: what attempts hide, what ranks amount to. Pure.
 
-Points are immutable; these are the rules by which they are shown (SEMANTICS 3 and 4).
+Points are immutable; these are the rules by which they are shown (docs/semantics.md).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Shown(NamedTuple):
     ranks: int = 1
     of: int = 1
     nan_rank: int | None = None
+    origin: tuple[int, int] | None = None
+    """(rank, attempt) of a point that is shown as it was stored"""
 
     @property
     def is_partial(self) -> bool:
@@ -97,7 +99,8 @@ def _reduced(group: list[SeriesPoint], how: str, of: int) -> Shown:
     time_ns = max(p.time_ns for p in group)
     values = [p.value for p in group]
     nan_rank = next((p.rank for p in group if _is_nan(p.value)), None) if len(group) > 1 else None
-    value = first.value if _are_equal(values) else _REDUCTIONS.get(how, _mean)(values)
+    is_same = how != "sum" and _are_equal(values)
+    value = first.value if is_same else _REDUCTIONS.get(how, _mean)(values)
     return Shown(first.step, time_ns, value, len(group), of, nan_rank)
 
 

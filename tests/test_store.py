@@ -1,0 +1,130 @@
+"""The store: its layout, and what it understands of a batch."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trackio import record
+from trackio.record import Kind, Origin
+from trackiod.errors import StoreDamaged, StoreError, StoreTooNew
+from trackiod.store import schema
+from trackiod.store.digest import End, Tally, digest, points
+
+LAYOUT_1 = {
+    "batches": ["id", "stream", "start", "end", "data"],
+    "configs": ["stream", "key", "value"],
+    "definitions": ["run", "name", "options"],
+    "holes": ["stream", "start", "end", "cause", "at_ns"],
+    "meta": ["key", "value"],
+    "metrics": [
+        "stream", "name", "points", "counted", "first_step", "max_step", "last_step", "last_ns", "last",
+    ],
+    "runs": ["id", "name", "name_rank", "run_group", "created_ns", "resumes"],
+    "streams": [
+        "id", "run", "role", "rank", "attempt", "started_ns", "meta", "committed", "records", "points",
+        "refused_records", "refused_points", "last_ns", "state", "cause", "ended_ns", "explicit",
+    ],
+}  # fmt: skip
+
+
+def batch(*payloads: bytes, offset: int = 0) -> bytes:
+    data = b""
+    for payload in payloads:
+        data += record.encode(offset + len(data), payload)
+    return data
+
+
+def log(step: int, metrics: Any, origin: int = Origin.EXPLICIT, time_ns: int = 1) -> bytes:
+    return record.pack(Kind.LOG, time_ns, step, int(origin), metrics)
+
+
+def test_the_layout_is_that_of_version_1(tmp_path: Path) -> None:
+    connection = schema.open_for_writing(str(tmp_path / "x.db"), "p", "s")
+    tables = [r[0] for r in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    found = {t: [c[1] for c in connection.execute(f"PRAGMA table_info({t})")] for t in tables}
+    facts = [connection.execute(f"PRAGMA {p}").fetchone()[0] for p in ("user_version", "page_size", "auto_vacuum")]
+    connection.close()
+    assert found == LAYOUT_1
+    assert facts == [1, 8192, 2]
+
+
+def test_a_newer_layout_and_a_strange_file_are_named(tmp_path: Path) -> None:
+    newer, strange, absent = (str(tmp_path / name) for name in ("n.db", "s.db", "a.db"))
+    schema.open_for_writing(newer, "p", "s").close()
+    with sqlite3.connect(newer) as connection:
+        connection.execute("PRAGMA user_version = 9")
+    connection.close()
+    Path(strange).write_bytes(b"not a database, just text " * 100)
+    for path, error in ((newer, StoreTooNew), (strange, StoreDamaged), (absent, StoreError)):
+        with pytest.raises(error, match=Path(path).name):
+            schema.open_for_reading(path)
+
+
+def test_a_store_is_read_where_it_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    schema.open_for_writing(str(path), "p", "s").close()
+    path.chmod(0o400)
+    connection = schema.open_for_reading(str(path))
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        connection.execute("DELETE FROM meta")
+    connection.close()
+
+
+def test_a_digest_counts_and_keeps_the_last_of_each_metric() -> None:
+    data = batch(
+        log(3, {"a": 1, "b": 2}, time_ns=10),
+        log(1, {"a": 5}, Origin.COUNTER, time_ns=11),
+        log(2, {"a": 7, "b": 8}, time_ns=12),
+        record.pack(Kind.CONFIG, 13, {"lr": 0.1}),
+        record.pack(Kind.DEFINE, 14, "a", {"reduce": "sum"}),
+    )
+    got = digest(data, 0)
+    assert (got.records, got.points, got.last_ns, got.is_open, got.end) == (3, 5, 14, True, None)
+    assert got.metrics == {"a": Tally(3, 1, 1, 3, 2, 12, 7), "b": Tally(2, 0, 2, 3, 2, 12, 8)}
+    assert (got.config, got.definitions, got.damages) == ({"lr": 0.1}, {"a": {"reduce": "sum"}}, [])
+
+
+def test_an_end_stands_until_something_is_logged_after_it() -> None:
+    end = record.pack(Kind.FINISH, 9, "failed", "KeyError", False)
+    assert digest(batch(log(0, {"a": 1}), end), 0).end == End("failed", "KeyError", False, 9)
+    reopened = digest(batch(end, log(0, {"a": 1})), 0)
+    assert reopened.end is None and reopened.is_open
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"\xc1", b"\x90", log(0, [1]), log(0, {1: 2}), log("x", {}), log(1 << 63, {}), record.pack(Kind.DEFINE, 1),
+     record.pack(Kind.CONFIG, 1, 7), record.pack(Kind.FINISH, 1, "x")],
+)  # fmt: skip
+def test_a_malformed_record_is_set_aside_and_the_stream_goes_on(payload: bytes) -> None:
+    data = batch(log(0, {"a": 1}), payload, log(1, {"a": 2}))
+    got = digest(data, 0)
+    assert got.metrics["a"].points == 2
+    ((start, end, why),) = got.damages
+    assert (start, end - start) == (record.framed_bytes(len(log(0, {"a": 1}))), record.framed_bytes(len(payload)))
+    assert "malformed" in why
+    assert [p.value for _, p in points(data, 0, frozenset({"a"}))] == [1, 2]
+
+
+names = st.sampled_from(["a", "b", "c"])
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.dictionaries(names, st.integers(), max_size=3), st.integers(0, 2))))
+def test_a_digest_agrees_with_the_points_it_stands_for(rows: list[tuple[int, dict[str, int], int]]) -> None:
+    rows = [(s, {k: v % (1 << 60) for k, v in m.items()}, o) for s, m, o in rows]
+    data = batch(*(log(s, m, o, time_ns=i + 1) for i, (s, m, o) in enumerate(rows)))
+    got = digest(data, 0)
+    stored = list(points(data, 0))
+    assert got.points == len(stored) and got.records == len(rows)
+    for name in {n for n, _ in stored}:
+        mine = [p for n, p in stored if n == name]
+        assert got.metrics[name] == Tally(
+            len(mine), sum(p.origin == Origin.COUNTER for p in mine), min(p.step for p in mine),
+            max(p.step for p in mine), mine[-1].step, mine[-1].time_ns, mine[-1].value,
+        )  # fmt: skip
