@@ -69,7 +69,26 @@ def test_a_call_larger_than_a_segment_is_stored_whole(daemon: Host) -> None:
 def test_one_value_too_large_is_named_and_the_others_kept(daemon: Host) -> None:
     said = run_well(daemon, "trackio.log({'small': 1, 'huge': 'x' * (3 << 20)})")
     assert len(said) == 1 and "'huge'" in said[0]
-    assert daemon.ended_run("p").metric_names == ["small"]
+    run = daemon.ended_run("p")
+    assert run.metric_names == ["small"] and run.points == 1
+
+
+def test_a_very_large_config_is_bounded_and_holds_nothing_up(daemon: Host) -> None:
+    said = run_well(daemon, """
+run.config.update({"files": [f"/data/file-{i}" for i in range(200_000)], "lr": 0.1})
+trackio.log({"a": 1})
+""")  # fmt: skip
+    assert len(said) == 1 and "'files'" in said[0]
+    run = daemon.ended_run("p")
+    assert run.config()["lr"] == 0.1 and len(run.config()["files"]) < 2000 and run.points == 1
+
+
+def test_text_that_is_no_utf_8_switches_nothing_off(daemon: Host) -> None:
+    code = "import trackio\ntrackio.init(config={'lr': 1, '\\udcff': 2})\ntrackio.log({'a': 1})"
+    done = daemon.run(code, env={"TRACKIO_PROJECT": "caf\udce9"})
+    assert done.returncode == 0 and "failed" not in done.stderr, done.stderr
+    wait_for(lambda: daemon.cli("list", "projects")["projects"] == ["caf\\udce9"])
+    assert daemon.ended_run("caf\\udce9").config() == {"lr": 1, "\\udcff": 2}
 
 
 def test_an_unwritable_data_folder_is_one_sentence_and_training_goes_on(host: Host) -> None:

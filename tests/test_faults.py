@@ -274,6 +274,84 @@ def test_a_store_that_was_deleted_is_a_counted_hole_not_a_livelock(daemon: Host)
     assert values[0] > 0 and values == list(range(values[0], 30_000))
 
 
+def test_a_database_removed_under_the_daemon_is_made_anew_and_nothing_is_acked_into_the_void(daemon: Host) -> None:
+    """With no command to delete a project, removing its file is how users do it."""
+    process = daemon.python(BURST, str(daemon.data / "progress"), "20000", "0.002")
+    wait_for(lambda: daemon.runs("p") and daemon.the_run("p").records > 500)
+    for path in Path(daemon.places.projects).iterdir():
+        path.unlink()
+    process.communicate(timeout=60 * PATIENCE)
+    wait_for(lambda: daemon.runs("p") and daemon.the_run("p").state.state == "finished")
+    values = [p.value for p in daemon.the_run("p").series("i").points]
+    assert values == list(range(values[0], 20_000))
+
+
+def test_a_daemon_whose_folder_was_removed_leaves_and_another_takes_over(daemon: Host) -> None:
+    pid = daemon.status().daemon["pid"]
+    shutil.rmtree(daemon.data)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), 20, "the daemon's end")
+    assert daemon.start() != pid
+    daemon.run("import trackio\ntrackio.init(project='p')\ntrackio.log({'a': 1})")
+    assert daemon.ended_run("p").points == 1
+
+
+def test_what_a_signal_handler_logs_before_it_exits_is_stored(daemon: Host) -> None:
+    """SLURM's `--signal`: log "preempted", finish, leave, in the middle of whatever log() was doing."""
+    code = """
+import os, signal, sys, threading, time, trackio
+trackio.init(project="p", name=sys.argv[1])
+def leave(*_):
+    trackio.log({"preempted": 1}); trackio.finish(); sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+threading.Timer(0.3 + float(sys.argv[1]) / 1000, os.kill, (os.getpid(), signal.SIGTERM)).start()
+while True: trackio.log({"a": 1.0})
+"""
+    for i in range(8):
+        assert daemon.run(code, str(i)).returncode == 0
+    wait_for(lambda: [r.state.state for r in daemon.runs("p")] == ["finished"] * 8, 60)
+    assert ["preempted" in r.metric_names for r in daemon.runs("p")] == [True] * 8
+
+
+def test_hundreds_of_runs_in_one_process_hold_on_to_nothing(host: Host) -> None:
+    """A sweep: with a daemon, and first without one."""
+    code = """
+import os, resource, sys, time, trackio
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+for i in range(60):
+    run = trackio.init(project="p", name=f"run{i}")
+    trackio.log({"a": i})
+    run.finish()
+    deadline = time.monotonic() + 20
+    while len(os.listdir("/proc/self/fd")) > 60 and time.monotonic() < deadline: time.sleep(0.05)
+print(len(os.listdir("/proc/self/fd")))
+"""
+    for turn in (1, 2):
+        done = host.run(code, seconds=120)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        assert int(done.stdout) < 70
+        host.start()
+        wait_for(lambda turn=turn: sum(r.points for r in host.runs("p")) == 60 * turn, 60)
+        assert all(r.state.state == "finished" for r in host.runs("p"))
+
+
+def test_waiting_for_a_daemon_costs_next_to_nothing_and_it_is_met_when_it_comes(host: Host) -> None:
+    process = host.python("""
+import sys, time, trackio
+trackio.init(project="p")
+trackio.log({"a": 1})
+time.sleep(6)
+before = time.process_time()
+time.sleep(2)
+print(time.process_time() - before, flush=True)
+sys.stdin.read()
+""", stdin=subprocess.PIPE)  # fmt: skip
+    assert float(process.stdout.readline()) < 0.4, "seconds of CPU in two seconds of waiting"
+    host.start()
+    wait_for(lambda: host.runs("p") and host.the_run("p").points == 1)
+    assert host.the_run("p").state.state == "running"
+    process.communicate()
+
+
 def test_sixteen_threads_log_scalars_and_every_value_is_right(daemon: Host) -> None:
     done = daemon.run("""
 import threading, numpy as np, torch, trackio

@@ -27,6 +27,20 @@ def test_what_is_logged_is_read_back(daemon: Host) -> None:
     assert (run.records, run.points, run.holes, run.refused_points) == (10, 30, [], 0)
 
 
+def test_every_run_of_a_process_is_shipped_while_it_runs(daemon: Host) -> None:
+    process = daemon.python("""
+import trackio, sys
+for name in "abc":
+    trackio.init(project=name); trackio.log({"x": 1})
+    sys.stdin.readline()
+""", stdin=-1)  # fmt: skip
+    for name in "abc":
+        wait_for(lambda name=name: daemon.runs(name) and daemon.the_run(name).points == 1)
+        process.stdin.write("\n")
+        process.stdin.flush()
+    process.communicate()
+
+
 def test_a_point_is_visible_while_the_run_runs(daemon: Host) -> None:
     process = daemon.python("import trackio, sys\ntrackio.init(project='p')\ntrackio.log({'x': 1})\nsys.stdin.read()",
                             stdin=-1)  # fmt: skip

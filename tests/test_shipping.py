@@ -74,6 +74,17 @@ def test_what_nobody_takes_for_five_seconds_is_spilled() -> None:
     assert courier.next(SPILL_AFTER_SECONDS, held(8, oldest=8), may_send=False) is None
 
 
+def test_what_is_on_disk_is_not_spilled_again_and_the_daemon_is_still_greeted() -> None:
+    """The active segment keeps its bytes after they were spilled; they are not the courier's worry any more."""
+    courier = Courier(0)
+    assert courier.next(SPILL_AFTER_SECONDS, held(8), may_send=False) == SpillUpTo(8)
+    courier.on_spill("", SPILL_AFTER_SECONDS)
+    on_disk = held(8)._replace(spilled=8)
+    assert courier.next(SPILL_AFTER_SECONDS, on_disk, may_send=False) is None
+    courier.on_connect(SPILL_AFTER_SECONDS + 1)
+    assert courier.next(SPILL_AFTER_SECONDS + 1, on_disk, may_send=True) == SayHello()
+
+
 def test_a_ring_that_is_half_full_is_spilled_at_once() -> None:
     assert Courier(0).next(0.1, held(LIMIT // 2 + 8), may_send=False) == SpillUpTo(LIMIT // 2 + 8)
 
@@ -180,7 +191,7 @@ def test_over_a_bad_link_everything_arrives_once_and_in_order(seed: int, store_g
             network.clear()
             continue
         for _ in range(10):
-            action = courier.next(now, Held(head, oldest, max(oldest, spilled), LIMIT), may_send=True)
+            action = courier.next(now, Held(head, oldest, oldest, LIMIT, spilled), may_send=True)
             if isinstance(action, SayHello):
                 network.append(wire.Hello("s", {}))
             elif isinstance(action, SendData):

@@ -101,6 +101,30 @@ def test_a_full_spill_says_so_and_the_ring_refuses(host: Host) -> None:
     spool.close()
 
 
+def test_an_error_in_the_spill_leaves_nothing_that_hides_what_comes_after(host: Host) -> None:
+    spool = make(host.places)
+    parts = fill(spool, 900)
+    (host.data / "spill").write_text("in the way")
+    assert spool.spill_upto(0, spool.ring.head)
+    (host.data / "spill").unlink()
+    assert spool.spill_upto(0, spool.ring.head) == "" and spool.spill.sync() == ""
+    assert read_back(spool) == parts == recovered(spool)
+    spool.close()
+
+
+def test_a_deleted_spill_file_moves_the_oldest_offset_on(host: Host) -> None:
+    spool = make(host.places)
+    fill(spool, 900)
+    spool.spill_upto(0, spool.ring.head)
+    fill(spool, 900)
+    spool.spill_upto(0, spool.ring.head)
+    shutil.rmtree(spool.spill._path)
+    while spool.oldest < spool.ring.oldest and not spool.read(spool.oldest):
+        pass
+    assert spool.oldest == spool.ring.oldest
+    spool.close()
+
+
 def test_what_is_left_behind_is_recovered_each_record_once(host: Host) -> None:
     spool = make(host.places)
     parts = fill(spool, 900)

@@ -50,6 +50,11 @@ def test_a_rank_that_comes_again_after_its_end_is_a_new_attempt_whatever_the_lau
     assert place(streams) == {"a0": Place(0, 0), "a1": Place(0, 0), "b0": Place(1, 0), "b1": Place(1, 0)}
 
 
+def test_a_killed_rank_that_is_back_before_its_end_is_noticed_is_a_new_attempt() -> None:
+    killed = stream("a", 0, 0, ended=70, state="killed", last_ns=50)
+    assert place([killed, stream("b", 0, 60)]) == {"a": Place(0, 0), "b": Place(1, 0)}
+
+
 def test_two_living_streams_of_one_rank_are_kept_apart() -> None:
     assert place([stream("a", 0, 0), stream("b", 0, 5)]) == {"a": Place(0, 0), "b": Place(0, 1)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from trackio.values import plain_config
+from trackio.values import clean_text, plain_config
 
 _CONTROL_WORDS = frozenset({"allow_val_change"})
 """Words that wandb's `update` takes beside values: readable afterwards, never stored."""
@@ -35,7 +35,7 @@ class Config(MutableMapping[str, Any]):
     def _change(self, values: Mapping[str, Any]) -> None:
         self._values.update(values)
         self._set.update(values)
-        stored = {str(k): plain_config(v) for k, v in values.items() if k not in _CONTROL_WORDS}
+        stored = {clean_text(str(k)): plain_config(v) for k, v in values.items() if k not in _CONTROL_WORDS}
         if self._on_change is not None and stored:
             self._on_change(stored)
 

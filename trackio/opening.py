@@ -25,6 +25,7 @@ from trackio.places import Places
 from trackio.runs import Identity, Run, warn_unknown
 from trackio.settings import Settings
 from trackio.stream import Stream
+from trackio.values import clean_text
 
 MAX_NAME_CHARS = 128
 _RESUMES = ("never", "allow", "must")
@@ -115,15 +116,15 @@ def _understood(
     return Request(
         project=_name(project, "project"),
         name=None if name is None else _name(name, "run"),
-        group=None if group is None else str(group),
+        group=None if group is None else clean_text(str(group)),
         config=as_mapping(config),
         resume=resume,
-        run_id=str(run_id or ours.run_id or ""),
+        run_id=clean_text(str(run_id or ours.run_id or "")),
     )
 
 
 def _name(value: Any, what: str) -> str:
-    text = str(value)
+    text = clean_text(str(value))
     if len(text) > MAX_NAME_CHARS:
         voice.warn_once(f"long {what}", f"the {what} name is cut to {MAX_NAME_CHARS} characters.")
     return text[:MAX_NAME_CHARS]
@@ -186,7 +187,7 @@ def _new_run(request: Request, ours: Settings) -> Run:
         "launcher": rank.launcher,
         "attempt": _attempt(request, job, run_id),
         "interactive": facts.interactive,
-        "data": where.data,
+        "data": clean_text(where.data),
     }
 
     def open_stream(stream_facts: dict[str, Any]) -> Stream:

@@ -59,8 +59,11 @@ class Process:
     def adopt(self, run: Run, rank: str) -> None:
         """Makes it the process's latest run. Children that inherit its `rank` learn that it is not theirs; it
         is empty where there is no launcher, since a child may be one."""
+        for earlier in self.runs:
+            if earlier.is_finished:
+                earlier.retire()
+        self.runs = [r for r in self.runs if not r.is_retired] + [run]
         self.latest = run
-        self.runs.append(run)
         os.environ[PARENT_VARIABLE] = f"{os.getpid()}:{rank}"
 
     def end(self) -> None:

@@ -23,6 +23,10 @@ _MARK_BYTES = 128 << 10
 _CONTENDED_SECONDS = 0.05
 
 
+class Retired(Exception):
+    """The stream has ended for good; what is logged from now on belongs into another one."""
+
+
 class Ring:
     """Segments in the order of their offsets: sealed ones, the active one, and spares that hold nothing."""
 
@@ -36,6 +40,7 @@ class Ring:
         self._provide = provide
         self._lock = threading.RLock()  # a re-entrant call passes, and finds `_busy`
         self._busy = False
+        self.is_retired = False
         self._queued: deque[tuple[bytes, int]] = deque()
         self._sealed: deque[Segment] = deque()
         self._spares: list[Segment] = []
@@ -47,30 +52,42 @@ class Ring:
     # -- the writing side ------------------------------------------------------------------------------
 
     def append(self, payload: bytes, points: int) -> bool:
-        """Stores one record; False if there was no room and it was counted as refused."""
-        lock = self._lock
-        if not lock.acquire(False) and not lock.acquire(True, _CONTENDED_SECONDS):
+        """Stores one record; False if there was no room and it was counted as refused. Raises Retired.
+
+        A signal handler may log, and may raise, at any place in here: `with` is the one way to take the lock
+        that no exception can come between.
+        """
+        accepted = True
+        if self._busy and not self._is_free_soon():
             self._queued.append((payload, points))
             return True
-        if self._busy:  # we are a signal handler or __del__ in the middle of this thread's own append()
-            self._queued.append((payload, points))
-            lock.release()
-            return True
-        self._busy = True
         try:
-            accepted = self._put(payload, points)
+            with self._lock:
+                if self._busy:  # we are a signal handler or __del__ in the middle of this thread's own append()
+                    self._queued.append((payload, points))
+                    return True
+                self._busy = True
+                try:
+                    accepted = self._put(payload, points)
+                finally:
+                    self._busy = False
         finally:
-            self._busy = False
-            lock.release()
-        if self._queued:
-            self._append_queued()
+            if self._queued:
+                self.append_queued()
         return accepted
 
-    def _append_queued(self) -> None:
-        """Appends what re-entrant calls left, unless whoever holds the lock will."""
-        while self._queued and self._lock.acquire(False):
+    def _is_free_soon(self) -> bool:
+        """Whether the thread that is in append() is this one, or will be out of it in a moment. It may not be:
+        its signal handler may be waiting for us."""
+        if not self._lock.acquire(True, _CONTENDED_SECONDS):
+            return False
+        self._lock.release()
+        return True
+
+    def append_queued(self) -> None:
+        """Appends what re-entrant calls left, unless this is one of them."""
+        with self._lock:
             if self._busy:
-                self._lock.release()
                 return
             self._busy = True
             try:
@@ -78,7 +95,6 @@ class Ring:
                     self._put(*self._queued.popleft())
             finally:
                 self._busy = False
-                self._lock.release()
 
     def _put(self, payload: bytes, points: int) -> bool:
         length = len(payload)
@@ -104,7 +120,9 @@ class Ring:
         return True
 
     def _roll(self, size: int) -> bool:
-        """Goes on in a spare that holds `size` bytes; False if there is none to be had."""
+        """Goes on in a spare that holds `size` bytes; False if there is none to be had. Raises Retired."""
+        if self.is_retired:
+            raise Retired
         spare = self._take_spare(size)
         if spare is None and self._provide(size):
             spare = self._take_spare(size)
@@ -151,6 +169,11 @@ class Ring:
         return first.base
 
     @property
+    def has_queued(self) -> bool:
+        """Whether re-entrant calls left something that nobody has appended yet."""
+        return bool(self._queued)
+
+    @property
     def capacity_bytes(self) -> int:
         """What all segments hold together."""
         return sum(s.capacity for s in (*self._sealed, self._active, *self._spares))
@@ -170,12 +193,29 @@ class Ring:
 
     def drop_spare(self) -> Segment | None:
         """Takes the largest spare away, if another one stays."""
-        with self._lock:
+        if not self._lock.acquire(timeout=_CONTENDED_SECONDS):
+            return None
+        try:
             if len(self._spares) < 2:
                 return None
             largest = max(self._spares, key=lambda s: s.capacity)
             self._spares.remove(largest)
             return largest
+        finally:
+            self._lock.release()
+
+    def retire(self, committed: int) -> bool:
+        """Ends the ring, if everything in it is committed: from now on append() raises Retired."""
+        if not self._lock.acquire(timeout=_CONTENDED_SECONDS):
+            return False
+        try:
+            if self._busy or self._queued or self.head != committed:
+                return False
+            self.is_retired = True
+            self._limit = 0
+            return True
+        finally:
+            self._lock.release()
 
     def range_end(self, start: int, limit_bytes: int) -> int:
         """Where a batch from `start` ends: a record border of one segment, `limit_bytes` on or little more."""
@@ -205,9 +245,12 @@ class Ring:
             self._marks.popleft()
         return freed
 
-    def switch(self, segment: Segment) -> list[Segment]:
-        """Goes on in `segment` at once and returns the spares, which lie where nothing may lie any more."""
-        with self._lock:
+    def switch(self, segment: Segment) -> list[Segment] | None:
+        """Goes on in `segment` at once and returns the spares, which lie where nothing may lie any more; None
+        if somebody holds the lock for too long."""
+        if not self._lock.acquire(timeout=_CONTENDED_SECONDS):
+            return None
+        try:
             spares, self._spares = self._spares, []
             if self.head > self._active.base:
                 self._seal()
@@ -215,6 +258,8 @@ class Ring:
                 spares.append(self._active)
             self._activate(segment)
             return spares
+        finally:
+            self._lock.release()
 
     def count_in(self, counters: memoryview) -> memoryview:
         """Counts refusals in other words from now on."""

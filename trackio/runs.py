@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 from trackio import voice
 from trackio.configuration import Config
 from trackio.record import Kind, Origin
+from trackio.ring import Retired
 from trackio.steps import Steps, integral
 from trackio.stream import PACK_ERRORS, Stream
 from trackio.values import PLAIN_TYPES, plain_metrics, short_repr
 
 _REDUCTIONS = ("mean", "min", "max", "sum", "first", "last")
 _FINISH_SECONDS = 0.04
+_MAX_CONFIG_CHARS = 100_000
 _EXPLICIT = int(Origin.EXPLICIT)
 
 
@@ -115,6 +117,9 @@ class Run:
                 stream.log(step, origin, metrics)
             except PACK_ERRORS:
                 self._log_with_care(stream, step, origin, metrics)
+            except Retired:
+                self._stream = None
+                self.log(metrics, step)
         except Exception as error:  # noqa: BLE001 the border: training goes on whatever is logged
             voice.warn_once(f"log {type(error).__name__}", f"log() failed and was skipped: {error!r}")
 
@@ -154,7 +159,7 @@ class Run:
         """The stream to log to: after finish() the same, in a forked child one of its own."""
         if self._open_stream is None:
             return None
-        if self._stream is None:
+        if self._stream is None or self._stream.is_retired:
             self._stream = self._open_stream(self._facts)
         self.is_finished = False
         return self._stream
@@ -184,8 +189,11 @@ class Run:
         self._note(Kind.DEFINE, str(name), {k: v for k, v in options.items() if v is not None})
 
     def _store_config(self, values: dict[str, Any]) -> None:
-        if values:
-            self._note(Kind.CONFIG, values)
+        for key, value in values.items():
+            if len(str(value)) > _MAX_CONFIG_CHARS:
+                voice.warn_once(f"config {key}", f"config {key!r} is very large; its beginning is kept.")
+                value = short_repr(value)
+            self._note(Kind.CONFIG, {key: value})
 
     def _note(self, kind: Kind, *fields: Any) -> None:
         try:
@@ -211,6 +219,16 @@ class Run:
         self.is_finished = True
         self._stop_flag.set()
         self._note(Kind.FINISH, state, cause, explicit)
+
+    @property
+    def is_retired(self) -> bool:
+        """Whether it is finished and holds on to nothing."""
+        return self.is_finished and (self._stream is None or self._stream.is_retired)
+
+    def retire(self) -> None:
+        """Another run has taken its place: once everything is stored, it holds on to nothing."""
+        if self._stream is not None:
+            self._stream.shipment.is_over = True
 
     def become_worker(self) -> None:
         """In a forked child: what it logs goes to a stream of its own, kept apart from the rank's."""

@@ -6,6 +6,7 @@ nothing raises out of it. Everything it needs is imported before it starts, so a
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ _MAX_STEPS_A_TURN = 16
 class Shipment:
     """One stream on its way."""
 
-    __slots__ = ("closed", "courier", "each_second", "introduced", "limit_bytes", "next_second", "spool")
+    __slots__ = ("closed", "courier", "each_second", "introduced", "is_over", "limit_bytes", "next_second", "spool")
 
     def __init__(self, spool: Spool, limit_bytes: int, each_second: Callable[[], None]) -> None:
         self.spool = spool
@@ -39,10 +40,12 @@ class Shipment:
         self.next_second = 0.0
         self.introduced = spool.path
         self.closed = False
+        self.is_over = False
+        """its run has ended and another one has taken its place"""
 
     def held(self) -> Held:
         ring = self.spool.ring
-        return Held(ring.head, self.spool.oldest, ring.oldest, self.limit_bytes)
+        return Held(ring.head, self.spool.oldest, ring.oldest, self.limit_bytes, self.spool.spill.end or 0)
 
     @property
     def is_delivered(self) -> bool:
@@ -62,6 +65,7 @@ class Shipper:
         self._link: Link | None = None
         self._turn_lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._stopping = False
         self._connect_at = 0.0
         now = time.monotonic()
         self._start_at = now if starts_first else now + _OTHERS_START_SECONDS
@@ -75,6 +79,7 @@ class Shipper:
         spool.ring.wanted = self.wanted
         spool.on_pressure = lambda: self._relieve(shipment)
         self._shipments[spool.stream] = shipment
+        self._stopping = False
         self.ensure_thread()
         self.wanted.set()
         return shipment
@@ -125,7 +130,7 @@ class Shipper:
     # -- the thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
+        while not self._stopping:
             self.wanted.clear()
             try:
                 with self._turn_lock:
@@ -154,6 +159,8 @@ class Shipper:
         for shipment in self._all():
             if not shipment.closed:
                 busy |= self._serve(shipment, now)
+                if shipment.is_over:
+                    self._retire(shipment)
         if self._link is not None and not self._link.is_clear:
             return _ACK_WAIT_SECONDS
         if busy:
@@ -164,6 +171,8 @@ class Shipper:
     def _serve(self, shipment: Shipment, now: float) -> bool:
         """Does what the courier says. True if it stopped only for its share of the turn."""
         spool, courier = shipment.spool, shipment.courier
+        if self._link is not None and not courier.connected:
+            courier.on_connect(now)
         spool.release(courier.committed)
         spool.maintain(now)
         if spool.path != shipment.introduced:
@@ -179,6 +188,25 @@ class Shipper:
                 return False
         return True
 
+    def _retire(self, shipment: Shipment) -> None:
+        """Lets go of a stream that is over: a process may have hundreds of runs, one after the other."""
+        spool, committed = shipment.spool, shipment.courier.committed
+        if any(spool.refused):
+            return  # its counters are read when the process has gone
+        if shipment.is_delivered:
+            if not spool.ring.retire(committed):
+                return
+            spool.close()
+        elif self._link is None:
+            head = spool.ring.head
+            if spool.spill_upto(committed, head) or spool.spill.end != head or not spool.ring.retire(head):
+                return
+            spool.leave()
+        else:
+            return
+        shipment.closed = True
+        del self._shipments[spool.stream]
+
     def _do(self, action: SayHello | SendData | SendHeartbeat | SpillUpTo, s: Shipment, now: float) -> bool:
         spool, stream = s.spool, s.spool.stream
         match action:
@@ -189,7 +217,7 @@ class Shipper:
                     voice.warn_once("spill", f"unacked metrics cannot be moved to disk: {problem}")
                 return not problem
             case SayHello():
-                meta = {**spool.meta, "spool": spool.path, "weakness": spool.weakness}
+                meta = {**spool.meta, "spool": os.fsencode(spool.path), "weakness": spool.weakness}
                 return self._send(wire.Hello(stream, meta, spool.oldest, spool.ring.head))
             case SendHeartbeat():
                 return self._send(wire.Heartbeat(stream, spool.ring.head, spool.refused))
@@ -254,8 +282,6 @@ class Shipper:
             self._start_daemon(now)
             return
         self._start_at = max(self._start_at, now + _OTHERS_START_SECONDS)
-        for shipment in self._all():
-            shipment.courier.on_connect(now)
 
     def _drop_link(self) -> None:
         if self._link is not None:
@@ -292,6 +318,10 @@ class Shipper:
         for shipment in self._all():
             delivered = self.deliver(shipment, max(0.0, deadline - time.monotonic()))
             self._close_one(shipment, delivered)
+        self._stopping = True
+        self.wanted.set()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_SECONDS)  # an interpreter that ends it itself needs a free descriptor
 
     def _close_one(self, shipment: Shipment, delivered: bool) -> None:
         if not self._turn_lock.acquire(timeout=_CLOSE_SECONDS):
@@ -299,7 +329,8 @@ class Shipper:
         try:
             shipment.closed = True
             spool = shipment.spool
-            if delivered and shipment.is_delivered and not any(spool.refused):
+            spool.ring.append_queued()
+            if delivered and not any(spool.refused) and spool.ring.retire(shipment.courier.committed):
                 spool.close()
             elif not shipment.courier.welcomed or spool.weakness:
                 spool.spill_upto(shipment.courier.committed, spool.ring.head)

@@ -25,6 +25,8 @@ class Held(NamedTuple):
     oldest: int
     ring_oldest: int
     ring_limit: int
+    spilled: int = 0
+    """the end of what lies on disk"""
 
 
 class SayHello(NamedTuple):
@@ -147,7 +149,7 @@ class Courier:
     def _spill(self, now: float, held: Held) -> SpillUpTo | None:
         """Memory is short, or data have waited too long with nobody to take them."""
         in_ring = held.head - held.ring_oldest
-        unacked = held.head - max(self.committed, held.ring_oldest)
+        unacked = held.head - max(self.committed, held.ring_oldest, held.spilled)
         if unacked <= 0 or now < self._spill_again_at:
             return None
         waited = now - self._progress_at

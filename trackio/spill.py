@@ -69,21 +69,23 @@ class Spill:
         busy Python thread each system call waits for the GIL, so a piece costs one.
         """
         try:
-            file = self._file_for(start, len(piece))
+            file = self._file_for(start)
             _write_at(self._fd, piece, HEADER_BYTES + start - file.base)
         except OSError as error:
             self._close_file()
+            if self._files and self._files[-1].end == self._files[-1].base:
+                _unlink(self._files.pop().path)  # it holds nothing, and the next one will have its name
             raise SpillError(f"{self._path}: {error.strerror or error}") from error
         file.end = start + len(piece)
         file.borders.append(file.end)
 
-    def _file_for(self, start: int, size: int) -> _File:
+    def _file_for(self, start: int) -> _File:
         """The file that goes on at `start`, open for writing; every 4 MiB a new one."""
         last = self._files[-1] if self._files else None
         if last is not None and last.end == start and last.end - last.base < _FILE_BYTES and self._fd >= 0:
             return last
         self._close_file()
-        self._check_room(max(size, _FILE_BYTES))
+        self._check_room(2 * _FILE_BYTES)
         if self._folder is None or not self._folder.is_linked():
             self._folder = StreamFolder(self._path, self._meta())
             self._files.clear()
@@ -130,12 +132,20 @@ class Spill:
             return b""
         ends = [b for b in file.borders if b > offset]
         end = next((b for b in reversed(ends) if b - offset <= limit_bytes), ends[0])
+        data = self._read_file(file, offset, end - offset)
+        if len(data) < end - offset:
+            self._files.remove(file)  # somebody deleted or cut it: what it held is a hole
+            return b""
+        return data
+
+    @staticmethod
+    def _read_file(file: _File, offset: int, size: int) -> bytes:
         try:
             fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return b""
         try:
-            return os.pread(fd, end - offset, HEADER_BYTES + offset - file.base)
+            return os.pread(fd, size, HEADER_BYTES + offset - file.base)
         except OSError:
             return b""
         finally:
@@ -146,13 +156,24 @@ class Spill:
         while self._files and self._files[0].end <= acked:
             if len(self._files) == 1:
                 self._close_file()
-            try:
-                os.unlink(self._files.popleft().path)
-            except OSError:
-                continue
+            _unlink(self._files.popleft().path)
         if not self._files and self._folder is not None:
             self._folder.remove()
             self._folder = None
+
+    def leave(self) -> None:
+        """Lets go of the files and the lock: they are an orphan's now, for a daemon to find."""
+        self._close_file()
+        if self._folder is not None:
+            self._folder.close()
+            self._folder = None
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # gone already
 
 
 def _write_at(fd: int, data: bytes | memoryview, position: int) -> None:

@@ -159,6 +159,8 @@ class Spool:
     def maintain(self, now: float) -> None:
         """The shipper's housekeeping: a spare ahead of need, fewer when idle, a new home if names vanish."""
         ring = self.ring
+        if ring.has_queued:
+            ring.append_queued()
         if ring.spare_bytes < ring.capacity_bytes // 2:
             self._provide(0)
         if ring.head > self._acked:
@@ -178,8 +180,12 @@ class Spool:
             return
         gone, old = self._folder, self.ring.segments()
         fresh = self._settle()
+        spares = self.ring.switch(fresh)
+        if spares is None:
+            fresh.close()
+            return
         self._stale = {id(s) for s in old}
-        for spare in self.ring.switch(fresh):
+        for spare in spares:
             spare.close()
         self._provide(0)
         self._move_counters()
@@ -240,19 +246,32 @@ class Spool:
     # -- the end -------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Removes everything: the daemon has it all. Safe to call twice."""
+        """Removes everything: the daemon has it all."""
         for segment in self.ring.segments():
             segment.close()
+        self._close_counters()
         self.spill.release(self.ring.head)
         if self._folder is not None:
             self._folder.remove()
+
+    def leave(self) -> None:
+        """Lets go of a stream whose bytes all lie in the spill: whoever finds it there takes it from there."""
+        for segment in self.ring.segments():
+            segment.close()
+        self._close_counters()
+        if self._folder is not None:
+            self._folder.remove()
+        self.spill.leave()
+
+    def _close_counters(self) -> None:
+        self._counters.release()
+        self._counters_map.close()
 
     def abandon(self) -> None:
         """In a forked child: lets go of the parent's mappings and descriptors, touches none of its files."""
         for segment in self.ring.segments():
             segment.close(unlink=False)
-        self._counters.release()
-        self._counters_map.close()
+        self._close_counters()
         for folder in (self._folder, self.spill.folder):
             if folder is not None:
                 folder.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
@@ -14,6 +15,7 @@ from trackio.record import MAX_PAYLOAD_BYTES, Kind, pack
 from trackio.settings import Settings
 from trackio.shipper import Shipper
 from trackio.spool import Spool
+from trackio.values import clean_text
 from trackio.version import __version__
 
 _LOG = int(Kind.LOG)
@@ -38,7 +40,7 @@ class Stream:
             "stream": self.id,
             "client": __version__,
             "pid": os.getpid(),
-            "host": os.uname().nodename,
+            "host": clean_text(os.uname().nodename),
             "boot_id": places.boot_id(),
             "started_ns": self._clock[0],
             "monotonic_ns": self._clock[1],
@@ -71,23 +73,17 @@ class Stream:
         return self.append(payload, len(metrics))
 
     def _log_parts(self, step: int, origin: int, metrics: dict[str, Any], now: int) -> bool:
-        """A call too large for one record becomes several at the same step and time."""
-        items = list(metrics.items())
-        if len(items) == 1:
-            raise ValueError(f"{items[0][0]!r} is larger than {MAX_PAYLOAD_BYTES >> 20} MiB")
-        half = len(items) // 2
-        accepted = True
-        for part in (dict(items[:half]), dict(items[half:])):
-            payload = pack(Kind.LOG, now, step, origin, part)
-            if len(payload) > MAX_PAYLOAD_BYTES:
-                accepted &= self._log_parts(step, origin, part, now)
-            else:
-                accepted &= self.append(payload, len(part))
-        return accepted
+        """A call too large for one record becomes several at the same step and time: all of them, or none."""
+        parts = list(_parts(step, origin, metrics, now))
+        accepted = [self.append(payload, points) for payload, points in parts]
+        return all(accepted)
 
     def note(self, kind: Kind, *fields: Any) -> bool:
-        """Stores a record of another kind."""
-        return self.append(pack(kind, time.time_ns(), *fields), 0)
+        """Stores a record of another kind. Raises ValueError if it is too large."""
+        payload = pack(kind, time.time_ns(), *fields)
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise ValueError(f"it is larger than {MAX_PAYLOAD_BYTES >> 20} MiB")
+        return self.append(payload, 0)
 
     def check_clock(self) -> None:
         """Notes that the wall clock jumped against the monotonic one, so that durations can be told."""
@@ -96,6 +92,25 @@ class Stream:
             self._clock = (wall, monotonic)
             self.note(Kind.CLOCK, monotonic)
 
+    @property
+    def is_retired(self) -> bool:
+        """Whether nothing can be logged to it any more."""
+        return self.spool.ring.is_retired
+
     def deliver(self, seconds: float) -> bool:
         """Waits at most this long until the daemon has everything."""
         return self._shipper.deliver(self.shipment, seconds)
+
+
+def _parts(step: int, origin: int, metrics: dict[str, Any], now: int) -> Iterator[tuple[bytes, int]]:
+    """Payloads of at most MAX_PAYLOAD_BYTES and their points. Raises ValueError for a larger single value."""
+    payload = pack(Kind.LOG, now, step, origin, metrics)
+    if len(payload) <= MAX_PAYLOAD_BYTES:
+        yield payload, len(metrics)
+        return
+    items = list(metrics.items())
+    if len(items) == 1:
+        raise ValueError(f"{items[0][0]!r} is larger than {MAX_PAYLOAD_BYTES >> 20} MiB")
+    half = len(items) // 2
+    for part in (items[:half], items[half:]):
+        yield from _parts(step, origin, dict(part), now)

@@ -90,6 +90,12 @@ class Reply(NamedTuple):
     message: wire.Message
 
 
+class NotDrained(NamedTuple):
+    """A dead process's stream could not be stored now; its folders stay."""
+
+    stream: str
+
+
 class Drained(NamedTuple):
     """A dead process's stream is stored whole and its folders are gone."""
 
@@ -101,7 +107,7 @@ class Committer:
 
     def __init__(self, projects: str, store_id: str, on_outcome: Callable[[], None]) -> None:
         """`on_outcome` is called in the thread when outcomes wait in `outcomes`."""
-        self.outcomes: deque[Reply | Drained] = deque()
+        self.outcomes: deque[Reply | Drained | NotDrained] = deque()
         self.problem = ""
         """why nothing can be committed now, or empty"""
         self.commits = 0
@@ -211,6 +217,9 @@ class Committer:
         except Exception:  # the border of the commit thread: one odd piece of work must not stop the others
             log.exception("internal error in project %r", project)
             return self._commit_apart(project, items)
+        if not store.is_linked():
+            self._close(project)
+            return f"the database of project {project!r} was removed; it goes on in a new one."
         self.commits += 1
         for act in after:
             act()
@@ -238,6 +247,8 @@ class Committer:
                 self.outcomes.append(Reply(work.peer, wire.Refusal(work.stream, reason)))
             elif isinstance(work, Find):
                 self.outcomes.append(Reply(work.peer, wire.Found(work.project, work.name)))
+            elif isinstance(work, Drain):
+                self.outcomes.append(NotDrained(work.stream))
         self._on_outcome()
 
     def _apply(self, store: ProjectStore, work: Work, after: list[Callable[[], None]]) -> Reply | Drained | None:
@@ -307,6 +318,9 @@ class Committer:
 
     def _store(self, project: str) -> ProjectStore:
         store = self._stores.get(project)
+        if store is not None and not store.is_linked():
+            self._close(project)
+            store = None
         if store is None:
             store = self._stores[project] = ProjectStore(self._projects, project, self._store_id)
         return store

@@ -48,12 +48,13 @@ def start(where: Places, seconds: float = START_SECONDS) -> Started:
         _pass(gate, deadline)
         if (report := status(where)) is not None:
             return Started(int(report.daemon["pid"]), False)
-        problem = "" if launch.is_running(where) else _spawn_and_wait(where, deadline)
         while (report := status(where)) is None:
+            # one that runs may be about to answer, or about to leave
+            problem = "" if launch.is_running(where) else _spawn_and_wait(where, deadline)
             if problem or time.monotonic() >= deadline:
                 raise TrackiodError(problem or f"trackiod{_pid_of(where)} does not answer; see {where.log}.")
             time.sleep(_POLL_SECONDS)
-        return Started(int(report.daemon["pid"]), not problem)
+        return Started(int(report.daemon["pid"]), True)
     finally:
         os.close(gate)
 

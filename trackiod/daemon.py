@@ -83,6 +83,7 @@ def _serve(where: Places, lock: FolderLock, *, idle_seconds: float | None, ready
         signal.signal(number, lambda signum, _: server.stop(signal.Signals(signum).name))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server.each_tick(_PackageWatch().check)
+    server.each_tick(lambda: "" if lock.is_held() else "the data folder was removed")
     notifier = Notifier(os.environ)
     server.each_tick(_Feeding(notifier).check)
     try:

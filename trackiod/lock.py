@@ -21,6 +21,7 @@ class FolderLock:
 
     def __init__(self, places: Places) -> None:
         """Raises AlreadyRunning or FolderUnusable."""
+        self._path = places.lock
         try:
             make_private(places.live)
             make_private(places.projects)
@@ -36,6 +37,14 @@ class FolderLock:
             endpoint = read_endpoint(places.endpoint)
             who = f"pid {endpoint.pid}" if endpoint else "another process"
             raise AlreadyRunning(f"trackiod already runs for {places.live} ({who}).") from error
+
+    def is_held(self) -> bool:
+        """Whether the file we lock still is the folder's: somebody may remove the folder under us."""
+        try:
+            ours, named = os.fstat(self._fd), os.stat(self._path)
+        except OSError:
+            return False
+        return (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino)
 
     def release(self) -> None:
         """Gives the folder free. Safe to call twice."""
@@ -78,6 +87,9 @@ def write_endpoint(places: Places, endpoint: Endpoint) -> None:
 
 def remove_endpoint(places: Places, socket_path: str) -> None:
     """Takes back what we published, and runtime folders that are empty; never raises."""
+    endpoint = read_endpoint(places.endpoint)
+    if endpoint is not None and endpoint.pid != os.getpid():
+        return  # the folder was made anew and has another daemon
     for path in (places.endpoint, socket_path):
         try:
             os.unlink(path)

@@ -16,7 +16,7 @@ from trackio import wire
 from trackio.places import Places
 from trackio.version import __version__
 from trackiod import orphans, streams
-from trackiod.committer import Append, Committer, Drain, Drained, Find, Refused, Register, Reply
+from trackiod.committer import Append, Committer, Drain, Drained, Find, NotDrained, Refused, Register, Reply
 from trackiod.exits import Exit
 from trackiod.streams import LiveStream
 
@@ -24,6 +24,7 @@ log = logging.getLogger("trackiod.server")
 
 _TICK_SECONDS = 0.5
 _SCAN_SECONDS = 5.0
+_DRAIN_AGAIN_SECONDS = 60.0
 _RECEIVE_HWM = 8
 _MAX_MESSAGES_A_TURN = 256
 _PEER = struct.Struct("3i")
@@ -40,6 +41,7 @@ class Server:
         self._idle_seconds = idle_seconds
         self._streams: dict[str, LiveStream] = {}
         self._draining: dict[str, LiveStream | None] = {}
+        self._drain_again_at: dict[str, float] = {}
         self._trusted: dict[bytes, int] = {}
         self._started_at = self._busy_at = time.monotonic()
         self._started_ns = time.time_ns()
@@ -171,7 +173,8 @@ class Server:
         if stream is None:
             stream = self._streams[hello.stream] = LiveStream(hello.stream, hello.meta)
         stream.meta, stream.peer, stream.head, stream.heard_at = hello.meta, peer, hello.head, time.monotonic()
-        stream.watch(str(hello.meta.get("spool") or ""))
+        spool = hello.meta.get("spool")
+        stream.watch(os.fsdecode(spool) if isinstance(spool, (bytes, str)) else "")
         stream.is_alive(pid)
         self._committer.submit(Register(stream.project, stream.id, hello.meta, peer))
 
@@ -214,6 +217,9 @@ class Server:
             outcome = outcomes.popleft()
             if isinstance(outcome, Drained):
                 self._forget(outcome.stream)
+            elif isinstance(outcome, NotDrained):
+                self._forget(outcome.stream)
+                self._drain_again_at[outcome.stream] = time.monotonic() + _DRAIN_AGAIN_SECONDS
             elif isinstance(outcome, Reply):
                 self._note_commit(outcome.message)
                 self._send(outcome.peer, outcome.message)
@@ -264,6 +270,8 @@ class Server:
         """Streams of dead processes that we never met, or met in a former life."""
         for found in orphans.find(self._places):
             if found.id in self._streams or found.id in self._draining or found.is_held:
+                continue
+            if time.monotonic() < self._drain_again_at.get(found.id, 0.0):
                 continue
             if problem := streams.problem_in(found.meta):
                 log.warning("the stream in %s cannot be read: %s", found.folders[0], problem)

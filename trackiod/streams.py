@@ -88,8 +88,9 @@ class LiveStream:
                     self._segments[name] = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
                 except OSError:
                     continue
-            for name in [n for n in self._segments if os.path.dirname(n) == path and n not in names]:
-                os.close(self._segments.pop(name))
+            if os.fstat(self._owners[path]).st_nlink:  # else somebody cleaned up, and ours are the only copies
+                for name in [n for n in self._segments if os.path.dirname(n) == path and n not in names]:
+                    os.close(self._segments.pop(name))
 
     def is_alive(self, peer_pid: int = 0) -> bool:
         """Whether the process lives; learns its pid in our namespace on the way."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator
 from typing import Any
@@ -22,9 +23,19 @@ class ProjectStore:
         self.project = project
         self.path = schema.path_of(projects, project)
         self._connection = schema.open_for_writing(self.path, project, store_id)
+        info = os.stat(self.path)
+        self._file = (info.st_dev, info.st_ino)
 
     def close(self) -> None:
         self._connection.close()
+
+    def is_linked(self) -> bool:
+        """Whether the file we write still is the one of that name: somebody may remove or replace it."""
+        try:
+            info = os.stat(self.path)
+        except OSError:
+            return False
+        return (info.st_dev, info.st_ino) == self._file
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

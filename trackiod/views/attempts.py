@@ -62,4 +62,8 @@ def place(streams: Iterable[Stream]) -> dict[str, Place]:
 
 
 def _ended_before(earlier: Stream, later: Stream) -> bool:
+    """Whether one had ended when the other started. The end of a process that could not tell it is noted when
+    it is found, which may be later; its last record is the better witness."""
+    if earlier.state in ("killed", "lost"):
+        return (earlier.last_ns or earlier.started_ns) <= later.started_ns
     return earlier.ended_ns is not None and earlier.ended_ns <= later.started_ns
