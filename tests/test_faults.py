@@ -203,6 +203,31 @@ trackio.log({"a": 2})
     assert daemon.ended_run("p").points == 2
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
+def test_a_process_in_another_pid_namespace_is_watched_by_its_real_pid(daemon: Host) -> None:
+    """A container: it believes to be pid 1; the owner's lock tells the daemon which process that is here."""
+    code = """
+import os, sys, trackio
+trackio.init(project="p")
+trackio.log({"pid": os.getpid()})
+sys.stdin.read()
+"""
+    process = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", code],
+        env=daemon.environ(), stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    daemon.processes.append(process)
+    wait_for(lambda: daemon.runs("p") and daemon.the_run("p").points == 1)
+    assert daemon.values("p", "pid") == [1]
+    (stream,) = daemon.status().streams
+    assert stream["pid"] > 1
+    assert b"trackio.init" in Path(f"/proc/{stream['pid']}/cmdline").read_bytes()
+    time.sleep(2)
+    assert daemon.the_run("p").state.state == "running"
+    os.kill(stream["pid"], signal.SIGKILL)
+    assert daemon.ended_run("p").state.state in ("killed", "lost")
+
+
 def test_exit_is_quick_whatever_the_daemon_does(host: Host) -> None:
     """No daemon, and one that does not answer: the process is gone within a second of its last line."""
     code = """
