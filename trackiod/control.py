@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from trackio import inquiry, launch, places, wire
 from trackio.places import Places, make_private
-from trackiod.errors import FolderUnusable, TrackiodError
+from trackiod.errors import EXIT_ALREADY_RUNNING, EXIT_OK, FolderUnusable, TrackiodError
 
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
@@ -89,8 +89,8 @@ def _spawn_and_wait(where: Places, deadline: float) -> str:
             if time.monotonic() >= deadline:
                 return f"trackiod is not ready yet; see {where.log}."
             time.sleep(_POLL_SECONDS)
-        if os.waitstatus_to_exitcode(status_word) == 0:
-            return ""
+        if os.waitstatus_to_exitcode(status_word) in (EXIT_OK, EXIT_ALREADY_RUNNING):
+            return ""  # another one was quicker: it is the one that will answer
         return errors.read().strip().removeprefix("trackiod: ") or f"trackiod ended at once; see {where.log}."
 
 

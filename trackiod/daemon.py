@@ -15,15 +15,11 @@ from typing import Any
 from trackio import places, settings
 from trackio.places import Endpoint, Places
 from trackio.version import __version__
-from trackiod.errors import AlreadyRunning, TrackiodError
+from trackiod.errors import EXIT_ALREADY_RUNNING, EXIT_FAILED, EXIT_OK, AlreadyRunning, TrackiodError
 from trackiod.lock import FolderLock, bind, remove_endpoint, write_endpoint
 from trackiod.systemd import Notifier
 
 log = logging.getLogger("trackiod")
-
-EXIT_OK = 0
-EXIT_FAILED = 1
-EXIT_ALREADY_RUNNING = 3
 
 _STOP_SECONDS = 20.0
 _CHECK_PACKAGE_SECONDS = 60.0

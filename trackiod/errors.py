@@ -15,6 +15,12 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_ALREADY_RUNNING = 3
+"""How a daemon process ends, for whoever started it."""
+
+
 class TrackiodError(Exception):
     """Any of them."""
 
