@@ -30,6 +30,16 @@ class Room(NamedTuple):
     cgroup_headroom_bytes: int | None = None
     """memory.max - memory.current; None without a limit"""
 
+    def after(self, size: int) -> Room:
+        """What is left when `size` bytes more are taken."""
+        headroom = self.cgroup_headroom_bytes
+        return Room(
+            self.total_bytes,
+            self.free_bytes - size,
+            self.ours_bytes + size,
+            None if headroom is None else headroom - size,
+        )
+
 
 def next_segment_bytes(held_bytes: int, limit_bytes: int, first_bytes: int) -> int:
     """How large the next segment would be: the spool doubles until it reaches its limit. 0: no more."""

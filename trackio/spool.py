@@ -49,6 +49,8 @@ class Spool:
         self._first_bytes = first_bytes
         self._folder: StreamFolder | None = None
         self._root = ""
+        self._room = growth.Room(0, 0, 0)
+        self._room_until = 0.0
         self.on_pressure: Callable[[], None] = lambda: None
         """called when log() itself needs room: the shipper has not kept up, or has no thread"""
         self._names = 0
@@ -75,7 +77,8 @@ class Spool:
             folder = None
             try:
                 make_private(root)
-                if not growth.may_grow(2 * self._first_bytes, host.room(root)):
+                self._root, self._room_until = root, 0.0
+                if not self._has_room(2 * self._first_bytes):
                     problem = f"{root} is nearly full"
                     continue
                 folder = StreamFolder(os.path.join(root, "streams", self.stream), self.meta)
@@ -85,7 +88,7 @@ class Spool:
                 if folder is not None:
                     folder.remove()
                 continue
-            self._folder, self._root, self.weakness = folder, root, ""
+            self._folder, self.weakness = folder, ""
             return segment
         self._folder, self._root = None, ""
         self.weakness = f"{problem}, so metrics wait in the process's own memory: a kill loses what is not yet sent."
@@ -154,7 +157,13 @@ class Spool:
         return self._provide(size) or self.ring.has_spare(size)
 
     def _has_room(self, size: int) -> bool:
-        return growth.may_grow(size, host.room(self._root))
+        """Whether the host can spare it, by figures at most a second old: taking them walks all our spools."""
+        if time.monotonic() >= self._room_until:
+            self._room, self._room_until = host.room(self._root), time.monotonic() + _CHECK_EVERY_SECONDS
+        if not growth.may_grow(size, self._room):
+            return False
+        self._room = self._room.after(size)
+        return True
 
     def maintain(self, now: float) -> None:
         """The shipper's housekeeping: a spare ahead of need, fewer when idle, a new home if names vanish."""
