@@ -78,10 +78,6 @@ class Config(MutableMapping[str, Any]):
             values.update(source if isinstance(source, Mapping) else as_mapping(source))
         self._change(values | kwargs)
 
-    def as_dict(self) -> dict[str, Any]:
-        """A copy, without the control words."""
-        return {k: v for k, v in self._values.items() if k not in _CONTROL_WORDS}
-
     def __repr__(self) -> str:
         return repr(self._values)
 

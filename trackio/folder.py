@@ -52,10 +52,6 @@ class StreamFolder:
         except OSError:
             return False
 
-    def rewrite_meta(self, meta: dict[str, Any]) -> None:
-        """Replaces the facts. Raises OSError."""
-        write_meta(self.path, meta)
-
     def remove(self) -> None:
         """Removes everything, then lets go of the lock: nobody finds it unlocked and takes it for an orphan."""
         remove(self.path)

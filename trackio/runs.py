@@ -67,7 +67,6 @@ class Run:
         self._facts = dict(identity.facts)
         self._open_stream = open_stream
         self._steps = Steps(highest_step)
-        self._definitions: list[tuple[str, dict[str, Any]]] = []
         self._stream: Stream | None = None
         if open_stream is not None:
             self._stream = open_stream(self._facts)
@@ -185,7 +184,6 @@ class Run:
         options = {"step_metric": step_metric, "reduce": reduce, "summary": summary}
         if step_metric:
             self._steps.define(name, step_metric)
-        self._definitions.append((name, options))
         self._note(Kind.DEFINE, str(name), {k: v for k, v in options.items() if v is not None})
 
     def _store_config(self, values: dict[str, Any]) -> None:

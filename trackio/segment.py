@@ -9,7 +9,6 @@ The same layout serves the mapped segments of the spool and the plain files of t
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import struct
@@ -125,8 +124,3 @@ def read_file(fd: int) -> Content | None:
         return None
     (base,) = _BASE.unpack_from(data, 8)
     return None if base == _NOWHERE else Content(base, data[HEADER_BYTES:])
-
-
-def is_full_device(error: OSError) -> bool:
-    """Whether a write failed for want of space, quota included."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -44,7 +44,6 @@ class Server:
         self._drain_again_at: dict[str, float] = {}
         self._trusted: dict[bytes, int] = {}
         self._started_at = self._busy_at = time.monotonic()
-        self._started_ns = time.time_ns()
         self._next_tick = self._next_scan = 0.0
         self._facts: dict[str, Any] = {}
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
