@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from trackiod import answers
+from trackiod import catalog
 from trackiod.answers import RunView
 from trackiod.errors import TrackiodError
-from trackiod.views.reduction import Shown
+from trackiod.overview import Overview
 
-from .output import print_json, say, table, timestamp, where
+from .output import print_json, print_long_json, say, table, timestamp, warn, where
+
+if TYPE_CHECKING:  # numpy: only where there are points to show
+    from trackiod.curves import Series
+    from trackiod.views.buckets import Blocks
+    from trackiod.views.reduction import Curve, Shown
 
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")
 _RUN = click.option("--run", required=True, help="A run's id, or its name: the newest run of that name.")
@@ -21,6 +27,9 @@ _RANK = click.option("--rank", type=int, help="One rank instead of all ranks red
 _ATTEMPT = click.option("--attempt", type=int, help="What one attempt logged, hidden or not.")
 _ALL = click.option("--all", "all_points", is_flag=True, help="Every stored point of every rank and attempt.")
 _DEFAULT_WINDOW = 10
+_MANY_VALUES = 1000
+"""more than anybody reads on a terminal"""
+_TERMINAL_BUCKETS = 50
 
 
 def _window_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -44,22 +53,22 @@ def get() -> None:
 @click.option("--project", required=True)
 @_AS_JSON
 def get_project(project: str, as_json: bool) -> None:
-    """A project and its runs."""
-    with answers.open_project(where().projects, project) as reader:
-        views = answers.runs(reader)
+    """A project and its newest thousand runs."""
+    with catalog.open_project(where().projects, project) as reader:
+        views = catalog.runs(reader)
         facts: dict[str, Any] = {
             "project": project,
-            "num_runs": len(views),
+            "num_runs": len(views) if len(views) < catalog.PAGE else reader.count_runs(),
             "runs": [
                 {"id": v.id, "name": v.name, "created_at": timestamp(v.created_ns), "state": v.state.state}
                 for v in views
             ],
-            "last_activity": max((v.steps.highest for v in views if v.steps.highest is not None), default=None),
+            "last_activity": reader.highest_step(),
         }
     if as_json:
         print_json(facts)
         return
-    say(f"Project: {project}\nNumber of runs: {len(views)}\n")
+    say(f"Project: {project}\nNumber of runs: {facts['num_runs']}\n")
     if not views:
         say("No runs found.")
         return
@@ -75,9 +84,10 @@ def get_project(project: str, as_json: bool) -> None:
 @click.option("--rank", type=int, help="This rank's configuration instead of the lowest one's.")
 @_AS_JSON
 def get_run(project: str, run: str, rank: int | None, as_json: bool) -> None:
-    """A run: state, ranks, steps, metrics and configuration."""
-    with answers.open_project(where().projects, project) as reader:
-        facts = run_facts(project, answers.find_run(reader, run), rank)
+    """A run: state, ranks, steps, metrics with their summary, and configuration."""
+    with catalog.open_project(where().projects, project) as reader:
+        facts = run_facts(project, catalog.find_run(reader, run), rank)
+        warn(reader.problems)
     if as_json:
         print_json(facts)
         return
@@ -91,16 +101,26 @@ def get_run(project: str, run: str, rank: int | None, as_json: bool) -> None:
     say(f"Points: {facts['points']}, of these {facts['hidden_points']} hidden by later ones")
     if facts["refused_points"] or facts["holes"]:
         say(f"Lost: {facts['refused_points']} points refused, {len(facts['holes'])} holes")
-    say("\n".join(["", "Metrics:", *(f"  - {name}" for name in facts["metrics"]), "", "Config:"]))
-    lines = [f"  {key}: {value}" for key, value in facts["config"].items()] or ["  (no config)"]
+    say("\nMetrics:\n" + _summary_table(facts["summary"]))
+    lines = ["", "Config:", *([f"  {key}: {value}" for key, value in facts["config"].items()] or ["  (no config)"])]
     for key, values in facts["config_differences"].items():
         lines.append(f"  {key} differs: " + ", ".join(f"rank {rank}: {value}" for rank, value in values.items()))
     say("\n".join(lines))
 
 
+def _summary_table(summary: dict[str, dict[str, Any]]) -> str:
+    columns = ["last", "min", "max", "mean"] + [c for c in ("best", "set") if any(c in s for s in summary.values())]
+    rows = [[name, *(facts.get(column) for column in columns)] for name, facts in summary.items()]
+    lines = table(["METRIC", *(column.upper() for column in columns)], rows).splitlines()
+    return "\n".join(f"  {line}" for line in lines)
+
+
 def run_facts(project: str, view: RunView, rank: int | None) -> dict[str, Any]:
     """Everything `get run` says."""
-    state, steps = view.state, view.steps
+    state, steps, overview = view.state, view.steps, Overview(view)
+    summary = {name: overview.summary(name) for name in overview.metrics}
+    for key, value in view.own_summary.items():
+        summary.setdefault(key, {})["set"] = value
     return {
         "project": project,
         "run": view.name,
@@ -110,6 +130,7 @@ def run_facts(project: str, view: RunView, rank: int | None) -> dict[str, Any]:
         "config": view.config(rank),
         "last_step": steps.complete,
         "highest_step": steps.highest,
+        "summary": summary,
         "state": state.state,
         "cause": state.cause,
         "group": view.group,
@@ -129,13 +150,13 @@ def run_facts(project: str, view: RunView, rank: int | None) -> dict[str, Any]:
                 "records": s.records,
                 "points": s.points,
                 "refused_points": s.refused_points,
-                "name": s.meta.get("name"),
+                "name": view.metas[s.id].get("name"),
             }
             for s in sorted(view.streams, key=lambda s: (view.places[s.id].attempt, s.role, s.rank))
         ],
         "records": view.records,
         "points": view.points,
-        "hidden_points": view.hidden_points(),
+        "hidden_points": overview.hidden,
         "refused_records": view.refused_records,
         "refused_points": view.refused_points,
         "holes": [{"stream": h.stream, "bytes": h.end - h.start, "cause": h.cause} for h in view.holes],
@@ -151,6 +172,8 @@ def run_facts(project: str, view: RunView, rank: int | None) -> dict[str, Any]:
 @_ATTEMPT
 @_ALL
 @_window_options
+@click.option("--buckets", type=click.IntRange(min=1), help="At most so many stretches: min, mean and max of each.")
+@click.option("--raw", is_flag=True, help=f"On a terminal too, every value of more than {_MANY_VALUES:,}.")
 @_AS_JSON
 def get_metric(
     project: str,
@@ -163,28 +186,60 @@ def get_metric(
     around: int | None,
     at_time: str | None,
     window: int,
+    buckets: int | None,
+    raw: bool,
     as_json: bool,
 ) -> None:
     """A metric's values, reduced over the ranks unless told otherwise."""
+    from trackiod import curves
+
+    choice = curves.Choice(rank, attempt, all_points)
     within = _window(step, around, at_time, window)
-    with answers.open_project(where().projects, project) as reader:
-        view = answers.find_run(reader, run)
-        series = view.series(metric, rank=rank, attempt=attempt, all_points=all_points)
-    values = [p for p in series.points if within(p)]
+    if buckets is not None and (all_points or within):
+        raise TrackiodError("--buckets sums up a whole series: leave out --all, --step, --around and --at-time.")
+    with catalog.open_project(where().projects, project) as reader:
+        view = catalog.find_run(reader, run)
+        facts = {"project": project, "run": view.name, "run_id": view.id, "metric": metric}
+        is_long = sum(row.points for row in view.series_of.get(metric, [])) > _MANY_VALUES
+        is_unread = is_long and sys.stdout.isatty() and not (raw or as_json or within or all_points)
+        if buckets is not None or is_unread:
+            found = curves.bucketed(view, metric, buckets or _TERMINAL_BUCKETS, choice)
+        else:
+            series = curves.series(view, metric, choice)
+        warn(reader.problems)
+    if buckets is not None or is_unread:
+        _show_buckets(facts, found, as_json=as_json, is_unasked=buckets is None)
+    else:
+        _show_series(facts, series._replace(curve=within(series.curve)) if within else series, as_json=as_json)
+
+
+def _show_series(facts: dict[str, Any], series: Series, *, as_json: bool) -> None:
+    curve = series.curve
     if as_json:
-        facts: dict[str, Any] = {"project": project, "run": view.name, "run_id": view.id, "metric": metric}
-        facts["values"] = [_point(p) for p in values]
-        if series.reduce is not None:
-            facts |= {"reduce": series.reduce, "ranks": series.ranks}
-        facts["hidden"] = series.hidden
-        print_json(facts)
-        return
-    if not values:
+        reduced = {} if series.reduce is None else {"reduce": series.reduce, "ranks": series.ranks}
+        print_long_json(facts | reduced | {"hidden": series.hidden}, "values", map(_point, curve.points()))
+    elif not curve.size:
         say("No metric values found.")
+    else:
+        how = f", {series.reduce} of {series.ranks} ranks" if series.reduce and series.ranks > 1 else ""
+        say(f"Found {curve.size} value(s){how}:\n")
+        for line in _lines(curve):
+            say(line)
+
+
+def _show_buckets(facts: dict[str, Any], blocks: Blocks, *, as_json: bool, is_unasked: bool) -> None:
+    names = ("step", "last_step", "timestamp", "points", "nans", "min", "mean", "max")
+    arrays = (blocks.first_steps, blocks.last_steps, blocks.first_ns, blocks.counts, blocks.nans,
+              blocks.lows, blocks.means, blocks.highs)  # fmt: skip
+    rows = [[timestamp(v) if name == "timestamp" else v for name, v in zip(names, row, strict=True)]
+            for row in zip(*(array.tolist() for array in arrays), strict=True)]  # fmt: skip
+    if as_json:
+        print_json(facts | {"buckets": [dict(zip(names, row, strict=True)) for row in rows]})
         return
-    how = f", {series.reduce} of {series.ranks} ranks" if series.reduce and series.ranks > 1 else ""
-    say(f"Found {len(values)} value(s){how}:\n")
-    say(table(["Step", "Timestamp", "Value", ""], [_row(p) for p in values]))
+    if is_unasked:
+        total = int(blocks.counts.sum())
+        say(f"{total:,} values, in {len(rows)} stretches. Each of them: --raw, or a pipe.\n")
+    say(table([name.replace("_", " ").upper() for name in names], rows))
 
 
 def _point(p: Shown) -> dict[str, Any]:
@@ -198,11 +253,15 @@ def _point(p: Shown) -> dict[str, Any]:
     return facts
 
 
-def _row(p: Shown) -> list[Any]:
-    notes = [] if p.origin is None else [f"rank {p.origin[0]}, attempt {p.origin[1]}"]
-    notes += [f"{p.ranks} of {p.of} ranks"] if p.is_partial else []
-    notes += [f"NaN from rank {p.nan_rank}"] if p.nan_rank is not None else []
-    return [p.step, timestamp(p.time_ns), str(p.value), ", ".join(notes)]
+def _lines(curve: Curve) -> Iterator[str]:
+    """A table's lines, as they are made: a long series does not wait for its last value."""
+    width = max(len("Step"), len(str(int(curve.steps.min()))), len(str(int(curve.steps.max()))))
+    yield f"{'Step':>{width}}  {'Timestamp':<32}  Value"
+    for p in curve.points():
+        notes = [] if p.origin is None else [f"rank {p.origin[0]}, attempt {p.origin[1]}"]
+        notes += [f"{p.ranks} of {p.of} ranks"] if p.is_partial else []
+        notes += [f"NaN from rank {p.nan_rank}"] if p.nan_rank is not None else []
+        yield f"{p.step:>{width}}  {timestamp(p.time_ns):<32}  {p.value}" + (f"  ({', '.join(notes)})" if notes else "")
 
 
 @get.command("snapshot")
@@ -226,17 +285,20 @@ def get_snapshot(
     as_json: bool,
 ) -> None:
     """All metrics at one step or time."""
-    if step is None and around is None and at_time is None:
-        raise TrackiodError("Provide --step, --around (with --window), or --at-time (with --window).")
+    from trackiod import curves
+
     within = _window(step, around, at_time, window)
-    with answers.open_project(where().projects, project) as reader:
-        view = answers.find_run(reader, run)
-        found = view.snapshot(rank=rank, attempt=attempt, all_points=all_points)
-    shown = {name: [p for p in points if within(p)] for name, points in found.items()}
-    shown = {name: points for name, points in shown.items() if points}
+    if within is None:
+        raise TrackiodError("Provide --step, --around (with --window), or --at-time (with --window).")
+    with catalog.open_project(where().projects, project) as reader:
+        view = catalog.find_run(reader, run)
+        found = curves.snapshot(view, curves.Choice(rank, attempt, all_points))
+        warn(reader.problems)
+    chosen = {name: within(curve) for name, curve in found.items()}
+    shown = {name: curve for name, curve in chosen.items() if curve.size}
     if as_json:
         facts: dict[str, Any] = {"project": project, "run": view.name, "run_id": view.id}
-        facts["metrics"] = {name: [_point(p) for p in points] for name, points in shown.items()}
+        facts["metrics"] = {name: [_point(p) for p in curve.points()] for name, curve in shown.items()}
         asked = {"step": step, "around": around, "at_time": at_time}
         facts |= {k: v for k, v in asked.items() if v is not None}
         if step is None:
@@ -245,25 +307,25 @@ def get_snapshot(
         return
     if not shown:
         say("No metrics found in the specified range.")
-    for name, points in shown.items():
-        say(f"\n{name}:\n" + table(["  Step", "Timestamp", "Value", ""], [_row(p) for p in points]))
+    for name, curve in shown.items():
+        say("\n".join([f"\n{name}:", *(f"  {line}" for line in _lines(curve))]))
 
 
-def _window(step: int | None, around: int | None, at_time: str | None, window: int) -> Callable[[Shown], bool]:
-    """Which points were asked for: --step before --around before --at-time."""
+def _window(step: int | None, around: int | None, at_time: str | None, window: int) -> Callable[[Curve], Curve] | None:
+    """Which points were asked for: --step before --around before --at-time; None for all."""
     if step is not None:
-        return lambda p: p.step == step
+        return lambda curve: curve.take(curve.steps == step)
     if around is not None:
-        return lambda p: abs(p.step - around) <= window
+        return lambda curve: curve.take((curve.steps >= around - window) & (curve.steps <= around + window))
     if at_time is not None:
         try:
             moment = datetime.fromisoformat(at_time)
         except ValueError:
             raise TrackiodError(f"--at-time '{at_time}' is no ISO 8601 time.") from None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        centre = moment.timestamp()
-        return lambda p: abs(p.time_ns / 1e9 - centre) <= window
-    return lambda p: True
+        centre, reach = int(moment.timestamp() * 1e9), int(window * 1e9)
+        return lambda curve: curve.take(abs(curve.times_ns - centre) <= reach)
+    return None
 
 
 def _or_dash(value: Any) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from trackiod import answers
+from trackiod import catalog
 from trackiod.store.reader import project_names
 
-from .output import print_json, say, where
+from .output import print_json, say, warn, where
 
 
 @click.group("list")
@@ -20,8 +20,7 @@ def list_() -> None:
 def list_projects(as_json: bool) -> None:
     """All projects in the data folder."""
     names, problems = project_names(where().projects)
-    for problem in problems:
-        say(f"Warning: {problem}", err=True)
+    warn(problems)
     if as_json:
         print_json({"projects": names})
     elif not names:
@@ -32,18 +31,26 @@ def list_projects(as_json: bool) -> None:
 
 @list_.command("runs")
 @click.option("--project", required=True)
+@click.option("--limit", type=click.IntRange(min=1), default=catalog.PAGE, show_default=True, help="At most so many.")
+@click.option("--before", metavar="RUN_ID", help="Those older than this run: the page before.")
 @click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")
-def list_runs(project: str, as_json: bool) -> None:
-    """A project's runs, oldest first."""
-    with answers.open_project(where().projects, project) as reader:
-        views = answers.runs(reader)
-        facts = [{"id": view.id, "name": view.name, "state": view.state.state} for view in views]
+def list_runs(project: str, limit: int, before: str | None, as_json: bool) -> None:
+    """A project's newest runs, oldest first."""
+    with catalog.open_project(where().projects, project) as reader:
+        views = catalog.runs(reader, limit + 1, before)
+        has_more = len(views) > limit
+        facts = [{"id": view.id, "name": view.name, "state": view.state.state} for view in views[-limit:]]
     if as_json:
-        print_json({"project": project, "runs": [f["name"] for f in facts], "details": facts})
+        names = [f["name"] for f in facts]
+        print_json(
+            {"project": project, "runs": names, "details": facts, "before": facts[0]["id"] if has_more else None}
+        )
     elif not facts:
         say("No runs found.")
     else:
         say("\n".join([f"Runs in '{project}':", *(f"  - {f['name']}  ({f['id']}, {f['state']})" for f in facts)]))
+        if has_more:
+            say(f"\nThere are older ones: --before {facts[0]['id']}")
 
 
 @list_.command("metrics")
@@ -52,8 +59,8 @@ def list_runs(project: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")
 def list_metrics(project: str, run: str, as_json: bool) -> None:
     """The metrics a run has logged."""
-    with answers.open_project(where().projects, project) as reader:
-        view = answers.find_run(reader, run)
+    with catalog.open_project(where().projects, project) as reader:
+        view = catalog.find_run(reader, run)
         names = view.metric_names
     if as_json:
         print_json({"project": project, "run": view.name, "run_id": view.id, "metrics": names})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,14 +48,34 @@ def say(text: str, *, err: bool = False) -> None:
     click.echo(clean(text), err=err)
 
 
+def warn(sentences: Iterable[str]) -> None:
+    """What went wrong and did not stop the answer."""
+    for sentence in sentences:
+        say(f"Warning: {sentence}", err=True)
+
+
 def clean(text: str) -> str:
     """`text` with what cannot be printed replaced; line ends stay."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def print_json(value: Any) -> None:
     """Prints valid JSON: NaN and the infinities, which JSON has not, become strings."""
     click.echo(json.dumps(_valid(value), indent=2, ensure_ascii=False))
+
+
+def print_long_json(facts: dict[str, Any], key: str, items: Iterable[Any]) -> None:
+    """Prints `facts` with a list under `key`, one item a line, as they come: there may be millions."""
+    head = json.dumps(_valid(facts), indent=2, ensure_ascii=False)
+    stream = sys.stdout
+    stream.write(f'{head[:-2]},\n  "{key}": [')
+    separator = "\n"
+    for item in items:
+        stream.write(f"{separator}    {json.dumps(_valid(item), ensure_ascii=False)}")
+        separator = ",\n"
+    stream.write("]\n}\n" if separator == "\n" else "\n  ]\n}\n")
 
 
 def _valid(value: Any) -> Any:
@@ -84,7 +105,7 @@ def timestamp(time_ns: int | None) -> str | None:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Columns aligned with two spaces between; numbers to the right."""
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[cell(value) for value in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
     right = [all(_is_number(line[i]) for line in cells) for i in range(len(header))]
     lines = []
@@ -94,7 +115,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as it stands in a table."""
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -10,14 +10,16 @@ import click
 
 from trackio import launch, wire
 from trackio.places import Places
-from trackiod import answers, control, orphans
+from trackiod import catalog, control, orphans
 from trackiod.answers import RunView
 from trackiod.errors import StoreError
+from trackiod.overview import Overview
 from trackiod.store.reader import ProjectReader, paths
 
-from .output import duration, print_json, size, table, timestamp, where
+from .output import cell, duration, print_json, size, table, timestamp, where
 
 _RECENT_RUNS = 10
+_HEADLINES = 3
 
 
 @click.command()
@@ -47,17 +49,16 @@ def status_facts(places: Places, recent: int) -> dict[str, Any]:
     problems: list[str] = []
     rows: list[dict[str, Any]] = []
     known: set[str] = set()
+    waiting = {found.id for found in orphans.find(places)}
     has_runs = False
     for path in paths(places.projects):
         try:
             with ProjectReader(path) as reader:
-                views = answers.runs(reader)
-                has_runs = has_runs or bool(views)
-                known.update(s.id for v in views for s in v.streams)
-                running = [v for v in views if v.state.state == "running"]
-                ended = [v for v in views if v.state.state != "running"]
-                chosen = running + (sorted(ended, key=lambda v: v.last_ns or v.created_ns)[-recent:] if recent else [])
-                rows += [_run(reader.project, view, report) for view in chosen]
+                views = catalog.lately(reader, recent)
+                has_runs = has_runs or bool(views) or bool(reader.roots(1))
+                known.update(filter(reader.has_stream, waiting))
+                rows += [_run(reader.project, view, report) for view in views]
+                problems += reader.problems
         except StoreError as error:
             problems.append(str(error))
     rows.sort(key=lambda r: (r["state"] != "running", -r["sort_ns"]))
@@ -69,7 +70,7 @@ def status_facts(places: Places, recent: int) -> dict[str, Any]:
         "is_silent": report is None and launch.is_running(places),
         "data": places.data,
         "problems": problems + ([report.daemon["problem"]] if report and report.daemon.get("problem") else []),
-        "waiting": sum(1 for found in orphans.find(places) if found.id not in known),
+        "waiting": len(waiting - known),
         "has_runs": has_runs,
         "runs": rows[:keep],
     }
@@ -90,6 +91,7 @@ def _run(project: str, view: RunView, report: wire.StatusReport | None) -> dict[
         "last_step": steps.complete,
         "highest_step": steps.highest,
         "steps_per_second": view.steps_per_second,
+        "summary": _headline(view),
         "points": view.points,
         "lag_bytes": sum(s["lag_bytes"] for s in live),
         "holes": len(view.holes),
@@ -100,6 +102,16 @@ def _run(project: str, view: RunView, report: wire.StatusReport | None) -> dict[
         "last_at": timestamp(view.last_ns),
         "sort_ns": view.last_ns or view.created_ns,
     }
+
+
+def _headline(view: RunView) -> dict[str, Any]:
+    """The few figures that tell how a run does: what the user defined a summary for, else its loss."""
+    names = [name for name in view.metric_names if view.definition(name, "summary")]
+    names = names or [name for name in view.metric_names if name.rpartition("/")[2] == "loss"]
+    overview = Overview(view, names[:_HEADLINES])
+    figures = {name: overview.value(name) for name in overview.metrics}
+    own = list(view.own_summary.items())[:_HEADLINES]
+    return {name: value for name, value in (*figures.items(), *own) if value is not None}
 
 
 def _live(view: RunView, streams: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -114,7 +126,7 @@ def _text(facts: dict[str, Any]) -> str:
         lines.append(f"Of {facts['waiting']} more process(es) the data wait on this host to be stored.")
     if not facts["runs"]:
         return "\n".join([*lines, *([] if facts["waiting"] or facts["has_runs"] else ["No runs yet."])])
-    header = ["PROJECT", "RUN", "STATE", "RANKS", "STEP", "STEPS/S", "POINTS", "LAG", "LOST"]
+    header = ["PROJECT", "RUN", "STATE", "RANKS", "STEP", "STEPS/S", "POINTS", "LAG", "LOST", "SUMMARY"]
     lines += ["", table(header, [_cells(run) for run in facts["runs"]])]
     for run in facts["runs"]:
         if run["weakness"]:
@@ -152,4 +164,5 @@ def _cells(run: dict[str, Any]) -> list[Any]:
         f"{run['points']:,}",
         size(run["lag_bytes"]),
         lost,
+        ", ".join(f"{name} {cell(value)}" for name, value in run["summary"].items()),
     ]

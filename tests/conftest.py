@@ -21,9 +21,10 @@ import pytest
 
 from trackio import places
 from trackio.places import Places
-from trackiod import answers, control
+from trackiod import catalog, control, curves
 from trackiod.answers import RunView
 from trackiod.store.reader import ProjectReader, project_names
+from trackiod.views.reduction import Shown
 
 PATIENCE = float(os.environ.get("TRACKIO_TEST_PATIENCE", "1"))
 _CLEAN = ("TRACKIO_", "SLURM_", "OMPI_", "PMI", "TORCHELASTIC_", "RAY_")
@@ -125,7 +126,7 @@ class Host:
         if project not in names:
             return []
         self.readers.append(ProjectReader(_path(self.places, project)))
-        return answers.runs(self.readers[-1])
+        return catalog.runs(self.readers[-1])
 
     def the_run(self, project: str) -> RunView:
         views = self.runs(project)
@@ -142,7 +143,7 @@ class Host:
         return self.the_run(project)
 
     def values(self, project: str, metric: str, **options: Any) -> list[Any]:
-        return [p.value for p in self.the_run(project).series(metric, **options).points]
+        return [p.value for p in shown(self.the_run(project), metric, **options)]
 
     def close(self) -> None:
         for process in self.processes:
@@ -151,6 +152,11 @@ class Host:
             process.communicate()
         self.stop()
         shutil.rmtree(self.spool, ignore_errors=True)
+
+
+def shown(run: RunView, metric: str, **options: Any) -> list[Shown]:
+    """A metric's points as readers see them; options are those of `curves.Choice`."""
+    return list(curves.series(run, metric, curves.Choice(**options)).curve.points())
 
 
 def _path(where: Places, project: str) -> str:

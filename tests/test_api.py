@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import Host, wait_for
+from conftest import Host, shown, wait_for
 
 SCRIPT_END = "\nimport json as _json; print(_json.dumps(out))"
 
@@ -106,8 +106,8 @@ first.log({"x": 3})
 """)  # fmt: skip
     wait_for(lambda: [r.state.state for r in daemon.runs("p")] == ["finished", "finished"])
     runs = {r.name: r for r in daemon.runs("p")}
-    assert [p.value for p in runs["a"].series("x").points] == [1, 3]
-    assert [p.value for p in runs["b"].series("x").points] == [2]
+    assert [p.value for p in shown(runs["a"], "x")] == [1, 3]
+    assert [p.value for p in shown(runs["b"], "x")] == [2]
 
 
 @pytest.mark.parametrize("finished", ["", "trackio.finish()"])
@@ -152,7 +152,7 @@ theirs = trackio.init(project="p", name="x", resume="allow"); trackio.log({"a": 
 out = mine.id == theirs.id
 """)  # fmt: skip
     run = daemon.ended_run("p")
-    assert out and run.attempts == 1 and [p.value for p in run.series("a").points] == [1, 2]
+    assert out and run.attempts == 1 and [p.value for p in shown(run, "a")] == [1, 2]
 
 
 def test_uploads_that_are_not_built_say_so_and_return_none(host: Host) -> None:
@@ -186,7 +186,7 @@ out = r.id
     assert first == second
     run = daemon.ended_run("p")
     assert run.attempts == 2
-    assert [(p.step, p.value) for p in run.series("a").points] == [(0, 0), (1, 1), (2, 2), (3, 10)]
+    assert [(p.step, p.value) for p in shown(run, "a")] == [(0, 0), (1, 1), (2, 2), (3, 10)]
 
 
 def test_resume_must_without_such_a_run_is_a_value_error(daemon: Host) -> None:
@@ -200,8 +200,8 @@ def test_resume_without_a_daemon_goes_on_and_is_shown_as_one_run(host: Host) -> 
     ids = {outcome(host, code % step) for step in (1, 2)}
     assert len(ids) == 2
     host.start()
-    run = host.ended_run("p")
-    assert run.attempts == 2 and [p.step for p in run.series("a").points] == [1, 2]
+    wait_for(lambda: host.runs("p") and host.the_run("p").attempts == 2)
+    assert [p.step for p in shown(host.the_run("p"), "a")] == [1, 2]
 
 
 def test_disabled_stores_nothing_and_starts_nothing(host: Host) -> None:
@@ -273,7 +273,7 @@ trackio.define_metric("x", reduce="nonsense")
 """)  # fmt: skip
     run = daemon.ended_run("p")
     assert (run.reduction_of("tokens"), run.reduction_of("val/loss"), run.reduction_of("x")) == ("sum", "max", "mean")
-    assert run.series("val/loss").points[0].step == 40
+    assert shown(run, "val/loss")[0].step == 40
 
 
 def test_ids_are_never_exported_to_children(host: Host) -> None:

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import Host, wait_for
+from conftest import Host, shown, wait_for
 
 from trackio import mounts, places
 
@@ -38,13 +38,13 @@ trackio.log({})
     ]
     assert len(said) == 2 and sum("'arr'" in s and "Tensor" in s for s in said) == 1
     run = daemon.ended_run("p")
-    stored = {name: run.series(name).points[0].value for name in run.metric_names}
+    stored = {name: shown(run, name)[0].value for name in run.metric_names}
     assert math.isnan(stored.pop("nan"))
     assert stored == {
         "ok": 1, "5": 2, "('t',)": 3, "big": float(2**70), "sur\\ud800": "\\ud800", "np": 0.5, "t": 0.25,
         "nest/a/b": 1, "inf": math.inf, "ninf": -math.inf, "i64": 2**63, "neg": -(2**63),
     }  # fmt: skip
-    assert all(len(run.series(name).points) == 3 for name in stored)
+    assert all(len(shown(run, name)) == 3 for name in stored)
     assert run.num_logs == 4, "an empty dict is a record, as upstream has it"
 
 
@@ -54,8 +54,8 @@ for step in (5, -3, 2, 4.0, 1.5, "x", None):
     trackio.log({"a": str(step)}, step=step)
 """)  # fmt: skip
     assert len(said) == 1 and "step=1.5 is no whole number" in said[0]
-    shown = {p.step: p.value for p in daemon.ended_run("p").series("a").points}
-    assert shown == {5: "5", -3: "-3", 2: "2", 4: "4.0", 6: "1.5", 7: "x", 8: "None"}
+    stored = {p.step: p.value for p in shown(daemon.ended_run("p"), "a")}
+    assert stored == {5: "5", -3: "-3", 2: "2", 4: "4.0", 6: "1.5", 7: "x", 8: "None"}
 
 
 def test_a_call_larger_than_a_segment_is_stored_whole(daemon: Host) -> None:
@@ -63,7 +63,7 @@ def test_a_call_larger_than_a_segment_is_stored_whole(daemon: Host) -> None:
     assert said == []
     run = daemon.ended_run("p")
     assert run.points == 60_000 and run.refused_points == 0
-    assert [(p.step, p.value) for p in run.series("metric/59999").points] == [(3, 59999 / 7)]
+    assert [(p.step, p.value) for p in shown(run, "metric/59999")] == [(3, 59999 / 7)]
 
 
 def test_one_value_too_large_is_named_and_the_others_kept(daemon: Host) -> None:
@@ -134,11 +134,11 @@ def test_a_store_of_a_newer_layout_is_refused_and_the_data_are_kept(daemon: Host
     assert done.returncode == 1 and "upgrade trackio" in done.stderr
     daemon.stop()
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 1")
+        connection.execute("PRAGMA user_version = 2")
     connection.close()
     daemon.start()
     wait_for(lambda: len(daemon.runs("p")) == 2 and all(r.state.state == "finished" for r in daemon.runs("p")))
-    assert [p.value for p in daemon.runs("p")[1].series("b").points] == [2]
+    assert [p.value for p in shown(daemon.runs("p")[1], "b")] == [2]
 
 
 def test_a_damaged_store_is_set_aside_and_named_and_the_project_goes_on(daemon: Host) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from conftest import PATIENCE, Host, wait_for
+from conftest import PATIENCE, Host, shown, wait_for
 
 from trackio import inquiry, launch, places, wire
 from trackiod.server import Server
@@ -63,7 +63,7 @@ for i in range(300):
     assert daemon.status().daemon["pid"] != pid
     process.communicate()
     run = daemon.ended_run("p")
-    assert [p.value for p in run.series("a").points] == list(range(300)) and run.holes == []
+    assert [p.value for p in shown(run, "a")] == list(range(300)) and run.holes == []
 
 
 def test_status_tells_the_daemon_and_its_streams_and_exits_3_without_one(daemon: Host) -> None:

@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, Host, wait_for
+from conftest import PATIENCE, Host, shown, wait_for
 
 from trackio import places
+from trackiod import curves
+from trackiod.overview import Overview
 
 BURST = """
 import trackio, sys, time
@@ -42,7 +44,7 @@ def all_in(host: Host, at_least: int) -> None:
     """Everything up to `at_least` is stored, once, and what is missing was counted as refused."""
     wait_for(lambda: host.runs("p") and host.the_run("p").state.state != "running", 60, "the end of the run")
     run = host.the_run("p")
-    values = [p.value for p in run.series("i", all_points=True).points]
+    values = [p.value for p in shown(run, "i", all_points=True)]
     assert len(values) == len(set(values)), "doubled"
     assert run.holes == []
     missing = set(range(max(values) + 1)) - set(values)
@@ -265,8 +267,8 @@ def test_the_orphan_of_a_dead_attempt_drained_last_does_not_win(host: Host) -> N
     wait_for(lambda: host.the_run("p").points == 15)
     run = host.the_run("p")
     assert run.attempts == 2
-    assert [p.value for p in run.series("i").points] == ["old"] * 7 + ["new"] * 5
-    assert run.hidden_points() == 3 and [p.value for p in run.series("i", attempt=0).points] == ["old"] * 10
+    assert [p.value for p in shown(run, "i")] == ["old"] * 7 + ["new"] * 5
+    assert Overview(run).hidden == 3 and [p.value for p in shown(run, "i", attempt=0)] == ["old"] * 10
 
 
 def test_damaged_bytes_of_a_spool_are_named_and_the_rest_is_kept(host: Host) -> None:
@@ -295,7 +297,7 @@ def test_a_store_that_was_deleted_is_a_counted_hole_not_a_livelock(daemon: Host)
     wait_for(lambda: daemon.runs("p") and daemon.the_run("p").state.state == "finished")
     run = daemon.the_run("p")
     assert [h.cause for h in run.holes] == ["the store was replaced"]
-    values = [p.value for p in run.series("i").points]
+    values = [p.value for p in shown(run, "i")]
     assert values[0] > 0 and values == list(range(values[0], 30_000))
 
 
@@ -307,7 +309,7 @@ def test_a_database_removed_under_the_daemon_is_made_anew_and_nothing_is_acked_i
         path.unlink()
     process.communicate(timeout=60 * PATIENCE)
     wait_for(lambda: daemon.runs("p") and daemon.the_run("p").state.state == "finished")
-    values = [p.value for p in daemon.the_run("p").series("i").points]
+    values = [p.value for p in shown(daemon.the_run("p"), "i")]
     assert values == list(range(values[0], 20_000))
 
 
@@ -390,11 +392,11 @@ threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
 """, seconds=120)  # fmt: skip
     assert done.returncode == 0, done.stderr
     run = daemon.ended_run("p")
-    shown = run.snapshot()
-    assert len(shown) == 48
+    found = curves.snapshot(run)
+    assert len(found) == 48
     for n in range(16):
         for kind in ("np", "torch", "f"):
-            assert [p.value for p in shown[f"t{n}/{kind}"]] == [float(n * 1000 + i) for i in range(500)]
+            assert found[f"t{n}/{kind}"].values.tolist() == [float(n * 1000 + i) for i in range(500)]
 
 
 def test_automatic_steps_of_threads_never_collide(daemon: Host) -> None:
@@ -404,7 +406,7 @@ trackio.init(project="p")
 threads = [threading.Thread(target=lambda: [trackio.log({"a": 1}) for _ in range(2000)]) for _ in range(8)]
 [t.start() for t in threads]; [t.join() for t in threads]
 """)  # fmt: skip
-    assert [p.step for p in daemon.ended_run("p").series("a").points] == list(range(16_000))
+    assert [p.step for p in shown(daemon.ended_run("p"), "a")] == list(range(16_000))
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace, which .ci/run installs")

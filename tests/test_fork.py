@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import Host, wait_for
+from conftest import Host, shown, wait_for
 
 
 def test_a_forked_child_that_logs_is_a_worker_of_its_own(daemon: Host) -> None:
@@ -24,7 +24,7 @@ trackio.finish()
     wait_for(lambda: daemon.runs("p") and daemon.the_run("p").points == 202)
     run = daemon.ended_run("p")
     assert sorted(s.role for s in run.streams) == ["rank", "worker"]
-    assert [p.value for p in run.series("a").points] == [1, 2], "no part of any reduction"
+    assert [p.value for p in shown(run, "a")] == [1, 2], "no part of any reduction"
     assert run.state.state == "finished" and run.logging == 1
 
 
@@ -44,7 +44,7 @@ trackio.log({"seen": seen})
     wait_for(lambda: daemon.runs("p") and daemon.the_run("p").points == 65)
     run = daemon.ended_run("p")
     assert [s.role for s in run.streams].count("worker") == 3
-    assert [p.value for p in run.series("seen").points] == [64]
+    assert [p.value for p in shown(run, "seen")] == [64]
 
 
 def test_forks_in_a_burst_of_logging_threads_never_deadlock(daemon: Host) -> None:

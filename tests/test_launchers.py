@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import PATIENCE, Host, wait_for
+from conftest import PATIENCE, Host, shown, wait_for
 
 from trackiod.answers import RunView
 
@@ -152,7 +152,7 @@ def ended_runs(host: Host, streams: int, project: str = "p") -> list[RunView]:
 
 def losses(run: RunView) -> dict[int, list[Any]]:
     """What each rank logged."""
-    return {s.rank: [p.value for p in run.series("loss", rank=s.rank).points] for s in run.ranks}
+    return {s.rank: [p.value for p in shown(run, "loss", rank=s.rank)] for s in run.ranks}
 
 
 def script(host: Host, code: str) -> str:
@@ -209,7 +209,7 @@ def test_an_elastic_restart_is_an_attempt_of_the_same_run(daemon: Host) -> None:
     )
     (run,) = ended_runs(daemon, streams=4)
     assert shape(run) == Shape([0, 1], 2, 2, "finished")
-    assert [p.value for p in run.series("loss", rank=1, attempt=0).points] == [1.0]
+    assert [p.value for p in shown(run, "loss", rank=1, attempt=0)] == [1.0]
     assert losses(run) == {0: [10.0], 1: [11.0]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,29 @@ from trackio import record
 from trackio.record import Kind, Origin
 from trackiod.errors import StoreDamaged, StoreError, StoreTooNew
 from trackiod.store import schema
-from trackiod.store.digest import End, Tally, digest, points
+from trackiod.store.digest import End, Sums, Tally, digest, log_records, sums_of
 
-LAYOUT_1 = {
-    "batches": ["id", "stream", "start", "end", "data"],
+LAYOUT_2 = {
+    "axes": [
+        "id", "stream", "start", "count", "shown", "first_step", "last_step", "first_ns", "last_ns", "data", "blocks",
+    ],
+    "batches": ["id", "stream", "start", "end", "records", "data"],
+    "chunks": [
+        "id", "series", "axis", "overlapped", "kind", "nans", "low", "high", "total", "data", "blocks",
+    ],
+    "clocks": ["stream", "time_ns", "monotonic_ns"],
     "configs": ["stream", "key", "value"],
     "definitions": ["run", "name", "options"],
     "holes": ["stream", "start", "end", "cause", "at_ns"],
     "meta": ["key", "value"],
-    "metrics": [
-        "stream", "name", "points", "counted", "first_step", "max_step", "last_step", "last_ns", "last",
-    ],
     "runs": ["id", "name", "name_rank", "run_group", "created_ns", "resumes"],
+    "series": [
+        "id", "stream", "name", "points", "counted", "first_step", "max_step", "last_step", "last_ns", "last",
+        "ascending", "numbers", "nans", "low", "high", "total",
+    ],
+    "summaries": ["stream", "key", "value"],
     "streams": [
-        "id", "run", "role", "rank", "attempt", "started_ns", "meta", "committed", "records", "points",
+        "id", "run", "role", "rank", "attempt", "started_ns", "world_size", "meta", "committed", "records", "points",
         "refused_records", "refused_points", "last_ns", "state", "cause", "ended_ns", "explicit",
     ],
 }  # fmt: skip
@@ -44,14 +54,14 @@ def log(step: int, metrics: Any, origin: int = Origin.EXPLICIT, time_ns: int = 1
     return record.pack(Kind.LOG, time_ns, step, int(origin), metrics)
 
 
-def test_the_layout_is_that_of_version_1(tmp_path: Path) -> None:
+def test_the_layout_is_that_of_version_2(tmp_path: Path) -> None:
     connection = schema.open_for_writing(str(tmp_path / "x.db"), "p", "s")
     tables = [r[0] for r in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     found = {t: [c[1] for c in connection.execute(f"PRAGMA table_info({t})")] for t in tables}
     facts = [connection.execute(f"PRAGMA {p}").fetchone()[0] for p in ("user_version", "page_size", "auto_vacuum")]
     connection.close()
-    assert found == LAYOUT_1
-    assert facts == [1, 8192, 2]
+    assert found == LAYOUT_2
+    assert facts == [2, 8192, 2]
 
 
 def test_a_newer_layout_and_a_strange_file_are_named(tmp_path: Path) -> None:
@@ -86,7 +96,10 @@ def test_a_digest_counts_and_keeps_the_last_of_each_metric() -> None:
     )
     got = digest(data, 0)
     assert (got.records, got.points, got.last_ns, got.is_open, got.end) == (3, 5, 14, True, None)
-    assert got.metrics == {"a": Tally(3, 1, 1, 3, 2, 12, 7), "b": Tally(2, 0, 2, 3, 2, 12, 8)}
+    assert got.metrics == {
+        "a": Tally(3, 1, 1, 3, 2, 12, 7, False, Sums(3, 0, 1, 7, 13)),
+        "b": Tally(2, 0, 2, 3, 2, 12, 8, False, Sums(2, 0, 2, 8, 10)),
+    }
     assert (got.config, got.definitions, got.damages) == ({"lr": 0.1}, {"a": {"reduce": "sum"}}, [])
 
 
@@ -109,22 +122,38 @@ def test_a_malformed_record_is_set_aside_and_the_stream_goes_on(payload: bytes) 
     ((start, end, why),) = got.damages
     assert (start, end - start) == (record.framed_bytes(len(log(0, {"a": 1}))), record.framed_bytes(len(payload)))
     assert "malformed" in why
-    assert [p.value for _, p in points(data, 0, frozenset({"a"}))] == [1, 2]
+    assert [r.metrics["a"] for r in log_records(data, 0)] == [1, 2]
 
 
 names = st.sampled_from(["a", "b", "c"])
+whole = st.integers(-(1 << 60), 1 << 60)
+values = st.one_of(whole, st.floats(-1e9, 1e9), st.sampled_from([float("nan"), True, "", "x"]))
+rows = st.lists(
+    st.tuples(st.integers(-5, 5), st.dictionaries(names, values, max_size=3), st.integers(0, 2)), max_size=40
+)
 
 
-@given(st.lists(st.tuples(st.integers(-5, 5), st.dictionaries(names, st.integers(), max_size=3), st.integers(0, 2))))
-def test_a_digest_agrees_with_the_points_it_stands_for(rows: list[tuple[int, dict[str, int], int]]) -> None:
-    rows = [(s, {k: v % (1 << 60) for k, v in m.items()}, o) for s, m, o in rows]
+@given(rows)
+def test_a_digest_agrees_with_the_points_it_stands_for(rows: list[tuple[int, dict[str, Any], int]]) -> None:
     data = batch(*(log(s, m, o, time_ns=i + 1) for i, (s, m, o) in enumerate(rows)))
     got = digest(data, 0)
-    stored = list(points(data, 0))
-    assert got.points == len(stored) and got.records == len(rows)
-    for name in {n for n, _ in stored}:
-        mine = [p for n, p in stored if n == name]
-        assert got.metrics[name] == Tally(
-            len(mine), sum(p.origin == Origin.COUNTER for p in mine), min(p.step for p in mine),
-            max(p.step for p in mine), mine[-1].step, mine[-1].time_ns, mine[-1].value,
-        )  # fmt: skip
+    stored = list(log_records(data, 0))
+    assert got.points == sum(len(r.metrics) for r in stored) and got.records == len(rows) == len(stored)
+    for name in {n for r in stored for n in r.metrics}:
+        mine = [r for r in stored if name in r.metrics]
+        *facts, last, ascending, sums = got.metrics[name]
+        assert facts == [
+            len(mine), sum(r.origin == Origin.COUNTER for r in mine), min(r.step for r in mine),
+            max(r.step for r in mine), mine[-1].step, mine[-1].time_ns,
+        ]  # fmt: skip
+        assert repr(last) == repr(mine[-1].metrics[name])
+        really = all(a.step < b.step for a, b in pairwise(mine))
+        assert really or not ascending, "what is called ascending is"
+        assert repr(sums) == repr(sums_of([r.metrics[name] for r in mine])) or sums.total == pytest.approx(
+            sums_of([r.metrics[name] for r in mine]).total
+        )
+
+
+def test_steps_that_only_rise_are_called_ascending_over_several_shapes() -> None:
+    data = batch(*(log(s, {"a": 1} if s % 3 else {"a": 1, "b": 2}) for s in range(9)))
+    assert all(tally.ascending for tally in digest(data, 0).metrics.values())

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Host, wait_for
+from conftest import Host, shown, wait_for
 
+from trackiod import curves
 from trackiod.answers import RunView
 
 pytestmark = pytest.mark.trainers
@@ -98,7 +99,7 @@ def arrived(host: Host, project: str) -> RunView:
 
 def seen(run: RunView, metric: str) -> list[tuple[int, Any]]:
     """(step, value) of each visible point."""
-    return [(point.step, point.value) for point in run.series(metric).points]
+    return [(point.step, point.value) for point in shown(run, metric)]
 
 
 def kept(history: list[dict[str, Any]], key: str) -> list[tuple[int, Any]]:
@@ -143,7 +144,7 @@ def test_an_sft_training_under_torchrun_is_one_run_in_which_one_rank_of_two_logs
     run = arrived(offline, "sft")
     assert_is_the_sft_training(run, report, folder)
     assert (run.attempts, run.logging, run.world_size) == (1, 1, 2)
-    assert [point.is_partial for point in run.series("train/loss").points] == [False] * 4
+    assert [point.is_partial for point in shown(run, "train/loss")] == [False] * 4
 
 
 def test_a_scripts_own_init_and_the_trainers_callback_are_one_run(offline: Host) -> None:
@@ -226,9 +227,9 @@ tiny_model.report(f"{folder}/report.json", history=training.state.log_history, r
     assert [step for step, _ in seen(run, "train/loss")] == [1, 2, 3, 4, 5, 6]
     old, new = (dict(kept(report["history"], "learning_rate")) for report in (first, second))
     assert old[2] == new[2] and old[4] < new[4], "else the test could not tell the attempts apart"
-    again = run.series("train/learning_rate", attempt=0).points
+    again = shown(run, "train/learning_rate", attempt=0)
     assert [(point.step, point.value) for point in again] == kept(first["history"], "learning_rate")
-    assert run.series("train/loss").hidden == 2
+    assert curves.series(run, "train/loss").hidden == 2
     assert_nothing_is_missing(run)
 
 

@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trackio.record import Origin
 from trackiod.views.attempts import Place, Stream, place
+from trackiod.views.buckets import blocks_of, buckets
+from trackiod.views.column import Column, typed
 from trackiod.views.lineage import RunRow, roots
-from trackiod.views.reduction import SeriesPoint, reduce_ranks, sift
+from trackiod.views.reduction import Part, Shown, as_stored, reduce_ranks, sift
 from trackiod.views.state import RunState, run_state
 
 
 def stream(name: str, rank: int = 0, started: int = 0, ended: int | None = None, **other: Any) -> Stream:
     facts: dict[str, Any] = {
         "run": "r", "role": "rank", "attempt_key": "k", "state": None if ended is None else "finished", "cause": "",
-        "records": 1, "points": 1, "refused_records": 0, "refused_points": 0, "last_ns": None, "meta": {}, **other,
+        "records": 1, "points": 1, "refused_records": 0, "refused_points": 0, "last_ns": None, "world_size": 1, **other,
     }  # fmt: skip
     return Stream(id=name, rank=rank, started_ns=started, ended_ns=ended, **facts)
 
 
-def point(
-    step: int, value: Any, rank: int = 0, attempt: int = 0, offset: int | None = None, **other: Any
-) -> SeriesPoint:
-    order = (attempt, f"s{rank}{attempt}", step * 10 if offset is None else offset)
-    return SeriesPoint(rank, attempt, order, step, other.get("origin", Origin.EXPLICIT), step, value)
+class Point(NamedTuple):
+    step: int
+    value: Any
+    rank: int = 0
+    attempt: int = 0
+    origin: int = Origin.EXPLICIT
+
+
+point = Point
+
+
+def parts(points: Iterable[Point]) -> list[Part]:
+    """The points as the store gives them: a part for each rank and attempt, in the order they were logged."""
+    streams: dict[tuple[int, int], list[Point]] = {}
+    for p in points:
+        streams.setdefault((p.rank, p.attempt), []).append(p)
+    return [Part(rank, attempt, column(mine)) for (rank, attempt), mine in streams.items()]
+
+
+def column(points: list[Point]) -> Column:
+    steps = np.array([p.step for p in points], np.int64)
+    is_counted = np.array([p.origin == Origin.COUNTER for p in points])
+    return Column(steps, steps.copy(), is_counted, typed([p.value for p in points]))
 
 
 # -- attempts ----------------------------------------------------------------------------------------------
@@ -117,28 +139,32 @@ def test_a_run_that_resumes_by_name_is_shown_with_the_newest_before_it() -> None
 # -- what shows --------------------------------------------------------------------------------------------
 
 
-def shown(points: list[SeriesPoint], how: str = "mean") -> list[tuple[int, Any]]:
-    return [(s.step, s.value) for s in reduce_ranks(sift(points).visible, how)]
+def reduced(points: Iterable[Point], how: str = "mean") -> list[Shown]:
+    return list(reduce_ranks(sift(parts(points)).visible, how).points())
+
+
+def shown(points: Iterable[Point], how: str = "mean") -> list[tuple[int, Any]]:
+    return [(s.step, s.value) for s in reduced(points, how)]
 
 
 def test_the_last_point_of_a_step_shows_and_the_others_are_counted() -> None:
     """GRPO logs one profile point twice at a step: 33.7 ms, then 5 µs."""
-    sifted = sift([point(0, 0.0337, offset=1), point(0, 0.000005, offset=2)])
-    assert [p.value for p in sifted.visible] == [0.000005] and sifted.hidden == 1
+    both = parts([point(0, 0.0337), point(0, 0.000005)])
+    assert sift(both).visible[0].points.values.tolist() == [0.000005] and sift(both).hidden == 1
+    assert [p.value for p in as_stored(both).points()] == [0.0337, 0.000005]
 
 
 def test_a_later_attempt_hides_earlier_ones_from_its_own_first_step_on() -> None:
     old = [point(s, "old") for s in range(6)]
     new = [point(s, "new", attempt=1) for s in (3, 4)]
     assert shown(old + new) == shown(new + old) == [(0, "old"), (1, "old"), (2, "old"), (3, "new"), (4, "new")]
-    assert sift(old + new).hidden == 3
+    assert sift(parts(old + new)).hidden == 3
 
 
 def test_a_reduction_never_mixes_attempts() -> None:
     old = [point(s, 100.0, rank=r) for s in range(4) for r in range(8)]
     new = [point(s, 1.0 + r, rank=r, attempt=1) for s in (2, 3) for r in range(4)]
-    reduced = reduce_ranks(sift(old + new).visible)
-    assert [(s.step, s.value, s.ranks, s.of) for s in reduced] == [
+    assert [(s.step, s.value, s.ranks, s.of) for s in reduced(old + new)] == [
         (0, 100.0, 8, 8), (1, 100.0, 8, 8), (2, 2.5, 4, 4), (3, 2.5, 4, 4),
     ]  # fmt: skip
 
@@ -162,13 +188,13 @@ def test_equal_values_are_summed_all_the_same() -> None:
 
 @pytest.mark.parametrize("how", ["mean", "sum", "min", "max"])
 def test_a_nan_in_one_rank_wins_and_is_named(how: str) -> None:
-    (got,) = reduce_ranks([point(0, float(r) if r != 2 else math.nan, rank=r) for r in range(4)], how)
+    (got,) = reduced([point(0, float(r) if r != 2 else math.nan, rank=r) for r in range(4)], how)
     assert math.isnan(got.value) and got.nan_rank == 2
 
 
 def test_a_step_that_not_all_ranks_reached_is_partial() -> None:
     points = [point(s, float(r), rank=r) for r in range(4) for s in range(3 if r else 2)]
-    assert [(s.ranks, s.of, s.is_partial) for s in reduce_ranks(points)] == [
+    assert [(s.ranks, s.of, s.is_partial) for s in reduced(points)] == [
         (4, 4, False), (4, 4, False), (3, 4, True),
     ]  # fmt: skip
 
@@ -181,7 +207,7 @@ def test_counted_points_are_paired_by_ordinal_not_by_counter() -> None:
     """Rank 0 logs something else in between, so its counter runs ahead."""
     zero = [point(s, 0.0, origin=Origin.COUNTER) for s in (0, 2, 4)]
     one = [point(s, 2.0, rank=1, origin=Origin.COUNTER) for s in (0, 1, 2)]
-    assert [(s.step, s.value, s.ranks) for s in reduce_ranks(zero + one)] == [(0, 1.0, 2), (2, 1.0, 2), (4, 1.0, 2)]
+    assert [(s.step, s.value, s.ranks) for s in reduced(zero + one)] == [(0, 1.0, 2), (2, 1.0, 2), (4, 1.0, 2)]
 
 
 def test_sums_past_the_largest_float_do_not_raise() -> None:
@@ -198,9 +224,60 @@ def test_sums_past_the_largest_float_do_not_raise() -> None:
 def test_every_point_is_shown_or_counted_as_hidden_and_order_of_arrival_is_irrelevant(
     rows: list[tuple[int, int, int, float]],
 ) -> None:
-    points = [point(s, v, rank=r, attempt=a, offset=i) for i, (s, r, a, v) in enumerate(rows)]
-    sifted, again = sift(points), sift(list(reversed(points)))
-    assert len(sifted.visible) + sifted.hidden == len(points)
-    assert sifted == again
-    keys = [(p.rank, p.step) for p in sifted.visible]
-    assert len(keys) == len(set(keys))
+    points = [point(s, v, rank=r, attempt=a) for s, r, a, v in rows]
+    sifted, again = sift(parts(points)), sift(reversed(parts(points)))
+    keys = [(p.rank, int(step)) for p in sifted.visible for step in p.points.steps]
+    assert len(keys) + sifted.hidden == len(points) and len(keys) == len(set(keys))
+    assert [(p.rank, p.attempt, p.points.values.tolist()) for p in sifted.visible] == [
+        (p.rank, p.attempt, p.points.values.tolist()) for p in again.visible
+    ]
+
+
+def plainly_reduced(points: list[Point], how: str) -> list[tuple[int, Any]]:
+    """The rules of docs/semantics.md once more, a point at a time."""
+    starts = {a: min(p.step for p in points if p.attempt == a) for a in {p.attempt for p in points}}
+    last: dict[tuple[int, int, int], Point] = {}
+    for p in points:
+        if all(p.step < start for attempt, start in starts.items() if attempt > p.attempt):
+            last[(p.attempt, p.step, p.rank)] = p
+    steps: dict[tuple[int, int], list[Point]] = {}
+    for key in sorted(last):
+        steps.setdefault(key[:2], []).append(last[key])
+    amounts = {"min": min, "max": max, "sum": sum, "first": lambda v: v[0], "last": lambda v: v[-1],
+               "mean": lambda v: v[0] if len(set(v)) == 1 else math.fsum(v) / len(v)}  # fmt: skip
+    return sorted((step, amounts[how]([p.value for p in mine])) for (_, step), mine in steps.items())
+
+
+numbers = st.one_of(st.integers(-(1 << 40), 1 << 40), st.floats(-1e9, 1e9))
+rows = st.tuples(st.integers(0, 9), numbers, st.integers(0, 3), st.integers(0, 2))
+
+
+@given(st.lists(rows, max_size=60), st.sampled_from(["mean", "min", "max", "sum", "first", "last"]))
+def test_arrays_are_reduced_as_single_points_would_be(rows: list[tuple[int, float, int, int]], how: str) -> None:
+    points = [point(*row) for row in rows]
+    for chosen in (points, [p._replace(value=float(p.value)) for p in points]):
+        got, expected = shown(chosen, how), plainly_reduced(chosen, how)
+        assert [s for s, _ in got] == [s for s, _ in expected]
+        assert [v for _, v in got] == pytest.approx([v for _, v in expected], rel=1e-12, abs=1e-3)
+
+
+# -- buckets -----------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), min_size=1, max_size=3000), st.integers(1, 40))
+def test_buckets_say_exactly_what_their_points_are(values: list[float], most: int) -> None:
+    steps = np.arange(len(values)) * 3
+    found = buckets(blocks_of(steps, steps, np.array(values), 7), most)
+    assert len(found.counts) <= most and found.counts.sum() == len(values)
+    start = 0
+    for i, count in enumerate(found.counts.tolist()):
+        mine = values[start : start + count]
+        finite = [v for v in mine if not math.isnan(v)]
+        assert (found.first_steps[i], found.last_steps[i]) == (3 * start, 3 * (start + count - 1))
+        assert found.nans[i] == len(mine) - len(finite)
+        if finite:
+            assert (found.lows[i], found.highs[i]) == (min(finite), max(finite))
+            assert found.means[i] == pytest.approx(math.fsum(finite) / len(finite), abs=1e-6)
+        else:
+            assert math.isnan(found.means[i])
+        start += count

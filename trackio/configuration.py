@@ -1,4 +1,4 @@
-"""`run.config` and `trackio.config`: a mapping with attribute access that tells the run what changed."""
+"""`run.config`, `trackio.config`, `run.summary`: mappings with attribute access that tell the run what changed."""
 
 from __future__ import annotations
 
@@ -12,25 +12,17 @@ _CONTROL_WORDS = frozenset({"allow_val_change"})
 _DEFAULTS = ("project_name", "experiment_name")
 
 
-class Config(MutableMapping[str, Any]):
-    """A run's configuration. Values read back as they were set; what is stored is their plain form."""
+class Told(MutableMapping[str, Any]):
+    """What the user tells of a run. Values read back as they were set; what is stored is their plain form."""
 
     def __init__(self, defaults: Mapping[str, Any] | None = None) -> None:
-        object.__setattr__(self, "_values", dict.fromkeys(_DEFAULTS) | dict(defaults or {}))
+        object.__setattr__(self, "_values", dict(defaults or {}))
         object.__setattr__(self, "_set", {})
         object.__setattr__(self, "_on_change", None)
 
     def _bind(self, on_change: Callable[[dict[str, Any]], None]) -> None:
         """From now on `on_change` gets the plain form of what is set."""
         object.__setattr__(self, "_on_change", on_change)
-
-    def _take(self) -> dict[str, Any]:
-        """Hands over what was set so far and starts afresh."""
-        taken = dict(self._set)
-        self._set.clear()
-        self._values.clear()
-        self._values.update(dict.fromkeys(_DEFAULTS))
-        return taken
 
     def _change(self, values: Mapping[str, Any]) -> None:
         self._values.update(values)
@@ -63,7 +55,7 @@ class Config(MutableMapping[str, Any]):
         try:
             return self._values[name]
         except KeyError:
-            raise AttributeError(f"the config has no {name!r}") from None
+            raise AttributeError(f"the {type(self).__name__.lower()} has no {name!r}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._change({name: value})
@@ -80,6 +72,26 @@ class Config(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         return repr(self._values)
+
+
+class Config(Told):
+    """A run's configuration."""
+
+    def __init__(self, defaults: Mapping[str, Any] | None = None) -> None:
+        super().__init__(dict.fromkeys(_DEFAULTS) | dict(defaults or {}))
+
+    def _take(self) -> dict[str, Any]:
+        """Hands over what was set so far and starts afresh."""
+        taken = dict(self._set)
+        self._set.clear()
+        self._values.clear()
+        self._values.update(dict.fromkeys(_DEFAULTS))
+        return taken
+
+
+class Summary(Told):
+    """What the user sets as a run's result: `run.summary["best_accuracy"] = 0.93`. Readers show it beside the last,
+    least, greatest and mean values of what was logged, which they work out themselves."""
 
 
 def as_mapping(source: Any) -> dict[str, Any]:

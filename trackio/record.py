@@ -45,6 +45,8 @@ class Kind(IntEnum):
     """state: str, cause: str, explicit: bool"""
     CLOCK = 4
     """monotonic_ns: int; written when the wall clock jumped against it"""
+    SUMMARY = 5
+    """values: map; what the user sets in the run's summary"""
 
 
 class Origin(IntEnum):

@@ -11,16 +11,21 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from trackio import voice
-from trackio.configuration import Config
+from trackio.configuration import Config, Summary
 from trackio.record import Kind, Origin
 from trackio.ring import Retired
 from trackio.steps import Steps, integral
 from trackio.stream import PACK_ERRORS, Stream
 from trackio.values import PLAIN_TYPES, plain_metrics, short_repr
 
-_REDUCTIONS = ("mean", "min", "max", "sum", "first", "last")
+_WORDS = {
+    "reduce": ("mean", "min", "max", "sum", "first", "last"),
+    "summary": ("last", "min", "max", "mean", "best"),
+    "goal": ("minimize", "maximize"),
+}
+"""what `define_metric` takes"""
 _FINISH_SECONDS = 0.04
-_MAX_CONFIG_CHARS = 100_000
+_MAX_TOLD_CHARS = 100_000
 _EXPLICIT = int(Origin.EXPLICIT)
 
 
@@ -70,7 +75,9 @@ class Run:
         self._stream: Stream | None = None
         if open_stream is not None:
             self._stream = open_stream(self._facts)
-        self.config._bind(self._store_config)
+        self.summary = Summary()
+        self.config._bind(lambda values: self._store(Kind.CONFIG, values))
+        self.summary._bind(lambda values: self._store(Kind.SUMMARY, values))
         self.config.update(config or {})
 
     # -- logging -----------------------------------------------------------------------------------------------
@@ -172,26 +179,31 @@ class Run:
         *,
         reduce: str | None = None,
         summary: str | None = None,
+        goal: str | None = None,
         **unknown: Any,
     ) -> None:
         """Says how metrics that match `name` (a glob) are read: `reduce` over ranks (mean, min, max, sum,
-        first or last), which metric holds their step, and what `summary` keeps of them."""
+        first or last), which metric holds their step, which figure stands for them in a `summary` (last, min, max,
+        mean or best), and whether the best is to `minimize` or `maximize` them: the `goal`."""
         if unknown:
             warn_unknown("define_metric", unknown)
-        if reduce is not None and reduce not in _REDUCTIONS:
-            voice.warn_once(f"reduce {reduce}", f"reduce={reduce!r} is none of {', '.join(_REDUCTIONS)}; mean is used.")
-            reduce = None
-        options = {"step_metric": step_metric, "reduce": reduce, "summary": summary}
+        options = {"step_metric": step_metric, "reduce": reduce, "summary": summary, "goal": goal}
+        for option, words in _WORDS.items():
+            if options[option] is not None and options[option] not in words:
+                told = f"{option}={short_repr(options[option])}"
+                voice.warn_once(told, f"{told} is none of {', '.join(words)}; it is ignored.")
+                options[option] = None
         if step_metric:
             self._steps.define(name, step_metric)
         self._note(Kind.DEFINE, str(name), {k: v for k, v in options.items() if v is not None})
 
-    def _store_config(self, values: dict[str, Any]) -> None:
+    def _store(self, kind: Kind, values: dict[str, Any]) -> None:
         for key, value in values.items():
-            if len(str(value)) > _MAX_CONFIG_CHARS:
-                voice.warn_once(f"config {key}", f"config {key!r} is very large; its beginning is kept.")
+            if len(str(value)) > _MAX_TOLD_CHARS:
+                what = f"{kind.name.lower()} {key!r}"
+                voice.warn_once(what, f"{what} is very large; its beginning is kept.")
                 value = short_repr(value)
-            self._note(Kind.CONFIG, {key: value})
+            self._note(kind, {key: value})
 
     def _note(self, kind: Kind, *fields: Any) -> None:
         try:

@@ -1,4 +1,7 @@
-"""What a user asks about runs, answered from files: the store read, the views applied. Needs no daemon."""
+"""What a user asks about a run, answered from files: the store read, the views applied. Needs no daemon.
+
+What needs points is in `curves`; the rest is answered from what the store knows of streams and series.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from trackiod.errors import NotFound
-from trackiod.store import schema
-from trackiod.store.reader import HoleRow, MetricRow, ProjectReader, project_names
+from trackiod.store.reader import HoleRow, ProjectReader, SeriesRow
 from trackiod.views.attempts import Place, Stream, place
-from trackiod.views.lineage import RunRow, roots
-from trackiod.views.reduction import SeriesPoint, Shown, reduce_ranks, sift
+from trackiod.views.lineage import RunRow
 from trackiod.views.state import RunState, run_state
 
 _RATE_SECONDS = 30.0
@@ -26,20 +27,11 @@ class Steps(NamedTuple):
     highest: int | None
 
 
-class Series(NamedTuple):
-    """A metric as asked for: its points, how ranks were reduced (None: not at all), how many are hidden."""
-
-    points: list[Shown]
-    reduce: str | None
-    ranks: int
-    hidden: int
-
-
 class RunView:
     """One run as readers see it: a run and those that go on with it, with all their streams."""
 
     def __init__(self, reader: ProjectReader, rows: Sequence[RunRow], streams: Sequence[Stream]) -> None:
-        self._reader = reader
+        self.reader = reader
         self._rows = rows
         self.id = rows[0].id
         self.name = rows[0].name
@@ -77,7 +69,7 @@ class RunView:
 
     @property
     def world_size(self) -> int:
-        return max((int(s.meta.get("world_size", 1)) for s in self.ranks), default=1)
+        return max((s.world_size for s in self.ranks), default=1)
 
     @property
     def ended_ns(self) -> int | None:
@@ -88,6 +80,11 @@ class RunView:
     @property
     def last_ns(self) -> int | None:
         return max((s.last_ns for s in self.streams if s.last_ns is not None), default=None)
+
+    @cached_property
+    def metas(self) -> dict[str, dict[str, Any]]:
+        """Everything the streams said of themselves, by stream."""
+        return self.reader.metas([row.id for row in self._rows])
 
     # -- how much -----------------------------------------------------------------------------------------
 
@@ -109,15 +106,25 @@ class RunView:
 
     @cached_property
     def holes(self) -> list[HoleRow]:
-        return [hole for row in self._rows for hole in self._reader.holes(row.id)]
+        return [hole for row in self._rows for hole in self.reader.holes(row.id)]
 
     @cached_property
-    def _metrics(self) -> list[MetricRow]:
-        return [metric for row in self._rows for metric in self._reader.metrics(row.id)]
+    def _series(self) -> list[SeriesRow]:
+        return self.reader.series([row.id for row in self._rows])
 
-    @property
+    @cached_property
     def metric_names(self) -> list[str]:
-        return sorted({m.name for m in self._metrics})
+        return sorted({row.name for row in self._series})
+
+    @cached_property
+    def series_of(self) -> dict[str, list[SeriesRow]]:
+        """What is known of each metric's series: of the ranks, twins apart."""
+        found: dict[str, list[SeriesRow]] = {}
+        ours = {s.id for s in self.streams if s.role == "rank" and not self.places[s.id].twin}
+        for row in self._series:
+            if row.stream in ours:
+                found.setdefault(row.name, []).append(row)
+        return found
 
     @property
     def num_logs(self) -> int:
@@ -131,9 +138,9 @@ class RunView:
         those that only one rank logs do not count."""
         ours = {s.id for s in self.ranks}
         reached: dict[str, list[int]] = {}
-        for m in self._metrics:
-            if m.stream in ours:
-                reached.setdefault(m.name, []).append(m.max_step)
+        for row in self._series:
+            if row.stream in ours:
+                reached.setdefault(row.name, []).append(row.max_step)
         if not reached:
             return Steps(None, None)
         shared = [steps for steps in reached.values() if len(steps) > 1] or list(reached.values())
@@ -146,9 +153,9 @@ class RunView:
         if not ranks:
             return None
         if self.state.state == "running":
-            return _rate([(p.time_ns, p.step) for p in self._reader.recent(ranks[0].id, _RATE_BATCHES)])
+            return _rate(self.reader.recent(ranks[0].id, _RATE_BATCHES))
         ours = {ranks[0].id}
-        steps = [s for m in self._metrics if m.stream in ours for s in (m.first_step, m.max_step)]
+        steps = [s for row in self._series if row.stream in ours for s in (row.first_step, row.max_step)]
         ends = (ranks[0].started_ns, ranks[0].last_ns or 0)
         return _rate([(ends[0], min(steps)), (ends[1], max(steps))]) if steps else None
 
@@ -157,98 +164,60 @@ class RunView:
     def config(self, rank: int | None = None) -> dict[str, Any]:
         """A rank's configuration, later attempts' over earlier ones'; without `rank` the lowest one's.
         Raises NotFound."""
+        merged: dict[str, Any] = {}
+        for stream in self._of_rank(rank):
+            merged.update(self.reader.config(stream.id))
+        return merged
+
+    @property
+    def own_summary(self) -> dict[str, Any]:
+        """What the lowest rank set in `run.summary`, later attempts' over earlier ones'."""
+        merged: dict[str, Any] = {}
+        for stream in self._of_rank(None):
+            merged.update(self.reader.summary(stream.id))
+        return merged
+
+    def _of_rank(self, rank: int | None) -> list[Stream]:
+        """A rank's streams, or the lowest rank's, in the order of attempts. Raises NotFound."""
         ranks = sorted({s.rank for s in self.streams if s.role == "rank"})
         if rank is not None and rank not in ranks:
             raise NotFound("Rank", str(rank), f" in run '{self.name}'", map(str, ranks))
         chosen = rank if rank is not None else min(ranks, default=0)
-        merged: dict[str, Any] = {}
-        for stream in self._in_order():
-            if stream.role == "rank" and stream.rank == chosen:
-                merged.update(self._reader.config(stream.id))
-        return merged
+        return [s for s in self.in_order() if s.role == "rank" and s.rank == chosen]
 
     @property
     def config_differences(self) -> dict[str, dict[int, Any]]:
         """Keys whose values differ between the ranks of the latest attempt: rank to value."""
-        configs = {s.rank: self._reader.config(s.id) for s in self.ranks}
+        configs = {s.rank: self.reader.config(s.id) for s in self.ranks}
         lowest = next(iter(configs.values()), {})
         keys = {k for c in configs.values() for k, v in c.items() if k not in lowest or not _is_same(lowest[k], v)}
         return {k: {rank: c[k] for rank, c in configs.items() if k in c} for k in sorted(keys)}
 
-    def reduction_of(self, metric: str) -> str:
-        """How this metric is reduced over ranks: `define_metric`'s word, exact names before globs; else mean."""
+    @cached_property
+    def _definitions(self) -> dict[str, dict[str, Any]]:
         definitions: dict[str, dict[str, Any]] = {}
         for row in self._rows:
-            definitions.update(self._reader.definitions(row.id))
-        exact = definitions.get(metric, {}).get("reduce")
-        globs = (o.get("reduce") for name, o in definitions.items() if o.get("reduce") and fnmatchcase(metric, name))
-        return str(exact or next(globs, None) or "mean")
+            definitions.update(self.reader.definitions(row.id))
+        return definitions
 
-    # -- points -----------------------------------------------------------------------------------------------
+    def definition(self, metric: str, option: str) -> str | None:
+        """What `define_metric` said of this metric: of its own name before a glob's."""
+        exact = self._definitions.get(metric, {}).get(option)
+        globs = (o.get(option) for name, o in self._definitions.items() if o.get(option) and fnmatchcase(metric, name))
+        found = exact or next(globs, None)
+        return None if found is None else str(found)
 
-    def series(
-        self, metric: str, *, rank: int | None = None, attempt: int | None = None, all_points: bool = False
-    ) -> Series:
-        """The metric over all ranks, or one rank's. `attempt` shows only that one, as it was logged;
-        `all_points` shows hidden ones too. Raises NotFound."""
-        known = self.metric_names
-        if metric not in known:
-            raise NotFound("Metric", metric, f" in run '{self.name}' of project '{self._reader.project}'", known)
-        points = self._points(frozenset({metric}), rank, attempt)[metric]
-        return self._series_of(metric, points, rank, all_points)
+    def reduction_of(self, metric: str) -> str:
+        """How this metric is reduced over ranks: mean if nothing is said."""
+        return self.definition(metric, "reduce") or "mean"
 
-    def snapshot(
-        self, *, rank: int | None = None, attempt: int | None = None, all_points: bool = False
-    ) -> dict[str, list[Shown]]:
-        """All metrics at once, each as `series` shows it. Raises NotFound."""
-        names = self.metric_names
-        found = self._points(frozenset(names), rank, attempt)
-        return {name: self._series_of(name, found[name], rank, all_points).points for name in names}
-
-    def _series_of(self, metric: str, points: list[SeriesPoint], rank: int | None, all_points: bool) -> Series:
-        ranks = len({p.rank for p in points})
-        if all_points:
-            ordered = sorted(points, key=lambda p: (p.attempt, p.step, p.rank, p.order))
-            return Series([_as_stored(p) for p in ordered], None, ranks, 0)
-        visible, hidden = sift(points)
-        if rank is not None:
-            return Series([_as_stored(p) for p in visible], None, ranks, hidden)
-        how = self.reduction_of(metric)
-        return Series(reduce_ranks(visible, how), how, ranks, hidden)
-
-    def _points(self, metrics: frozenset[str], rank: int | None, attempt: int | None) -> dict[str, list[SeriesPoint]]:
-        """The stored points of rank streams, twins apart."""
-        chosen = [s for s in self._in_order() if s.role == "rank" and not self.places[s.id].twin]
-        if rank is not None:
-            known = sorted({s.rank for s in chosen})
-            chosen = [s for s in chosen if s.rank == rank]
-            if not chosen:
-                raise NotFound("Rank", str(rank), f" in run '{self.name}'", map(str, known))
-        if attempt is not None:
-            if attempt >= self.attempts or attempt < 0:
-                raise NotFound("Attempt", str(attempt), f" in run '{self.name}'", map(str, range(self.attempts)))
-            chosen = [s for s in chosen if self.places[s.id].attempt == attempt]
-        found: dict[str, list[SeriesPoint]] = {name: [] for name in metrics}
-        for stream in chosen:
-            for name, points in self._reader.points(stream, self.places[stream.id].attempt, metrics).items():
-                found[name] += points
-        return found
-
-    def hidden_points(self) -> int:
-        """How many points the rules hide, over all metrics and ranks."""
-        found = self._points(frozenset(self.metric_names), None, None)
-        return sum(sift(points).hidden for points in found.values())
-
-    def _in_order(self) -> list[Stream]:
+    def in_order(self) -> list[Stream]:
+        """All streams in the order that decides which points show."""
         return sorted(self.streams, key=lambda s: (self.places[s.id].attempt, s.started_ns, s.id))
 
 
 def _is_same(one: Any, other: Any) -> bool:
     return bool(one == other) or (one != one and other != other)  # NaN is the same setting as NaN
-
-
-def _as_stored(p: SeriesPoint) -> Shown:
-    return Shown(p.step, p.time_ns, p.value, origin=(p.rank, p.attempt))
 
 
 def _rate(samples: Iterable[tuple[int, int]]) -> float | None:
@@ -261,39 +230,3 @@ def _rate(samples: Iterable[tuple[int, int]]) -> float | None:
     (first_time, first), (last_time, last) = min(recent), max(recent)
     seconds = (last_time - first_time) / 1e9
     return (last - first) / seconds if seconds > 0 and last > first else None
-
-
-def open_project(projects: str, project: str) -> ProjectReader:
-    """The project's database. Raises NotFound or StoreError."""
-    path = schema.path_of(projects, project)
-    names, problems = project_names(projects)
-    if project not in names and not any(p.startswith(path) for p in problems):
-        raise NotFound("Project", project, "", names)
-    return ProjectReader(path)
-
-
-def runs(reader: ProjectReader) -> list[RunView]:
-    """All runs of a project, oldest first; those that go on with another are part of it."""
-    rows = reader.runs()
-    root_of = roots(rows)
-    parts: dict[str, list[RunRow]] = {}
-    for row in rows:
-        parts.setdefault(root_of[row.id], []).append(row)
-    by_run: dict[str, list[Stream]] = {}
-    for stream in reader.streams():
-        by_run.setdefault(stream.run, []).append(stream)
-    views = []
-    for root, members in parts.items():
-        members.sort(key=lambda row: row.id != root)
-        views.append(RunView(reader, members, [s for row in members for s in by_run.get(row.id, [])]))
-    return sorted(views, key=lambda view: (view.created_ns, view.id))
-
-
-def find_run(reader: ProjectReader, run: str) -> RunView:
-    """A run by id, or the newest by name. Raises NotFound."""
-    known = runs(reader)
-    by_id = next((view for view in known if view.id == run), None)
-    found = by_id or next((view for view in reversed(known) if view.name == run), None)
-    if found is None:
-        raise NotFound("Run", run, f" in project '{reader.project}'", [view.name for view in known])
-    return found

@@ -20,10 +20,11 @@ from trackio import folder, wire
 from trackio.places import COUNTERS
 from trackio.segment import Content
 from trackiod import recovery
+from trackiod.databases import Databases
 from trackiod.errors import StoreDamaged, StoreError
 from trackiod.exits import Exit, verdict
+from trackiod.folding import Folding
 from trackiod.ingest import Duplicate, Refuse, judge
-from trackiod.store import schema
 from trackiod.store.digest import End, digest
 from trackiod.store.project import ProjectStore
 from trackiod.store.reader import project_names
@@ -114,7 +115,8 @@ class Committer:
         self._projects = projects
         self._store_id = store_id
         self._on_outcome = on_outcome
-        self._stores: dict[str, ProjectStore] = {}
+        self._databases = Databases(projects, store_id)
+        self._folding = Folding(self._databases)
         self._work: deque[Work] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -150,27 +152,32 @@ class Committer:
             log.error("%s", problem)
         for project in projects:
             try:
-                store = self._store(project)
+                store = self._databases.get(project)
             except (StoreError, sqlite3.Error) as error:
                 log.error("%s", error)
                 continue
             found += [(project, stream, meta) for stream, meta, _ in store.open_streams()]
-            self._close(project)
+            if store.ripe() is not None:
+                self._folding.note(project)
+            self._databases.close(project)
         return found
 
     # -- the thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while True:
-            self._wake.wait(None if not self._work else 0)
+            self._wake.wait(0 if self._work else self._folding.seconds_until_due())
             self._wake.clear()
             while self._work:
                 if not self._commit_some() and self._stopping:
                     break
+                if self._folding.is_behind():
+                    self._folding.step()
             if self._stopping:
                 break
-        for store in self._stores.values():
-            store.close()
+            if self._folding.is_due():
+                self._folding.step()
+        self._databases.close_all()
 
     def _commit_some(self) -> bool:
         """Commits what is queued, a project at a time. False if the disk refused."""
@@ -192,9 +199,9 @@ class Committer:
     def _commit(self, project: str, items: list[Work]) -> str:
         """One transaction over one project's work. Returns why it could not be done, or ""."""
         try:
-            store = self._store(project)
+            store = self._databases.get(project)
         except StoreDamaged as error:
-            return self._set_aside(project, str(error))
+            return self._databases.set_aside(project, str(error))
         except StoreError as error:
             self._refuse(items, str(error))
             return ""
@@ -209,18 +216,19 @@ class Committer:
                     if outcome is not None:
                         outcomes.append(outcome)
         except sqlite3.Error as error:
-            self._close(project)
+            self._databases.close(project)
             text = str(error)
             if "malformed" in text or "not a database" in text:
-                return self._set_aside(project, f"{store.path} is damaged ({text}).")
+                return self._databases.set_aside(project, f"{store.path} is damaged ({text}).")
             return f"project {project!r} cannot be written: {text}"
         except Exception:  # the border of the commit thread: one odd piece of work must not stop the others
             log.exception("internal error in project %r", project)
             return self._commit_apart(project, items)
         if not store.is_linked():
-            self._close(project)
+            self._databases.close(project)
             return f"the database of project {project!r} was removed; it goes on in a new one."
         self.commits += 1
+        self._folding.note(project, sum(len(work.data.body) for work in items if isinstance(work, Append)))
         for act in after:
             act()
         self.outcomes.extend(outcomes)
@@ -313,36 +321,6 @@ class Committer:
                 ruling = ("ended", "the kernel is gone")
             at_ns = time.time_ns() if work.exit.state else last_ns or int(work.meta["started_ns"])
             store.end(work.stream, End(*ruling, explicit=False, time_ns=at_ns))
-
-    # -- databases -------------------------------------------------------------------------------------------
-
-    def _store(self, project: str) -> ProjectStore:
-        store = self._stores.get(project)
-        if store is not None and not store.is_linked():
-            self._close(project)
-            store = None
-        if store is None:
-            store = self._stores[project] = ProjectStore(self._projects, project, self._store_id)
-        return store
-
-    def _close(self, project: str) -> None:
-        store = self._stores.pop(project, None)
-        if store is not None:
-            store.close()
-
-    def _set_aside(self, project: str, why: str) -> str:
-        """A damaged database is renamed and named; the project goes on in a new one."""
-        self._close(project)
-        path = schema.path_of(self._projects, project)
-        aside = f"{path}.damaged-{time.time_ns()}"
-        try:
-            for suffix in ("", "-wal", "-shm"):
-                if os.path.exists(path + suffix):
-                    os.rename(path + suffix, aside + suffix)
-        except OSError as error:
-            return f"{why} It cannot be set aside: {error}"
-        log.error("%s It is kept as %s; the project goes on in a new one.", why, aside)
-        return f"{why} It is kept as {aside}."
 
 
 def _remove_all(folders: tuple[str, ...]) -> None:

@@ -6,13 +6,23 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from trackiod.store import schema
-from trackiod.store.digest import Digest, End
+from trackiod.store.digest import Digest, End, Sums
 from trackiod.views.lineage import RunRow, roots
+
+if TYPE_CHECKING:  # numpy: an idle daemon does without
+    from trackiod.store.fold import Folded
+
+_FOLD_RECORDS = 4096
+"""the fewest records that make a good chunk, and what a reader decodes of a stream's raw end in 20 ms"""
+_FOLD_BYTES = 4 << 20
+_FOLD_BYTES_AT_MOST = 64 << 20
+_FOLD_RECORDS_AT_LEAST = 32
+"""records this wide wait for some more of them, or each chunk would hold one value"""
 
 
 class ProjectStore:
@@ -65,9 +75,10 @@ class ProjectStore:
             self._do("UPDATE streams SET meta = ? WHERE id = ?", msgpack.packb(meta), stream)
             return committed
         self._do(
-            "INSERT INTO streams (id, run, role, rank, attempt, started_ns, meta, committed)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, 0)",
-            stream, run, str(meta["role"]), rank, str(meta["attempt"]), started_ns, msgpack.packb(meta),
+            "INSERT INTO streams (id, run, role, rank, attempt, started_ns, world_size, meta, committed)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
+            stream, run, str(meta["role"]), rank, str(meta["attempt"]), started_ns, int(meta["world_size"]),
+            msgpack.packb(meta),
         )  # fmt: skip
         return 0
 
@@ -87,31 +98,41 @@ class ProjectStore:
     def append(self, stream: str, start: int, data: bytes, digest: Digest) -> None:
         """Stores a batch that begins at the committed offset, and what it says."""
         end = start + len(data)
-        self._do("INSERT INTO batches (stream, start, end, data) VALUES (?, ?, ?, ?)", stream, start, end, data)
+        self._do(
+            "INSERT INTO batches (stream, start, end, records, data) VALUES (?, ?, ?, ?, ?)",
+            stream, start, end, digest.records, data,
+        )  # fmt: skip
         self._do(
             "UPDATE streams SET committed = ?, records = records + ?, points = points + ?,"
             " last_ns = coalesce(?, last_ns) WHERE id = ?",
             end, digest.records, digest.points, digest.last_ns, stream,
         )  # fmt: skip
         self._connection.executemany(
-            "INSERT INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (stream, name) DO UPDATE SET"
+            "INSERT INTO series (stream, name, points, counted, first_step, max_step, last_step, last_ns, last,"
+            " ascending, numbers, nans, low, high, total) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (stream, name) DO UPDATE SET"
             " points = points + excluded.points, counted = counted + excluded.counted,"
+            " ascending = ascending AND excluded.ascending AND excluded.first_step > max_step,"
             " first_step = min(first_step, excluded.first_step), max_step = max(max_step, excluded.max_step),"
-            " last_step = excluded.last_step, last_ns = excluded.last_ns, last = excluded.last",
-            [
-                (stream, name, t.points, t.counted, t.first_step, t.max_step, t.last_step, t.last_ns,
-                 msgpack.packb(t.last))
-                for name, t in digest.metrics.items()
-            ],
+            " last_step = excluded.last_step, last_ns = excluded.last_ns, last = excluded.last,"
+            " numbers = numbers + excluded.numbers, nans = nans + excluded.nans,"
+            " low = min(ifnull(low, excluded.low), ifnull(excluded.low, low)),"
+            " high = max(ifnull(high, excluded.high), ifnull(excluded.high, high)),"
+            " total = total + excluded.total",
+            [(stream, name, *tally[:6], msgpack.packb(tally.last), tally.ascending, *_storable(tally.sums))
+             for name, tally in digest.metrics.items()],
         )  # fmt: skip
         self._connection.executemany(
             "INSERT OR REPLACE INTO configs VALUES (?, ?, ?)",
             [(stream, key, msgpack.packb(value)) for key, value in digest.config.items()],
         )
         self._connection.executemany(
-            "INSERT OR REPLACE INTO definitions SELECT run, ?, ? FROM streams WHERE id = ?",
-            [(name, msgpack.packb(options), stream) for name, options in digest.definitions.items()],
+            "INSERT OR REPLACE INTO summaries VALUES (?, ?, ?)",
+            [(stream, key, msgpack.packb(value)) for key, value in digest.summary.items()],
         )
+        self._connection.executemany("INSERT INTO clocks VALUES (?, ?, ?)", [(stream, *c) for c in digest.clocks])
+        for name, options in digest.definitions.items():
+            self._define(stream, name, options)
         for damage_start, damage_end, cause in digest.damages:
             self.add_hole(stream, damage_start, damage_end, cause, digest.last_ns or 0)
         if digest.end is not None:
@@ -119,6 +140,13 @@ class ProjectStore:
         elif digest.is_open:
             self._do("UPDATE streams SET state = NULL, cause = NULL, ended_ns = NULL, explicit = NULL"
                      " WHERE id = ? AND state IS NOT NULL", stream)  # fmt: skip
+
+    def _define(self, stream: str, name: str, options: dict[str, Any]) -> None:
+        """Adds to what is defined for this name in the stream's run; what is said again replaces what was."""
+        (run,) = self._one("SELECT run FROM streams WHERE id = ?", stream)
+        known = self._one("SELECT options FROM definitions WHERE run = ? AND name = ?", run, name)
+        merged = (msgpack.unpackb(known[0]) if known else {}) | options
+        self._do("INSERT OR REPLACE INTO definitions VALUES (?, ?, ?)", run, name, msgpack.packb(merged))
 
     def add_hole(self, stream: str, start: int, end: int, cause: str, at_ns: int) -> None:
         """Notes that a range of a stream is lost or unreadable."""
@@ -165,11 +193,76 @@ class ProjectStore:
         root = root_of[rows[-1][0]]
         members = [run for run, its_root in root_of.items() if its_root == root]
         (step,) = self._one(
-            "SELECT max(max_step) FROM metrics JOIN streams ON streams.id = metrics.stream"
+            "SELECT max(max_step) FROM series JOIN streams ON streams.id = series.stream"
             f" WHERE streams.run IN ({','.join('?' * len(members))})",
             *members,
         )
         return root, -1 if step is None else int(step)
+
+    # -- folding ---------------------------------------------------------------------------------------------
+
+    def ripe(self) -> str | None:
+        """A stream whose raw batches are due to be folded: it ended, or they are many."""
+        row = self._one(
+            "SELECT stream FROM batches JOIN streams ON streams.id = stream GROUP BY stream"
+            " HAVING state IS NOT NULL OR sum(batches.records) >= ?1 OR sum(end - start) >= ?2 AND ("
+            " sum(end - start) >= ?3 OR sum(batches.records) >= ?4) LIMIT 1",
+            _FOLD_RECORDS, _FOLD_BYTES, _FOLD_BYTES_AT_MOST, _FOLD_RECORDS_AT_LEAST,
+        )  # fmt: skip
+        return None if row is None else str(row[0])
+
+    def raw(self, stream: str) -> list[tuple[int, bytes]]:
+        """(start, bytes) of the oldest raw batches of a stream, as many as make good chunks."""
+        rows, records, size = [], 0, 0
+        for start, count, data in self._connection.execute(
+            "SELECT start, records, data FROM batches WHERE stream = ? ORDER BY start", (stream,)
+        ):
+            rows.append((start, data))
+            records, size = records + count, size + len(data)
+            if records >= 2 * _FOLD_RECORDS or (size >= _FOLD_BYTES and records >= _FOLD_RECORDS_AT_LEAST):
+                break
+            if size >= _FOLD_BYTES_AT_MOST:
+                break
+        return rows
+
+    def replace_raw(self, stream: str, last_start: int, folded: list[Folded]) -> None:
+        """Puts axes and chunks in the place of the raw batches up to the one that begins at `last_start`."""
+        series = dict(self._connection.execute("SELECT name, id FROM series WHERE stream = ?", (stream,)).fetchall())
+        for axis, chunks in folded:
+            cursor = self._connection.execute(
+                "INSERT INTO axes (stream, start, count, shown, first_step, last_step, first_ns, last_ns, data, blocks)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (stream, *axis),
+            )  # fmt: skip
+            names = [(series[chunk.name],) for chunk in chunks]
+            self._connection.executemany(
+                "UPDATE chunks SET overlapped = 1 WHERE series = (SELECT id FROM series WHERE id = ? AND NOT ascending)"
+                " AND axis IN (SELECT id FROM axes WHERE stream = ? AND last_step >= ? AND first_step <= ?)",
+                [(*name, stream, axis.first_step, axis.last_step) for name in names],
+            )
+            self._connection.executemany(
+                "INSERT INTO chunks (series, axis, overlapped, kind, nans, low, high, total, data, blocks)"
+                " VALUES (?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
+                [(*name, cursor.lastrowid, *chunk[1:]) for name, chunk in zip(names, chunks, strict=True)],
+            )
+        self._do("DELETE FROM batches WHERE stream = ? AND start <= ?", stream, last_start)
+
+    def is_idle(self) -> bool:
+        """Whether no stream is open."""
+        return self._one("SELECT 1 FROM streams WHERE state IS NULL LIMIT 1") is None
+
+    def free_pages(self) -> int:
+        """Pages of the file that hold nothing."""
+        return int(self._one("PRAGMA freelist_count")[0])
+
+    def vacuum(self) -> None:
+        """Writes the file anew, with nothing free in it."""
+        self._do("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._do("VACUUM")
+        self._do("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def give_back(self, pages: int) -> None:
+        """Gives at most so many free pages back to the file system."""
+        self._connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
 
     # -- SQLite ----------------------------------------------------------------------------------------------
 
@@ -178,3 +271,9 @@ class ProjectStore:
 
     def _do(self, sql: str, *values: Any) -> None:
         self._connection.execute(sql, values)
+
+
+def _storable(sums: Sums) -> tuple[Any, ...]:
+    """As SQLite holds them: whole numbers past its own as floats, NaN as null."""
+    low, high = (float(v) if isinstance(v, int) and not -(1 << 63) <= v < 1 << 63 else v for v in sums[2:4])
+    return sums.numbers, sums.nans, low, high, float(sums.total)

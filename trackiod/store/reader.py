@@ -1,24 +1,43 @@
-"""Reading one project's database, read-only; needs no daemon. Each method is one bounded transaction."""
+"""Reading one project's database, read-only; needs no daemon. Each method is one bounded transaction: it
+fetches bytes, and decodes them when the transaction is over.
+
+What is damaged is left out and named in `problems`; the rest is read.
+"""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
 from trackiod.errors import StoreDamaged, StoreError
 from trackiod.store import schema
-from trackiod.store.digest import points
+from trackiod.store.digest import log_records
 from trackiod.views.attempts import Stream
 from trackiod.views.lineage import RunRow
-from trackiod.views.reduction import SeriesPoint
+
+if TYPE_CHECKING:  # numpy takes longer to import than most questions take to answer
+    from trackiod.views.buckets import Blocks
+    from trackiod.views.column import Column
+
+_RUN = "id, name, run_group, created_ns, resumes"
+_ROOTS = (
+    "SELECT id, name, run_group, created_ns, resumes FROM runs r WHERE (resumes = 0 OR NOT EXISTS (SELECT 1 FROM runs e"
+    " WHERE e.name = r.name AND (e.created_ns, e.id) < (r.created_ns, r.id)))"
+)
+_BLOCK_FACTS = "first_step, last_step, first_ns, last_ns, shown, blocks"
+_AT_ONCE = 500
+"""of SQLite's 999 host parameters"""
 
 
-class MetricRow(NamedTuple):
-    """What the store knows of one metric of one stream without reading its points."""
+class SeriesRow(NamedTuple):
+    """What the store knows of one series without reading its points."""
 
+    id: int
     stream: str
     name: str
     points: int
@@ -27,6 +46,12 @@ class MetricRow(NamedTuple):
     max_step: int
     last_step: int
     last_ns: int
+    ascending: bool
+    numbers: int
+    nans: int
+    low: float | None
+    high: float | None
+    total: float | None
     last: Any
 
 
@@ -45,6 +70,8 @@ class ProjectReader:
     def __init__(self, path: str) -> None:
         """Raises StoreError."""
         self.path = path
+        self.problems: list[str] = []
+        """a sentence for each part that could not be read"""
         self._connection = schema.open_for_reading(path)
         try:
             row = self._connection.execute("SELECT value FROM meta WHERE key = 'project'").fetchone()
@@ -62,33 +89,117 @@ class ProjectReader:
     def close(self) -> None:
         self._connection.close()
 
-    def runs(self) -> list[RunRow]:
-        """All runs, oldest first."""
-        rows = self._all("SELECT id, name, run_group, created_ns, resumes FROM runs ORDER BY created_ns, id")
+    # -- runs ------------------------------------------------------------------------------------------------
+
+    def roots(self, most: int, before: RunRow | None = None) -> list[RunRow]:
+        """The newest runs that do not go on with another, newest first; those older than `before`."""
+        if before is None:
+            rows = self._all(f"{_ROOTS} ORDER BY created_ns DESC, id DESC LIMIT ?", most)
+        else:
+            rows = self._all(
+                f"{_ROOTS} AND (created_ns, id) < (?, ?) ORDER BY created_ns DESC, id DESC LIMIT ?",
+                before.created_ns, before.id, most,
+            )  # fmt: skip
         return [RunRow._make(row) for row in rows]
 
-    def streams(self, run: str | None = None) -> list[Stream]:
-        """The streams of a run, or of all runs, in the order of their starts."""
-        rows = self._all(
-            "SELECT id, run, role, rank, attempt, started_ns, ended_ns, state, coalesce(cause, ''), records,"
-            " points, refused_records, refused_points, last_ns, meta FROM streams"
-            " WHERE ?1 IS NULL OR run = ?1 ORDER BY started_ns, id",
-            run,
-        )
-        return [Stream._make((*row[:-1], msgpack.unpackb(row[-1]))) for row in rows]
+    def count_runs(self) -> int:
+        """How many runs there are, those that go on with another apart."""
+        return int(self._all(f"SELECT count(*) FROM ({_ROOTS})")[0][0])
 
-    def metrics(self, run: str) -> list[MetricRow]:
-        """What is known of each metric of each of a run's streams."""
+    def root_of(self, run: str) -> RunRow | None:
+        """The run of that id, or the one it goes on with; None if there is none."""
+        rows = self._all(f"SELECT {_RUN} FROM runs WHERE id = ?", run)
+        return self._root(RunRow._make(rows[0])) if rows else None
+
+    def newest_named(self, name: str) -> RunRow | None:
+        """The newest run of that name; None if there is none."""
+        rows = self._all(f"SELECT {_RUN} FROM runs WHERE name = ? ORDER BY created_ns DESC, id DESC LIMIT 1", name)
+        return self._root(RunRow._make(rows[0])) if rows else None
+
+    def _root(self, row: RunRow) -> RunRow:
+        """The newest run of this name, up to this one, that asked for no other; else the oldest (see `lineage`)."""
+        if not row.resumes:
+            return row
+        for condition in ("AND resumes = 0 ORDER BY created_ns DESC, id DESC", "ORDER BY created_ns, id"):
+            rows = self._all(
+                f"SELECT {_RUN} FROM runs WHERE name = ? AND (created_ns, id) <= (?, ?) {condition} LIMIT 1",
+                row.name, row.created_ns, row.id,
+            )  # fmt: skip
+            if rows:
+                return RunRow._make(rows[0])
+        return row
+
+    def members(self, root: RunRow) -> list[RunRow]:
+        """A run and those that go on with it, oldest first."""
         rows = self._all(
-            "SELECT m.stream, m.name, m.points, m.counted, m.first_step, m.max_step, m.last_step, m.last_ns, m.last"
-            " FROM metrics m JOIN streams s ON s.id = m.stream WHERE s.run = ? ORDER BY s.rank, m.name",
-            run,
-        )
-        return [MetricRow._make((*row[:-1], msgpack.unpackb(row[-1]))) for row in rows]
+            f"SELECT {_RUN} FROM runs WHERE name = ?1 AND resumes AND (created_ns, id) > (?2, ?3) AND NOT EXISTS ("
+            " SELECT 1 FROM runs e WHERE e.name = ?1 AND e.resumes = 0 AND (e.created_ns, e.id) > (?2, ?3)"
+            " AND (e.created_ns, e.id) < (runs.created_ns, runs.id)) ORDER BY created_ns, id",
+            root.name, root.created_ns, root.id,
+        )  # fmt: skip
+        return [root, *map(RunRow._make, rows)]
+
+    def names_that_go_on(self, names: Collection[str]) -> set[str]:
+        """Of these names, those of which a run may go on with another."""
+        rows = self._each("SELECT DISTINCT r.name FROM runs r WHERE r.resumes AND r.name IN ({}) AND EXISTS (SELECT 1"
+                          " FROM runs e WHERE e.name = r.name AND e.id <> r.id)", names)  # fmt: skip
+        return {row[0] for row in rows}
+
+    def running(self) -> list[str]:
+        """The ids of runs that have an open stream."""
+        return [row[0] for row in self._all("SELECT DISTINCT run FROM streams WHERE state IS NULL")]
+
+    def ended_last(self, most: int) -> list[str]:
+        """The ids of runs whose streams ended last, the newest first."""
+        rows = self._all(
+            "SELECT DISTINCT run FROM (SELECT run, ended_ns FROM streams WHERE state IS NOT NULL"
+            " ORDER BY ended_ns DESC LIMIT ?) LIMIT ?", most * 64, most,
+        )  # fmt: skip
+        return [row[0] for row in rows]
+
+    # -- streams -----------------------------------------------------------------------------------------------
+
+    def streams(self, runs: Collection[str]) -> list[Stream]:
+        """The streams of these runs, in the order of their starts."""
+        rows = self._each(
+            "SELECT id, run, role, rank, attempt, started_ns, ended_ns, state, coalesce(cause, ''), records,"
+            " points, refused_records, refused_points, last_ns, world_size FROM streams WHERE run IN ({})", runs,
+        )  # fmt: skip
+        return sorted(map(Stream._make, rows), key=lambda s: (s.started_ns, s.id))
+
+    def has_stream(self, stream: str) -> bool:
+        """Whether anything is known of a stream."""
+        return bool(self._all("SELECT 1 FROM streams WHERE id = ?", stream))
+
+    def metas(self, runs: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Everything that the streams of these runs said of themselves, by stream."""
+        return {row[0]: msgpack.unpackb(row[1])
+                for row in self._each("SELECT id, meta FROM streams WHERE run IN ({})", runs)}  # fmt: skip
+
+    def series(self, runs: Collection[str]) -> list[SeriesRow]:
+        """What is known of each series of these runs."""
+        rows = self._each(
+            "SELECT m.id, m.stream, m.name, m.points, m.counted, m.first_step, m.max_step, m.last_step, m.last_ns,"
+            " m.ascending, m.numbers, m.nans, m.low, m.high, m.total, m.last"
+            " FROM series m JOIN streams s ON s.id = m.stream WHERE s.run IN ({})", runs,
+        )  # fmt: skip
+        return [SeriesRow._make((*row[:-1], msgpack.unpackb(row[-1], strict_map_key=False))) for row in rows]
+
+    def highest_step(self) -> int | None:
+        """The highest step of any run."""
+        step: int | None = self._all("SELECT max(max_step) FROM series")[0][0]
+        return step
 
     def config(self, stream: str) -> dict[str, Any]:
         """A stream's configuration."""
-        rows = self._all("SELECT key, value FROM configs WHERE stream = ? ORDER BY key", stream)
+        return self._values("configs", stream)
+
+    def summary(self, stream: str) -> dict[str, Any]:
+        """What the user set in the summary."""
+        return self._values("summaries", stream)
+
+    def _values(self, table: str, stream: str) -> dict[str, Any]:
+        rows = self._all(f"SELECT key, value FROM {table} WHERE stream = ? ORDER BY key", stream)
         return {key: msgpack.unpackb(value, strict_map_key=False) for key, value in rows}
 
     def definitions(self, run: str) -> dict[str, dict[str, Any]]:
@@ -105,32 +216,144 @@ class ProjectReader:
         )
         return [HoleRow(*row) for row in rows]
 
-    def points(self, stream: Stream, attempt: int, metrics: frozenset[str]) -> dict[str, list[SeriesPoint]]:
-        """The points of these metrics in one stream, as logged, each metric's in the stream's order."""
-        found: dict[str, list[SeriesPoint]] = {name: [] for name in metrics}
-        rows = self._all("SELECT start, data FROM batches WHERE stream = ? ORDER BY start", stream.id)
-        for start, data in rows:
-            for name, p in points(data, start, metrics):
-                order = (stream.started_ns, stream.id, p.offset)
-                found[name].append(SeriesPoint(stream.rank, attempt, order, p.step, p.origin, p.time_ns, p.value))
-        return found
+    # -- points ------------------------------------------------------------------------------------------------
 
-    def recent(self, stream: str, batches: int) -> list[SeriesPoint]:
-        """Every point in a stream's last batches, of any metric, in the stream's order."""
+    def columns(self, stream: str, metrics: frozenset[str]) -> dict[str, Column]:
+        """The points of these metrics in one stream, as logged, folded or not yet."""
+        from trackiod.store import fold
+        from trackiod.views.column import Column, concatenate
+
+        with self._transaction():
+            names = self._series_names(stream, metrics)
+            chunks = self._chunks("series, axis, kind, data", names)
+            axes = {row[0]: row[1:] for row in self._axes(stream, {chunk[1] for chunk in chunks})}
+            raw = self._raw(stream)
+        found: dict[str, list[Column]] = {name: [] for name in metrics}
+        places: dict[int, Any] = {}
+        for series, axis, kind, data in chunks:
+            try:
+                count, blob = axes[axis]
+                if axis not in places:
+                    places[axis] = fold.read_axis(blob, count)
+                values = fold.read_values(kind, data, count)
+                found[names[series]].append(Column._make((*places[axis], values)))
+            except (ValueError, KeyError, IndexError) as error:
+                self._name_damage(names[series], axis, error)
+        for name, column in fold.gathered(raw, metrics).items():
+            found[name].append(column)
+        return {name: concatenate(columns) for name, columns in found.items()}
+
+    def blocks(self, stream: str, metric: str) -> Blocks | None:
+        """A series summed up in blocks, in the order of steps, without reading its points; None if that cannot
+        be: points hide each other, are no numbers, or what sums them up is damaged."""
+        from trackiod.store import fold
+        from trackiod.views import buckets
+
+        with self._transaction():
+            names = self._series_names(stream, {metric})
+            chunks = self._chunks("axis, overlapped, nans, low, high, total, blocks", names)
+            axes = {row[0]: row[1:] for row in self._axes(stream, None, _BLOCK_FACTS)}
+            raw = self._raw(stream)
+        parts = []
+        for axis, overlapped, nans, low, high, total, blob in chunks:
+            if overlapped or nans is None or axis not in axes:
+                return None
+            *ends, shown, shared = axes[axis]
+            try:
+                parts.append(
+                    fold.read_blocks(shared, blob, shown)
+                    if blob
+                    else buckets.single(*ends, shown, nans, low, high, total)
+                )
+            except (ValueError, TypeError, IndexError):
+                return None
+        parts += [buckets.blocks_as_logged(c) for c in fold.gathered(raw, frozenset({metric})).values()]
+        return buckets.in_order(parts)
+
+    def recent(self, stream: str, batches: int) -> list[tuple[int, int]]:
+        """(time_ns, step) of the log() calls in a stream's last batches, and of the ends of what was folded last."""
+        folded = self._all(
+            "SELECT first_ns, first_step, last_ns, last_step FROM axes WHERE stream = ? ORDER BY id DESC LIMIT 1",
+            stream,
+        )
         rows = self._all(
             "SELECT start, data FROM batches WHERE stream = ? ORDER BY start DESC LIMIT ?", stream, batches
         )
-        return [
-            SeriesPoint(0, 0, (0, stream, p.offset), p.step, p.origin, p.time_ns, p.value)
-            for start, data in reversed(rows)
-            for _, p in points(data, start)
+        found = [(row[i], row[i + 1]) for row in folded for i in (0, 2)]
+        for start, data in reversed(rows):
+            found += [(record.time_ns, record.step) for record in log_records(data, start)]
+        return found
+
+    def _series_names(self, stream: str, metrics: Collection[str]) -> dict[int, str]:
+        if len(metrics) > _AT_ONCE:
+            rows = self._connection.execute("SELECT id, name FROM series WHERE stream = ?", (stream,))
+            return {id_: name for id_, name in rows if name in metrics}
+        marks = ",".join("?" * len(metrics))
+        sql = f"SELECT id, name FROM series WHERE stream = ? AND name IN ({marks})"
+        return dict(self._connection.execute(sql, (stream, *metrics)).fetchall())
+
+    def _chunks(self, columns: str, series: Collection[int]) -> list[Any]:
+        """The chunks of these series, each series' in the stream's order."""
+        return list(self._rows("chunks", columns, [
+            row[0]
+            for id_ in series
+            for row in self._connection.execute("SELECT id FROM chunks WHERE series = ? ORDER BY axis", (id_,))
+        ]))  # fmt: skip
+
+    def _axes(self, stream: str, wanted: set[int] | None, columns: str = "count, data") -> Iterable[Any]:
+        ids = [
+            row[0] for row in self._connection.execute("SELECT id FROM axes WHERE stream = ? ORDER BY id", (stream,))
         ]
+        return self._rows("axes", f"id, {columns}", ids if wanted is None else [id_ for id_ in ids if id_ in wanted])
+
+    def _rows(self, table: str, columns: str, ids: list[int]) -> Iterator[Any]:
+        """These rows; a page that cannot be read costs what stands on it, and is named."""
+        sql = f"SELECT {columns} FROM {table} WHERE id = ?"
+        for id_ in ids:
+            try:
+                yield self._connection.execute(sql, (id_,)).fetchone()
+            except sqlite3.DatabaseError as error:
+                self.problems.append(
+                    f"Row {id_} of {table} in {self.path} cannot be read ({error}); the rest is shown."
+                )
+
+    def _raw(self, stream: str) -> list[tuple[int, bytes]]:
+        sql = "SELECT start, data FROM batches WHERE stream = ? ORDER BY start"
+        return self._connection.execute(sql, (stream,)).fetchall()
+
+    def _name_damage(self, metric: str, axis: int, error: Exception) -> None:
+        self.problems.append(
+            f"A chunk of {metric!r} in {self.path} is damaged ({error}, axis {axis}); the rest is shown."
+        )
+
+    # -- SQLite --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One view of the file: what is folded meanwhile is not seen twice, nor missed."""
+        try:
+            self._connection.execute("BEGIN")
+            yield
+        except sqlite3.Error as error:
+            raise StoreDamaged(f"{self.path} cannot be read ({error}).") from error
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
 
     def _all(self, sql: str, *values: Any) -> list[Any]:
         try:
             return self._connection.execute(sql, values).fetchall()
         except sqlite3.Error as error:
             raise StoreDamaged(f"{self.path} cannot be read ({error}).") from error
+
+    def _each(self, sql: str, values: Collection[str]) -> list[Any]:
+        """The rows for all values that stand in `IN ({})`."""
+        listed = list(values)
+        rows = []
+        for start in range(0, len(listed), _AT_ONCE):
+            some = listed[start : start + _AT_ONCE]
+            rows += self._all(sql.format(",".join("?" * len(some))), *some)
+        return rows
 
 
 def paths(projects: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The layout of a project's database, and opening one. Knows SQLite and nothing of streams' bytes.
 
-Points live in `batches`, as the streams sent them; everything else is derived from them as they are
-committed, in the same transaction.
+Points arrive in `batches`, as the streams sent them; what is known of runs and series is derived from them as
+they are committed, in the same transaction. Later they are folded: `axes` and `chunks` take the place of batches.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import quote
 from trackio.names import derived_id
 from trackiod.errors import StoreDamaged, StoreError, StoreTooNew
 
-VERSION = 1
+VERSION = 2
 SUFFIX = ".db"
 _BUSY_SECONDS = 1.0
 
@@ -28,7 +28,9 @@ CREATE TABLE runs (
     created_ns INTEGER NOT NULL,
     resumes INTEGER NOT NULL     -- it asked to go on with the newest earlier run of its name
 ) WITHOUT ROWID;
-CREATE INDEX runs_by_name ON runs (name, created_ns);
+CREATE INDEX runs_by_name ON runs (name, created_ns, id, resumes);
+CREATE INDEX runs_by_time ON runs (created_ns, id);
+CREATE INDEX runs_going_on ON runs (name) WHERE resumes;
 
 CREATE TABLE streams (
     id TEXT PRIMARY KEY,
@@ -37,6 +39,7 @@ CREATE TABLE streams (
     rank INTEGER NOT NULL,
     attempt TEXT NOT NULL,       -- equal in the ranks of one start of the job
     started_ns INTEGER NOT NULL,
+    world_size INTEGER NOT NULL,
     meta BLOB NOT NULL,          -- msgpack: all facts of HELLO
     committed INTEGER NOT NULL,  -- everything below this offset is stored
     records INTEGER NOT NULL DEFAULT 0,
@@ -50,17 +53,21 @@ CREATE TABLE streams (
     explicit INTEGER             -- 1: finish() was called, 0: the interpreter ended, null: neither
 ) WITHOUT ROWID;
 CREATE INDEX streams_by_run ON streams (run, started_ns);
+CREATE INDEX streams_open ON streams (run) WHERE state IS NULL;
+CREATE INDEX streams_ended ON streams (ended_ns, run) WHERE state IS NOT NULL;
 
 CREATE TABLE batches (
     id INTEGER PRIMARY KEY,
     stream TEXT NOT NULL,
     start INTEGER NOT NULL,
     end INTEGER NOT NULL,
+    records INTEGER NOT NULL,
     data BLOB NOT NULL           -- records, as `trackio.record` lays them out
 );
 CREATE UNIQUE INDEX batches_by_stream ON batches (stream, start);
 
-CREATE TABLE metrics (
+CREATE TABLE series (
+    id INTEGER PRIMARY KEY,
     stream TEXT NOT NULL,
     name TEXT NOT NULL,
     points INTEGER NOT NULL,
@@ -70,13 +77,62 @@ CREATE TABLE metrics (
     last_step INTEGER NOT NULL,
     last_ns INTEGER NOT NULL,
     last BLOB NOT NULL,          -- msgpack: the last value logged
-    PRIMARY KEY (stream, name)
-) WITHOUT ROWID;
+    ascending INTEGER NOT NULL,  -- 1: each step was higher than the one before, so all of its points show
+    numbers INTEGER NOT NULL,    -- values that are numbers; what follows is of these
+    nans INTEGER NOT NULL,
+    low,
+    high,
+    total REAL
+);
+CREATE UNIQUE INDEX series_by_stream ON series (stream, name);
+
+CREATE TABLE axes (
+    id INTEGER PRIMARY KEY,      -- a stream's axes stand in the order of its offsets
+    stream TEXT NOT NULL,
+    start INTEGER NOT NULL,      -- offset of the first record
+    count INTEGER NOT NULL,      -- records
+    shown INTEGER NOT NULL,      -- of these, the last ones of their step
+    first_step INTEGER NOT NULL, -- the lowest
+    last_step INTEGER NOT NULL,  -- the highest
+    first_ns INTEGER NOT NULL,   -- times of these two
+    last_ns INTEGER NOT NULL,
+    data BLOB NOT NULL,          -- offsets, steps, times, origins
+    blocks BLOB                  -- first and last steps and times, counts; null if there is one block
+);
+CREATE INDEX axes_by_stream ON axes (stream, id);
+
+CREATE TABLE chunks (
+    id INTEGER PRIMARY KEY,
+    series INTEGER NOT NULL,
+    axis INTEGER NOT NULL,
+    overlapped INTEGER NOT NULL, -- 1: a later chunk of the series hides some of its points, so its sums do not hold
+    kind TEXT NOT NULL,          -- how the values are stored, see `codec`
+    nans INTEGER,                -- sums over the points that show; null if they are no numbers
+    low REAL,
+    high REAL,
+    total REAL,
+    data BLOB NOT NULL,
+    blocks BLOB                  -- the same sums, for each block
+);
+CREATE UNIQUE INDEX chunks_by_series ON chunks (series, axis);
+
+CREATE TABLE clocks (
+    stream TEXT NOT NULL,
+    time_ns INTEGER NOT NULL,    -- wall clock and monotonic clock where the one jumped against the other
+    monotonic_ns INTEGER NOT NULL
+);
 
 CREATE TABLE configs (
     stream TEXT NOT NULL,
     key TEXT NOT NULL,
     value BLOB NOT NULL,         -- msgpack
+    PRIMARY KEY (stream, key)
+) WITHOUT ROWID;
+
+CREATE TABLE summaries (
+    stream TEXT NOT NULL,
+    key TEXT NOT NULL,
+    value BLOB NOT NULL,         -- msgpack: what the user set
     PRIMARY KEY (stream, key)
 ) WITHOUT ROWID;
 
@@ -144,6 +200,10 @@ def check_version(connection: sqlite3.Connection, path: str) -> None:
     if version > VERSION:
         raise StoreTooNew(
             f"{path} was written by a newer trackio (layout {version}, this one knows {VERSION}): upgrade trackio."
+        )
+    if 0 < version < VERSION:
+        raise StoreError(
+            f"{path} was written by a trackio from before its first release (layout {version}); it cannot be read."
         )
     if version == 0:
         raise StoreDamaged(f"{path} is not a trackio store.")

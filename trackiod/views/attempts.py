@@ -7,8 +7,9 @@ started after the other had ended is a new attempt, whatever the launcher's rest
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 
 class Stream(NamedTuple):
@@ -28,7 +29,7 @@ class Stream(NamedTuple):
     refused_records: int
     refused_points: int
     last_ns: int | None
-    meta: dict[str, Any]
+    world_size: int
 
 
 class Place(NamedTuple):
@@ -59,6 +60,16 @@ def place(streams: Iterable[Stream]) -> dict[str, Place]:
     order = sorted(groups, key=lambda key: (groups[key][0], key))
     numbers = {key: number for number, key in enumerate(order)}
     return {stream_id: Place(numbers[key], twins[stream_id]) for stream_id, key in seat.items()}
+
+
+def limits(first_steps: Mapping[int, int]) -> dict[int, float]:
+    """For each attempt, whose lowest step is given, the step from which on later attempts hide it."""
+    found: dict[int, float] = {}
+    lowest = math.inf
+    for attempt in sorted(first_steps, reverse=True):
+        found[attempt] = lowest
+        lowest = min(lowest, first_steps[attempt])
+    return found
 
 
 def _ended_before(earlier: Stream, later: Stream) -> bool:

@@ -1,0 +1,59 @@
+"""The projects' databases that are open for writing. Belongs to the commit thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from trackiod.store import schema
+from trackiod.store.project import ProjectStore
+
+log = logging.getLogger("trackiod.databases")
+
+
+class Databases:
+    """Opens each project's database when it is first asked for. Owns the connections; `close_all` ends them."""
+
+    def __init__(self, projects: str, store_id: str) -> None:
+        self._projects = projects
+        self._store_id = store_id
+        self._stores: dict[str, ProjectStore] = {}
+
+    def get(self, project: str) -> ProjectStore:
+        """The project's store. Raises StoreError, sqlite3.Error or OSError."""
+        store = self._stores.get(project)
+        if store is not None and not store.is_linked():
+            self.close(project)
+            store = None
+        if store is None:
+            store = self._stores[project] = ProjectStore(self._projects, project, self._store_id)
+        return store
+
+    def has(self, project: str) -> bool:
+        """Whether the project's database is there."""
+        return os.path.exists(schema.path_of(self._projects, project))
+
+    def close(self, project: str) -> None:
+        """Ends the connection; the next `get` opens another."""
+        store = self._stores.pop(project, None)
+        if store is not None:
+            store.close()
+
+    def close_all(self) -> None:
+        for project in list(self._stores):
+            self.close(project)
+
+    def set_aside(self, project: str, why: str) -> str:
+        """Renames a damaged database and says so; the project goes on in a new one."""
+        self.close(project)
+        path = schema.path_of(self._projects, project)
+        aside = f"{path}.damaged-{time.time_ns()}"
+        try:
+            for suffix in ("", "-wal", "-shm"):
+                if os.path.exists(path + suffix):
+                    os.rename(path + suffix, aside + suffix)
+        except OSError as error:
+            return f"{why} It cannot be set aside: {error}"
+        log.error("%s It is kept as %s; the project goes on in a new one.", why, aside)
+        return f"{why} It is kept as {aside}."

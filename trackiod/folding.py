@@ -1,0 +1,109 @@
+"""When raw batches are folded into columns: in slices, while nothing waits to be committed. Belongs to the
+commit thread, the only one that writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Generator
+
+from trackiod.databases import Databases
+from trackiod.errors import StoreError
+from trackiod.store.project import ProjectStore
+
+log = logging.getLogger("trackiod.folding")
+
+_SLICE_SECONDS = 0.02
+_LOOK_SECONDS = 0.5
+_BEHIND_BYTES = 64 << 20
+_AGAIN_SECONDS = 30.0
+_KEPT_FREE_PAGES = 512
+_PAGES_A_SLICE = 128
+
+
+class Folding:
+    """Knows which projects have something to fold, and has at most one fold in hand."""
+
+    def __init__(self, databases: Databases) -> None:
+        self._databases = databases
+        self._due: dict[str, float] = {}
+        self._job: Generator[None, None, None] | None = None
+        self._project = ""
+        self._raw_bytes = 0
+
+    def note(self, project: str, raw_bytes: int = 0) -> None:
+        """Something was stored in a project, or a stream of it ended."""
+        self._due.setdefault(project, time.monotonic() + _LOOK_SECONDS)
+        self._raw_bytes += raw_bytes
+
+    def is_due(self) -> bool:
+        """Whether `step` has something to do now."""
+        return self._job is not None or self._next() is not None
+
+    def is_behind(self) -> bool:
+        """Whether so much waits that folding must go on beside ingest."""
+        return self._raw_bytes > _BEHIND_BYTES and self.is_due()
+
+    def seconds_until_due(self) -> float | None:
+        """How long nothing is to be done; None for ever."""
+        if self._job is not None:
+            return 0.0
+        return max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
+
+    def step(self) -> None:
+        """A slice of work. Never raises: what cannot be folded stays raw, and is read all the same."""
+        deadline = time.monotonic() + _SLICE_SECONDS
+        try:
+            if self._job is None:
+                self._project = self._next() or ""
+                self._job = self._begin(self._project) if self._project else None
+            while self._job is not None and time.monotonic() < deadline:
+                next(self._job)
+        except StopIteration:
+            self._job = None
+        except (StoreError, sqlite3.Error, OSError) as error:
+            self._give_up(error)
+        except Exception as error:  # the border of the commit thread: raw batches are read as well as folded ones
+            log.exception("internal error while folding")
+            self._give_up(error)
+
+    def _next(self) -> str | None:
+        now = time.monotonic()
+        return next((project for project, at in self._due.items() if at <= now), None)
+
+    def _give_up(self, error: Exception) -> None:
+        self._job = None
+        log.warning("project %r is not folded now: %s", self._project, error)
+        self._due[self._project] = time.monotonic() + _AGAIN_SECONDS
+
+    def _begin(self, project: str) -> Generator[None, None, None] | None:
+        if not self._databases.has(project):
+            del self._due[project]
+            return None
+        store = self._databases.get(project)
+        stream = store.ripe()
+        if stream is not None:
+            return self._fold(store, stream)
+        del self._due[project]
+        if store.is_idle() and store.free_pages() > _KEPT_FREE_PAGES:
+            return self._give_back(store)
+        return None
+
+    def _fold(self, store: ProjectStore, stream: str) -> Generator[None, None, None]:
+        from trackiod.store.fold import fold  # numpy: an idle daemon does without
+
+        raw = store.raw(stream)
+        yield
+        folded = yield from fold(raw)
+        yield
+        with store.transaction():
+            store.replace_raw(stream, raw[-1][0], folded)
+        self._raw_bytes = max(0, self._raw_bytes - sum(len(data) for _, data in raw))
+
+    @staticmethod
+    def _give_back(store: ProjectStore) -> Generator[None, None, None]:
+        while store.free_pages():
+            store.give_back(_PAGES_A_SLICE)
+            yield

@@ -1,0 +1,227 @@
+"""Raw batches folded into columns. Pure: bytes in, columns and blobs out; slow work comes in slices.
+
+Metrics that were logged by the same records share one axis (offsets, steps, times, origins); each has a
+chunk of values. A chunk keeps sums over blocks of the points that show, so that a bucket of a long series
+needs no decoding; the points that a later one at the same step hides are in it all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from trackio.record import Origin
+from trackiod.store.codec import (
+    pack_ints,
+    pack_table,
+    pack_values,
+    seal,
+    unpack_ints,
+    unpack_table,
+    unpack_values,
+    unseal,
+)  # fmt: skip
+from trackiod.store.digest import log_records
+from trackiod.views.buckets import BLOCK_POINTS, Blocks, blocks_of
+from trackiod.views.column import Bools, Column, Ints, Values, last_per_step, typed
+
+T = TypeVar("T")
+
+_SLICE_RECORDS = 1024
+_SLICE_POINTS = 1 << 16
+_CHUNK_POINTS = 512
+"""what a chunk costs besides its points, in points"""
+
+
+class Group(NamedTuple):
+    """Metrics that were logged by the same records: the records' places, and each metric's values."""
+
+    places: tuple[list[int], list[int], list[int], list[int]]
+    """offsets, steps, times, origins"""
+    values: dict[str, list[Any]]
+
+    def columns(self) -> dict[str, Column]:
+        """Each metric's points."""
+        _, steps, times_ns, origins = (np.array(place, np.int64) for place in self.places)
+        is_counted = origins == Origin.COUNTER
+        return {name: Column(steps, times_ns, is_counted, typed(values)) for name, values in self.values.items()}
+
+
+class _Shape:
+    """The records that have the same names, transposed as they come."""
+
+    __slots__ = ("names", "places", "rows")
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.places: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
+        self.rows: list[tuple[Any, ...]] = []
+
+
+def gather(
+    batches: Iterable[tuple[int, bytes]], wanted: frozenset[str] | None = None
+) -> Generator[None, None, list[Group]]:
+    """The log records of these (start, bytes), in columns; all metrics or the `wanted`. Yields between slices."""
+    shapes: dict[tuple[str, ...], _Shape] = {}
+    count = 0
+    for start, data in batches:
+        for offset, time_ns, step, origin, metrics in log_records(data, start):
+            names = tuple(metrics)
+            shape = shapes.get(names)
+            if shape is None:
+                kept = names if wanted is None else tuple(name for name in names if name in wanted)
+                shape = shapes[names] = _Shape(kept)
+            if not shape.names:
+                continue
+            offsets, steps, times_ns, origins = shape.places
+            offsets.append(offset)
+            steps.append(step)
+            times_ns.append(time_ns)
+            origins.append(origin)
+            row = metrics.values() if len(shape.names) == len(names) else [metrics[name] for name in shape.names]
+            shape.rows.append(tuple(row))
+            count += 1
+            if count % _SLICE_RECORDS == 0:
+                yield
+    return list(_groups(list(shapes.values())))
+
+
+def gathered(batches: Iterable[tuple[int, bytes]], wanted: frozenset[str] | None = None) -> dict[str, Column]:
+    """The points of these batches, by metric."""
+    groups = at_once(gather(batches, wanted))
+    return {name: column for group in groups for name, column in group.columns().items()}
+
+
+def at_once(work: Generator[None, None, T]) -> T:
+    """What sliced work returns, for those who do not mind waiting."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+def _groups(shapes: list[_Shape]) -> Iterator[Group]:
+    """Metrics by the shapes they occur in: each metric is in one group."""
+    homes: dict[str, list[int]] = {}
+    for number, shape in enumerate(shapes):
+        for name in shape.names:
+            homes.setdefault(name, []).append(number)
+    families: dict[tuple[int, ...], list[str]] = {}
+    for name, places in homes.items():
+        families.setdefault(tuple(places), []).append(name)
+    columns = [dict(zip(shape.names, zip(*shape.rows, strict=True), strict=True)) if shape.rows else {}
+               for shape in shapes]  # fmt: skip
+    for numbers, names in families.items():
+        if len(numbers) == 1:
+            yield Group(shapes[numbers[0]].places, {name: list(columns[numbers[0]][name]) for name in names})
+            continue
+        all_places = [[place for n in numbers for place in shapes[n].places[i]] for i in range(4)]
+        order = sorted(range(len(all_places[0])), key=all_places[0].__getitem__)
+        values = {name: [value for n in numbers for value in columns[n][name]] for name in names}
+        offsets, steps, times_ns, origins = ([place[i] for i in order] for place in all_places)
+        yield Group((offsets, steps, times_ns, origins), {n: [v[i] for i in order] for n, v in values.items()})
+
+
+# -- as it is stored ---------------------------------------------------------------------------------------
+
+
+class Axis(NamedTuple):
+    """What the metrics of a group share. Steps and times are those of the `shown` points, in the order of steps."""
+
+    start: int
+    records: int
+    shown: int
+    first_step: int
+    last_step: int
+    first_ns: int
+    last_ns: int
+    data: bytes
+    blocks: bytes | None
+
+
+class Chunk(NamedTuple):
+    """One metric's values over an axis. What sums them up is None if they are no numbers."""
+
+    name: str
+    kind: str
+    nans: int | None
+    low: float | None
+    high: float | None
+    total: float | None
+    data: bytes
+    blocks: bytes | None
+
+
+class Folded(NamedTuple):
+    """A group as it is stored."""
+
+    axis: Axis
+    chunks: list[Chunk]
+
+
+def fold(batches: Iterable[tuple[int, bytes]]) -> Generator[None, None, list[Folded]]:
+    """These batches as axes and chunks. Yields between slices of work."""
+    groups = yield from gather(batches)
+    folded = []
+    for group in groups:
+        offsets, steps, times_ns, origins = (np.array(place, np.int64) for place in group.places)
+        shown = last_per_step(steps)
+        seen_steps, seen_ns = steps[shown], times_ns[shown]
+        chunks, work = [], 0
+        blocks: Blocks | None = None
+        for name, listed in group.values.items():
+            values = typed(listed)
+            blocks = blocks_of(seen_steps, seen_ns, values[shown], BLOCK_POINTS)
+            chunk = _chunk(name, values, blocks)
+            chunks.append(chunk)
+            work += len(listed) + _CHUNK_POINTS
+            if work >= _SLICE_POINTS:
+                work = 0
+                yield
+        places = [pack_ints(place) for place in (offsets, steps, times_ns, origins)]
+        is_long = blocks is not None and len(blocks.counts) > 1
+        shared = seal([pack_table(blocks[:5], "<i8")]) if blocks is not None and is_long else None
+        ends = (int(seen_steps[0]), int(seen_steps[-1]), int(seen_ns[0]), int(seen_ns[-1]))
+        axis = Axis(int(offsets[0]), len(steps), len(seen_steps), *ends, seal(places), shared)
+        folded.append(Folded(axis, chunks))
+        yield
+    return folded
+
+
+def _chunk(name: str, values: Values, blocks: Blocks) -> Chunk:
+    """The chunk of these values, summed up in blocks of the points that show."""
+    kind, data = pack_values(values)
+    if kind == "any":
+        return Chunk(name, kind, None, None, None, None, seal([data]), None)
+    with np.errstate(invalid="ignore", over="ignore"):
+        whole = (int(blocks.nans.sum()), float(np.fmin.reduce(blocks.lows)), float(np.fmax.reduce(blocks.highs)),
+                 float(blocks.totals.sum()))  # fmt: skip
+    sums = None
+    if len(blocks.counts) > 1:
+        sums = seal([pack_table(blocks[5:], "<f8")])
+    return Chunk(name, kind, *whole, seal([data]), sums)
+
+
+def read_axis(blob: bytes, count: int) -> tuple[Ints, Ints, Bools]:
+    """Steps, times and which steps were counted, of an axis. Raises Damaged."""
+    _, steps, times_ns, origins = unseal(blob)
+    is_counted = unpack_ints(origins, count) == Origin.COUNTER
+    return unpack_ints(steps, count), unpack_ints(times_ns, count), is_counted
+
+
+def read_values(kind: str, blob: bytes, count: int) -> Values:
+    """The values of a chunk. Raises Damaged."""
+    (part,) = unseal(blob)
+    return unpack_values(kind, part, count)
+
+
+def read_blocks(axis_blob: bytes, chunk_blob: bytes, count: int) -> Blocks:
+    """The blocks of a chunk of so many shown points. Raises Damaged."""
+    (axes,), (sums,) = unseal(axis_blob), unseal(chunk_blob)
+    size = -(-count // BLOCK_POINTS)
+    nans, *floats = unpack_table(sums, "<f8", 4, size)
+    return Blocks._make((*unpack_table(axes, "<i8", 5, size), nans.astype(np.int64), *floats))
