@@ -61,7 +61,7 @@ def test_the_layout_is_that_of_version_2(tmp_path: Path) -> None:
     facts = [connection.execute(f"PRAGMA {p}").fetchone()[0] for p in ("user_version", "page_size", "auto_vacuum")]
     connection.close()
     assert found == LAYOUT_2
-    assert facts == [2, 8192, 2]
+    assert facts == [2, 4096, 2]
 
 
 def test_a_newer_layout_and_a_strange_file_are_named(tmp_path: Path) -> None:

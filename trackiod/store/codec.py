@@ -2,8 +2,8 @@
 
 Integers are stored as a first value and differences, in the narrowest width that holds them, or as a
 stride where all are equal. Floats are stored as float32 where that loses nothing (what torch logs),
-as decimals where that loses nothing (what callers round), else whole. Bytes of equal weight
-stand together before they are compressed. Everything else is msgpack.
+as decimals where that loses nothing (what callers round), else whole. Bytes of equal weight stand
+together in planes, each deflated where that helps: the low ones of a measurement are noise. Everything else is msgpack.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from trackiod.views.column import Ints, Values
 
-_LEVEL = 2
+_LEVEL = 6
+_RANDOM_BITS = 7.5
+"""bits a byte from which on deflating only takes time"""
 _STRIDE = struct.Struct("<Bqq")
 _DELTAS = struct.Struct("<Bq")
 _CRC = struct.Struct("<I")
@@ -69,7 +71,7 @@ def pack_ints(values: Ints) -> bytes:
         return _STRIDE.pack(0, first, int(deltas[0]) if len(deltas) else 0)
     least, most = int(deltas.min()), int(deltas.max())
     width = next(w for w in _WIDTHS if -(1 << 8 * w - 1) <= least and most < 1 << 8 * w - 1)
-    return _DELTAS.pack(width, first) + _deflate(_shuffled(deltas.astype(f"<i{width}")))
+    return _DELTAS.pack(width, first) + _pack_planes(deltas.astype(f"<i{width}"))
 
 
 def unpack_ints(data: memoryview, count: int) -> Ints:
@@ -84,7 +86,7 @@ def unpack_ints(data: memoryview, count: int) -> Ints:
         values += first
         return values
     width, first = _DELTAS.unpack_from(data)
-    deltas = _unshuffled(_inflate(data[_DELTAS.size :]), f"<i{width}", count - 1)
+    deltas = _unpack_planes(data[_DELTAS.size :], f"<i{width}", count - 1)
     values[0] = first
     values[1:] = deltas
     values.cumsum(out=values)
@@ -118,11 +120,11 @@ def pack_values(values: Values) -> tuple[str, bytes]:
     with np.errstate(over="ignore", invalid="ignore"):
         single = _exact(values, values.astype(np.float32))
     if single is not None:
-        return "float32", _deflate(_shuffled(single))
+        return "float32", _pack_planes(single)
     decimals = _decimals(values)
     if decimals is not None:
         return f"e{decimals[0]}", pack_ints(decimals[1])
-    return "float", _deflate(_shuffled(values))
+    return "float", _pack_planes(values)
 
 
 def unpack_values(kind: str, data: memoryview, count: int) -> Values:
@@ -130,9 +132,9 @@ def unpack_values(kind: str, data: memoryview, count: int) -> Values:
     if kind == "int":
         return unpack_ints(data, count)
     if kind == "float32":
-        return _unshuffled(_inflate(data), "<f4", count).astype(np.float64)
+        return _unpack_planes(data, "<f4", count).astype(np.float64)
     if kind == "float":
-        return _unshuffled(_inflate(data), "<f8", count)
+        return _unpack_planes(data, "<f8", count)
     if kind == "any":
         return np.fromiter(msgpack.unpackb(_inflate(data), strict_map_key=False), object, count)
     if kind[:1] == "e" and kind[1:].isdigit():
@@ -164,29 +166,55 @@ def _decimals(values: Values) -> tuple[int, Ints] | None:
 # -- bytes -------------------------------------------------------------------------------------------------
 
 
-def _shuffled(values: NDArray[Any]) -> bytes:
-    """All first bytes, then all second bytes, and so on: what is alike stands together."""
-    return values.view(np.uint8).reshape(-1, values.itemsize).T.tobytes()
+def _pack_planes(values: NDArray[Any]) -> bytes:
+    """All first bytes, then all second bytes, and so on: what is alike stands together. A plane that is as long
+    as there are values is not deflated."""
+    planes = [_pack_plane(plane) for plane in values.view(np.uint8).reshape(-1, values.itemsize).T]
+    return struct.pack(f"<{len(planes)}I", *map(len, planes)) + b"".join(planes)
 
 
-def _unshuffled(data: bytes, dtype: str, count: int) -> NDArray[Any]:
+def _pack_plane(plane: NDArray[np.uint8]) -> bytes:
+    raw = plane.tobytes()
+    shares = np.bincount(plane, minlength=256) / len(plane)
+    seen = shares[shares > 0]
+    if -(seen * np.log2(seen)).sum() > _RANDOM_BITS:
+        return raw
+    packed = _deflated(raw)
+    return packed if len(packed) < len(raw) else raw
+
+
+def _unpack_planes(data: memoryview, dtype: str, count: int) -> NDArray[Any]:
     size = np.dtype(dtype).itemsize
-    if len(data) != count * size:
-        raise Damaged("it is not as long as it says")
-    planes = np.frombuffer(data, np.uint8).reshape(size, count)
-    return np.ascontiguousarray(planes.T).view(dtype).reshape(count)
+    lengths = struct.unpack_from(f"<{size}I", data)
+    values = np.empty((count, size), np.uint8)
+    position = 4 * size
+    for i, length in enumerate(lengths):
+        part = data[position : position + length]
+        plane = part if length == count else _inflated(part)
+        if len(plane) != count:
+            raise Damaged("it is not as long as it says")
+        values[:, i] = np.frombuffer(plane, np.uint8)
+        position += length
+    return values.view(dtype).reshape(count)
+
+
+def _deflated(data: bytes) -> bytes:
+    packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_FILTERED)
+    return packer.compress(data) + packer.flush()
+
+
+def _inflated(data: memoryview) -> bytes:
+    try:
+        return zlib.decompress(data, -zlib.MAX_WBITS)
+    except zlib.error as error:
+        raise Damaged(str(error)) from error
 
 
 def _deflate(data: bytes) -> bytes:
-    packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
-    packed = packer.compress(data) + packer.flush()
+    """Deflated or not, whichever is shorter, and which."""
+    packed = _deflated(data)
     return _DEFLATED + packed if len(packed) < len(data) else _RAW + data
 
 
 def _inflate(data: memoryview) -> bytes:
-    if data[:1] == _RAW:
-        return bytes(data[1:])
-    try:
-        return zlib.decompress(data[1:], -zlib.MAX_WBITS)
-    except zlib.error as error:
-        raise Damaged(str(error)) from error
+    return bytes(data[1:]) if data[:1] == _RAW else _inflated(data[1:])

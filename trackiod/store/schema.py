@@ -217,7 +217,7 @@ def _create(path: str, project: str, store_id: str) -> None:
             os.unlink(leftover)
     connection = sqlite3.connect(new, isolation_level=None)
     try:
-        connection.execute("PRAGMA page_size = 8192")
+        connection.execute("PRAGMA page_size = 4096")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
