@@ -20,10 +20,10 @@ from trackiod.store.digest import End, digest
 from trackiod.store.fold import at_once, fold
 from trackiod.store.project import ProjectStore
 
-_POINTS = 262_144
+_POINTS = 1_000_000
 _PERIOD_NS = 100_000_000
 _SAMPLES = 200
-_BATCH_RECORDS = 64
+_BATCH_RECORDS = 256
 _START_NS = 1_767_225_600_000_000_000
 _META = {"run": "r", "name": "r", "role": "rank", "rank": 0, "attempt": "0", "started_ns": _START_NS, "world_size": 1}
 
