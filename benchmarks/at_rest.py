@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import Figure
+from benchmarks.seed import fold_ripe
 from trackio import record
 from trackio.record import Kind, Origin
 from trackiod.store.digest import End, digest
-from trackiod.store.fold import at_once, fold
 from trackiod.store.project import ProjectStore
 
 _POINTS = 1_000_000
@@ -55,18 +55,10 @@ def _store(store: ProjectStore, values: list[float], times: list[int]) -> None:
         with store.transaction():
             store.append("s", offset, data, digest(data, offset))
         offset += len(data)
-        _fold_ripe(store)
+        fold_ripe(store, "s")
     with store.transaction():
         store.end("s", End("finished", "", explicit=True, time_ns=times[-1]))
-    _fold_ripe(store)
-
-
-def _fold_ripe(store: ProjectStore) -> None:
-    while store.ripe():
-        raw = store.raw("s")
-        folded = at_once(fold(raw))
-        with store.transaction():
-            store.replace_raw("s", raw[-1][0], folded)
+    fold_ripe(store, "s")
 
 
 def _losses(rng: np.random.Generator, count: int) -> list[float]:

@@ -59,7 +59,7 @@ def measure(where: Places, pid: int) -> list[Figure]:
     return [
         Figure("points arriving a second", points / spent, "points/s"),
         Figure("of these refused", sum(one["refused"] for one in said), "records"),
-        Figure("raw when the last arrived", 100 * raw / points, "% of all", 25),
+        Figure("raw when the last arrived", raw / 1e6, "M points", 5),
         Figure("until these were folded too", time.perf_counter() - began, "s", 10),
         Figure("daemon's CPU for a million points, folded", (_cpu_seconds(pid) - cpu) / points * 1e6, "s"),
     ]

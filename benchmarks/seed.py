@@ -110,20 +110,20 @@ def _stream(store: ProjectStore, rng: np.random.Generator, shape: Shape, number:
         points += said.points
         with store.transaction():
             store.append(stream, start, data, said)
-        if store.ripe() == stream:
-            _fold(store, stream)
+        fold_ripe(store, stream)
     with store.transaction():
         store.end(stream, End("finished", "", explicit=True, time_ns=started_ns + 1_000_000_000))
-    while store.ripe() == stream:
-        _fold(store, stream)
+    fold_ripe(store, stream)
     return points
 
 
-def _fold(store: ProjectStore, stream: str) -> None:
-    raw = store.raw(stream)
-    folded = at_once(fold(raw))
-    with store.transaction():
-        store.replace_raw(stream, raw[-1][0], folded)
+def fold_ripe(store: ProjectStore, stream: str) -> None:
+    """Folds as the daemon does when it has the time."""
+    while store.is_ripe(stream):
+        raw = store.raw(stream)
+        folded = at_once(fold(raw))
+        with store.transaction():
+            store.replace_raw(stream, raw[-1][0], folded)
 
 
 if __name__ == "__main__":

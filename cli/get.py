@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +31,7 @@ _DEFAULT_WINDOW = 10
 _MANY_VALUES = 1000
 """more than anybody reads on a terminal"""
 _TERMINAL_BUCKETS = 50
+_LINES_AT_ONCE = 500
 
 
 def _window_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -223,8 +225,9 @@ def _show_series(facts: dict[str, Any], series: Series, *, as_json: bool) -> Non
     else:
         how = f", {series.reduce} of {series.ranks} ranks" if series.reduce and series.ranks > 1 else ""
         say(f"Found {curve.size} value(s){how}:\n")
-        for line in _lines(curve):
-            say(line)
+        lines = _lines(curve)
+        while some := list(islice(lines, _LINES_AT_ONCE)):
+            say("\n".join(some))
 
 
 def _show_buckets(facts: dict[str, Any], blocks: Blocks, *, as_json: bool, is_unasked: bool) -> None:

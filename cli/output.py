@@ -56,7 +56,7 @@ def warn(sentences: Iterable[str]) -> None:
 
 def clean(text: str) -> str:
     """`text` with what cannot be printed replaced; line ends stay."""
-    if text.isprintable():
+    if text.replace("\n", "").isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 

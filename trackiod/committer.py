@@ -157,8 +157,8 @@ class Committer:
                 log.error("%s", error)
                 continue
             found += [(project, stream, meta) for stream, meta, _ in store.open_streams()]
-            if store.ripe() is not None:
-                self._folding.note(project)
+            if raw := store.raw_streams():
+                self._folding.note(project, raw)
             self._databases.close(project)
         return found
 
@@ -171,7 +171,7 @@ class Committer:
             while self._work:
                 if not self._commit_some() and self._stopping:
                     break
-                if self._folding.is_behind():
+                for _ in range(self._folding.slices_beside_ingest()):
                     self._folding.step()
             if self._stopping:
                 break
@@ -228,7 +228,8 @@ class Committer:
             self._databases.close(project)
             return f"the database of project {project!r} was removed; it goes on in a new one."
         self.commits += 1
-        self._folding.note(project, sum(len(work.data.body) for work in items if isinstance(work, Append)))
+        streams = [work.stream for work in items if not isinstance(work, Find)]
+        self._folding.note(project, streams, sum(len(work.data.body) for work in items if isinstance(work, Append)))
         for act in after:
             act()
         self.outcomes.extend(outcomes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 
 from trackiod.databases import Databases
 from trackiod.errors import StoreError
@@ -17,7 +17,7 @@ log = logging.getLogger("trackiod.folding")
 
 _SLICE_SECONDS = 0.02
 _LOOK_SECONDS = 0.5
-_BEHIND_BYTES = 64 << 20
+_BEHIND_BYTES = 32 << 20
 _AGAIN_SECONDS = 30.0
 _KEPT_FREE_PAGES = 512
 _PAGES_A_SLICE = 128
@@ -29,12 +29,14 @@ class Folding:
     def __init__(self, databases: Databases) -> None:
         self._databases = databases
         self._due: dict[str, float] = {}
+        self._touched: dict[str, set[str]] = {}
         self._job: Generator[None, None, None] | None = None
         self._project = ""
         self._raw_bytes = 0
 
-    def note(self, project: str, raw_bytes: int = 0) -> None:
-        """Something was stored in a project, or a stream of it ended."""
+    def note(self, project: str, streams: Iterable[str], raw_bytes: int = 0) -> None:
+        """Something was stored in these streams of a project, or they ended."""
+        self._touched.setdefault(project, set()).update(streams)
         self._due.setdefault(project, time.monotonic() + _LOOK_SECONDS)
         self._raw_bytes += raw_bytes
 
@@ -42,9 +44,9 @@ class Folding:
         """Whether `step` has something to do now."""
         return self._job is not None or self._next() is not None
 
-    def is_behind(self) -> bool:
-        """Whether so much waits that folding must go on beside ingest."""
-        return self._raw_bytes > _BEHIND_BYTES and self.is_due()
+    def slices_beside_ingest(self) -> int:
+        """How many slices to do after a commit though more waits to be committed: the more, the more is raw."""
+        return self._raw_bytes // _BEHIND_BYTES if self.is_due() else 0
 
     def seconds_until_due(self) -> float | None:
         """How long nothing is to be done; None for ever."""
@@ -79,14 +81,17 @@ class Folding:
         self._due[self._project] = time.monotonic() + _AGAIN_SECONDS
 
     def _begin(self, project: str) -> Generator[None, None, None] | None:
-        if not self._databases.has(project):
-            del self._due[project]
+        touched = self._touched[project]
+        if not touched or not self._databases.has(project):
+            del self._due[project], self._touched[project]
             return None
         store = self._databases.get(project)
-        stream = store.ripe()
-        if stream is not None:
+        stream = next(iter(touched))
+        if store.is_ripe(stream):
             return self._fold(store, stream)
-        del self._due[project]
+        touched.discard(stream)
+        if touched:
+            return None
         if store.is_idle() and store.free_pages() > _KEPT_FREE_PAGES:
             return self._give_back(store)
         return None

@@ -22,7 +22,7 @@ _FOLD_RECORDS = 4096
 _FOLD_BYTES = 4 << 20
 _FOLD_BYTES_AT_MOST = 64 << 20
 _FOLD_RECORDS_AT_LEAST = 32
-"""records this wide wait for some more of them, or each chunk would hold one value"""
+"""a chunk of fewer values takes more room than they do raw"""
 
 
 class ProjectStore:
@@ -201,15 +201,20 @@ class ProjectStore:
 
     # -- folding ---------------------------------------------------------------------------------------------
 
-    def ripe(self) -> str | None:
-        """A stream whose raw batches are due to be folded: it ended, or they are many."""
-        row = self._one(
-            "SELECT stream FROM batches JOIN streams ON streams.id = stream GROUP BY stream"
-            " HAVING state IS NOT NULL OR sum(batches.records) >= ?1 OR sum(end - start) >= ?2 AND ("
-            " sum(end - start) >= ?3 OR sum(batches.records) >= ?4) LIMIT 1",
-            _FOLD_RECORDS, _FOLD_BYTES, _FOLD_BYTES_AT_MOST, _FOLD_RECORDS_AT_LEAST,
+    def raw_streams(self) -> list[str]:
+        """The streams that have raw batches."""
+        return [row[0] for row in self._connection.execute("SELECT DISTINCT stream FROM batches").fetchall()]
+
+    def is_ripe(self, stream: str) -> bool:
+        """Whether a stream's raw batches are due to be folded: they are many, or it ended and they are not few."""
+        records, size, has_ended = self._one(
+            "SELECT sum(records), sum(end - start), (SELECT state IS NOT NULL FROM streams WHERE id = ?1)"
+            " FROM batches WHERE stream = ?1", stream,
         )  # fmt: skip
-        return None if row is None else str(row[0])
+        if not records:
+            return False
+        is_enough = records >= _FOLD_RECORDS_AT_LEAST and (has_ended or size >= _FOLD_BYTES)
+        return bool(is_enough or records >= _FOLD_RECORDS or size >= _FOLD_BYTES_AT_MOST)
 
     def raw(self, stream: str) -> list[tuple[int, bytes]]:
         """(start, bytes) of the oldest raw batches of a stream, as many as make good chunks."""
