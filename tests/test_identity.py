@@ -267,7 +267,8 @@ def test_nodes_that_share_torchs_process_group_are_one_run(host: Host) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    code = "import torch.distributed as d\nd.init_process_group('gloo')\n" + LOG_ONE + "\nd.destroy_process_group()"
+    meet = "\nd.barrier()\nd.destroy_process_group()"  # as in a training, rank 0, which holds the store, leaves last
+    code = "import torch.distributed as d\nd.init_process_group('gloo')\n" + LOG_ONE + meet
     said = run_all(host, [{**torchrun(rank, 2, nodes=2), "MASTER_PORT": port} for rank in range(2)], code=code)
     assert [shape(run) for run in stored(host, 2)] == [Shape([0, 1], 2, 1)]
     assert not any("TRACKIO_RUN_ID" in text for text in said)
