@@ -145,6 +145,39 @@ out = [again.id == mine.id, other.id == mine.id]
 """) == [True, False]  # fmt: skip
 
 
+@pytest.mark.parametrize("variable", ["TRACKIO_RUN_NAME", "TRACKIO_RUN_ID"])
+def test_a_name_or_id_from_the_environment_does_not_make_the_callback_ask_for_another_run(
+    daemon: Host, variable: str
+) -> None:
+    """Only what the call itself says does: the environment says the same to the script's own init()."""
+    out = outcome(daemon, """
+mine = trackio.init(project="mine")
+trackio.log({"mine": 1})
+for call in ("train", "evaluate"):
+    theirs = trackio.init(project="huggingface", name=None, resume="allow")
+    trackio.log({call: 1})
+    trackio.finish()
+    out[call] = theirs.id == mine.id
+""", **{variable: "given"})  # fmt: skip
+    assert out == {"train": True, "evaluate": True}
+    assert daemon.cli("list", "projects")["projects"] == ["mine"]
+    run = daemon.cli("get", "run", "--project", "mine", "--run", "given")
+    assert run["metrics"] == ["evaluate", "mine", "train"] and run["attempts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("again", "same"), [("name='x'", True), ("id='i'", True), ("name='x', id='i'", True), ("name='y'", False),
+                        ("id='j'", False), ("name='x', id='j'", False), ("name='y', id='i'", False)],
+)  # fmt: skip
+def test_the_callback_goes_on_with_the_run_only_if_it_says_no_other_name_or_id(
+    host: Host, again: str, same: bool
+) -> None:
+    assert outcome(host, f"""
+mine = trackio.init(project="mine", name="x", id="i")
+out = trackio.init(project="huggingface", resume="allow", {again}) is mine
+""") is same  # fmt: skip
+
+
 def test_resume_allow_with_the_runs_own_name_is_no_new_attempt(daemon: Host) -> None:
     out = outcome(daemon, """
 mine = trackio.init(project="p", name="x"); trackio.log({"a": 1})

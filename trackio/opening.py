@@ -59,6 +59,8 @@ class Request(NamedTuple):
     config: dict[str, Any]
     resume: str
     run_id: str
+    asked: tuple[str | None, str | None]
+    """the name and the id that the call itself gives; those above may be the environment's"""
 
 
 def open_run(
@@ -74,7 +76,7 @@ def open_run(
         raise ValueError(str(error)) from None
     except Exception as error:  # noqa: BLE001 the border to the user's process
         voice.warn_once("init", f"init() failed ({error!r}); this process logs nothing.")
-        return _made_current(_disabled(Request(str(project), None, None, {}, "never", "")))
+        return _made_current(_disabled(Request(str(project), None, None, {}, "never", "", (None, None))))
 
 
 def _opened(
@@ -102,8 +104,10 @@ def _understood(
     unknown = dict(others)
     project = project or unknown.pop("project_name", None) or ours.project or "default"
     aliases = (unknown.pop("experiment_name", None), unknown.pop("run_name", None))
-    name = name or next((a for a in aliases if a), None) or ours.run_name or None
-    run_id = unknown.pop("id", None)
+    asked_name = _name_or_none(name or next((a for a in aliases if a), None))
+    asked_id = _text_or_none(unknown.pop("id", None))
+    name = asked_name or _name_or_none(ours.run_name)
+    run_id = asked_id or _text_or_none(ours.run_id) or ""
     warn_unknown("init", {k: v for k, v in unknown.items() if k not in _UNUSED})
     if resume in (None, False):
         resume = "never"
@@ -111,16 +115,25 @@ def _understood(
         resume = "allow"
     if resume not in _RESUMES:
         raise Misuse(f"resume must be one of: 'must', 'allow', or 'never', not {resume!r}")
-    if resume == "must" and name is None and not run_id:
+    if resume == "must" and name is None and not asked_id:
         raise Misuse("Must provide a run name when resume='must'")
     return Request(
         project=_name(project, "project"),
-        name=None if name is None else _name(name, "run"),
+        name=name,
         group=None if group is None else clean_text(str(group)),
         config=as_mapping(config),
         resume=resume,
-        run_id=clean_text(str(run_id or ours.run_id or "")),
+        run_id=run_id,
+        asked=(asked_name, asked_id),
     )
+
+
+def _name_or_none(value: Any) -> str | None:
+    return _name(value, "run") if value else None
+
+
+def _text_or_none(value: Any) -> str | None:
+    return clean_text(str(value)) if value else None
 
 
 def _name(value: Any, what: str) -> str:
@@ -141,9 +154,12 @@ def _continued(request: Request) -> Run | None:
     in this process: a script's own init() and the trainer's callback are one run, and so are `train()` and
     `evaluate()`. The callback's default project does not take an open run away."""
     run = process.here.latest
-    if run is None or request.resume != "allow" or request.run_id or request.name not in (None, run.name):
+    if run is None or request.resume != "allow":
         return None
-    if request.project == _HF_DEFAULT_PROJECT and request.name is None and not run.is_finished:
+    name, run_id = request.asked
+    if name not in (None, run.name) or run_id not in (None, run.id):
+        return None
+    if request.project == _HF_DEFAULT_PROJECT and not run.is_finished:
         run.answers_to.add(request.project)
     if request.project not in run.answers_to:
         return None
