@@ -31,8 +31,8 @@ def test_the_public_names_are_these() -> None:
     import trackio
 
     assert sorted(trackio.__all__) == [
-        "Run", "__upstream__", "__version__", "config", "context_vars", "define_metric", "finish", "freeze", "init",
-        "log", "sync",
+        "Image", "Run", "Table", "Trace", "__upstream__", "__version__", "config", "context_vars", "define_metric",
+        "finish", "freeze", "init", "log", "sync",
     ]  # fmt: skip
     assert all(hasattr(trackio, name) for name in trackio.__all__)
 
@@ -194,6 +194,25 @@ def test_uploads_that_are_not_built_say_so_and_return_none(host: Host) -> None:
         "import trackio\nprint(trackio.sync(project='p', sdk='static', force=True), trackio.freeze(project='p'))"
     )
     assert done.stdout.strip() == "None None" and done.stderr.count("not built yet") == 1
+
+
+def test_media_and_tables_that_are_not_built_are_left_out_and_named_once(daemon: Host) -> None:
+    """TRL makes them where it is told to log completions or rollouts."""
+    done = daemon.run("""
+import trackio
+trackio.init(project="p", name="n")
+for _ in range(2):
+    trackio.log({"completions": trackio.Table(dataframe=None), "loss": 1}, step=1)
+    trackio.log({"rollouts": [trackio.Trace(messages=[], metadata={})], "image": trackio.Image([[0]])}, step=2)
+""")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if "see it with" not in line] == [
+        "trackio: 'completions' was left out: a value of type Table cannot be stored as a metric.",
+        "trackio: 'rollouts' was left out: a value of type list cannot be stored as a metric.",
+        "trackio: 'image' was left out: a value of type Image cannot be stored as a metric.",
+    ]
+    wait_for(lambda: daemon.runs("p") and daemon.the_run("p").state.state == "finished")
+    assert daemon.cli("get", "run", "--project", "p", "--run", "n")["metrics"] == ["loss"]
 
 
 def test_log_after_finish_reopens_the_run(daemon: Host) -> None:

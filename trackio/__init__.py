@@ -17,10 +17,14 @@ from typing import Any
 from trackio import context_vars, opening, process, voice
 from trackio.configuration import Config, CurrentConfig
 from trackio.runs import Run
+from trackio.unbuilt import Image, Table, Trace
 from trackio.version import __upstream__, __version__
 
 __all__ = [
+    "Image",
     "Run",
+    "Table",
+    "Trace",
     "__upstream__",
     "__version__",
     "config",
