@@ -197,3 +197,21 @@ def daemon(host: Host) -> Host:
     """A host whose daemon runs."""
     host.start()
     return host
+
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(Path(__file__).parent),
+}
+
+
+@pytest.fixture
+def offline(host: Host, tmp_path: Path) -> Host:
+    """A host whose daemon runs and whose trainings ask no hub for anything."""
+    host.extra.update(OFFLINE, HF_HOME=str(tmp_path / "hf"))
+    host.start()
+    return host

@@ -7,27 +7,15 @@ The trainings run in processes of their own, on a model built there, and report 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Host, shown, wait_for
-
-from trackiod import curves
-from trackiod.answers import RunView
+from conftest import Host
+from reading import Points, Stored, count, ended_run
+from trainings import SECONDS, kept, logged, train
 
 pytestmark = pytest.mark.trainers
-
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": str(Path(__file__).parent),
-}
-SECONDS = 180.0
 
 SFT = """
 import sys
@@ -75,61 +63,28 @@ def trainer(**options):
 """
 
 
-@pytest.fixture
-def offline(host: Host, tmp_path: Path) -> Iterator[Host]:
-    """A host whose daemon runs and whose processes ask no hub for anything."""
-    host.extra.update(OFFLINE, HF_HOME=str(tmp_path / "hf"))
-    host.start()
-    yield host
+def projects(host: Host) -> list[str]:
+    found: list[str] = host.cli("list", "projects")["projects"]
+    return found
 
 
-def train(host: Host, code: str) -> Any:
-    """Runs a training to its end; returns its report."""
-    folder = host.data.parent
-    done = host.run(code, str(folder), seconds=SECONDS)
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / "report.json").read_text())
-
-
-def arrived(host: Host, project: str) -> RunView:
-    """The project's one run, once all that was logged is stored: a process may have had several streams."""
-    wait_for(lambda: not list(host.spool.rglob("seg-*")), what="the end of all streams")
-    return host.ended_run(project)
-
-
-def seen(run: RunView, metric: str) -> list[tuple[int, Any]]:
-    """(step, value) of each visible point."""
-    return [(point.step, point.value) for point in shown(run, metric)]
-
-
-def kept(history: list[dict[str, Any]], key: str) -> list[tuple[int, Any]]:
-    """(global step, value) as the trainer itself remembers them."""
-    return [(entry["step"], entry[key]) for entry in history if key in entry]
-
-
-def assert_nothing_is_missing(run: RunView) -> None:
-    assert (run.holes, run.refused_points, run.refused_records, run.twins) == ([], 0, 0, [])
-
-
-def assert_is_the_sft_training(run: RunView, report: Any, folder: Path) -> None:
-    assert run.state == ("finished", "")
-    losses = kept(report["history"], "loss")
-    assert [step for step, _ in losses] == [1, 2, 3, 4]
+def assert_is_the_sft_training(run: Stored, report: Any, folder: Path) -> None:
+    assert (run.facts["state"], run.facts["cause"]) == ("finished", "")
+    assert run.points() == logged(report["history"])
     for key in ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "num_tokens"):
-        assert seen(run, f"train/{key}") == kept(report["history"], key)
-    assert seen(run, "train/global_step") == [(step, step) for step in (1, 2, 3, 4)]
-    assert run.steps == (4, 4)
-    assert run.config()["learning_rate"] == 1e-2 and run.config()["max_steps"] == 4
-    assert run.config()["hidden_size"] == 16 and run.config()["model/num_parameters"] == report["parameters"]
-    assert_nothing_is_missing(run)
+        assert [step for step, _ in kept(report["history"], key)] == [1, 2, 3, 4]
+    assert (run.facts["last_step"], run.facts["highest_step"], run.facts["attempts"]) == (4, 4, 1)
+    config = run.facts["config"]
+    assert (config["learning_rate"], config["max_steps"], config["hidden_size"]) == (1e-2, 4, 16)
+    assert config["model/num_parameters"] == report["parameters"]
     assert {"checkpoint-2", "checkpoint-4"} <= {path.name for path in (folder / "out").iterdir()}
 
 
 def test_an_unmodified_sft_training_with_checkpoints_is_one_run(offline: Host) -> None:
     report = train(offline, SFT)
-    run = arrived(offline, "sft")
+    run = ended_run(offline, "sft")
     assert_is_the_sft_training(run, report, offline.data.parent)
-    assert (run.attempts, run.logging, run.world_size) == (1, 1, 1)
+    assert (run.facts["logging"], run.facts["world_size"]) == (1, 1)
     card = (offline.data.parent / "out" / "README.md").read_text()
     assert "hf.space" not in card, "a model card links to no Space that does not hold the data"
 
@@ -141,10 +96,10 @@ def test_an_sft_training_under_torchrun_is_one_run_in_which_one_rank_of_two_logs
     assert done.returncode == 0, done.stderr
     report = json.loads((folder / "report.json").read_text())
     assert report["world_size"] == 2
-    run = arrived(offline, "sft")
+    run = ended_run(offline, "sft")
     assert_is_the_sft_training(run, report, folder)
-    assert (run.attempts, run.logging, run.world_size) == (1, 1, 2)
-    assert [point.is_partial for point in shown(run, "train/loss")] == [False] * 4
+    assert (run.facts["logging"], run.facts["world_size"]) == (1, 2)
+    assert not any("ranks" in point for point in run.metric("train/loss")["values"]), "no step is partial"
 
 
 def test_a_scripts_own_init_and_the_trainers_callback_are_one_run(offline: Host) -> None:
@@ -156,15 +111,12 @@ training.train()
 trackio.log({"after": 2.5}, step=5)
 tiny_model.report(f"{folder}/report.json", history=training.state.log_history, run=run.id)
 """)  # fmt: skip
-    run = arrived(offline, "mine")
-    assert (run.id, run.name, run.state) == (report["run"], "x", ("finished", ""))
-    assert offline.runs("huggingface") == []
-    assert run.attempts == 1
-    assert seen(run, "warm") == [(0, 1.5)] and seen(run, "after") == [(5, 2.5)]
-    assert seen(run, "train/loss") == kept(report["history"], "loss")
-    assert [step for step, _ in seen(run, "train/loss")] == [1, 2, 3, 4]
-    assert (run.config()["mine"], run.config()["learning_rate"]) == (7, 1e-2)
-    assert_nothing_is_missing(run)
+    run = ended_run(offline, "mine")
+    assert (run.facts["run_id"], run.facts["run"], run.facts["state"]) == (report["run"], "x", "finished")
+    assert projects(offline) == ["mine"] and run.facts["attempts"] == 1
+    assert [step for step, _ in kept(report["history"], "loss")] == [1, 2, 3, 4]
+    assert run.points() == {"warm": [(0, 1.5)], **logged(report["history"]), "after": [(5, 2.5)]}
+    assert (run.facts["config"]["mine"], run.facts["config"]["learning_rate"]) == (7, 1e-2)
 
 
 def test_a_scripts_own_init_train_and_evaluate_are_one_run(offline: Host) -> None:
@@ -177,13 +129,11 @@ training.evaluate()
 trackio.log({"after": 2.5}, step=5)
 tiny_model.report(f"{folder}/report.json", history=training.state.log_history, run=run.id)
 """)  # fmt: skip
-    run = arrived(offline, "mine")
-    assert (run.id, run.name, run.state) == (report["run"], "x", ("finished", ""))
-    assert seen(run, "train/loss") == kept(report["history"], "loss")
-    assert "eval/loss" in run.metric_names, [view.metric_names for view in offline.runs("huggingface")]
-    assert seen(run, "eval/loss") == kept(report["history"], "eval_loss")
-    assert seen(run, "after") == [(5, 2.5)]
-    assert offline.runs("huggingface") == []
+    run = ended_run(offline, "mine")
+    assert (run.facts["run_id"], run.facts["run"], run.facts["state"]) == (report["run"], "x", "finished")
+    assert projects(offline) == ["mine"]
+    assert [step for step, _ in kept(report["history"], "eval_loss")] == [4]
+    assert run.points() == {**logged(report["history"]), "after": [(5, 2.5)]}
 
 
 @pytest.mark.parametrize("name", [None, "x"])
@@ -194,43 +144,153 @@ training.train()
 training.evaluate()
 tiny_model.report(f"{{folder}}/report.json", history=training.state.log_history)
 """)  # fmt: skip
-    run = arrived(offline, "evaluated")
-    assert run.state == ("finished", "")
-    assert name in (None, run.name)
-    if name is None:  # by docs/semantics.md 2, an init() with the name of a run that exists is a new attempt of it
-        assert run.attempts == 1
-    assert seen(run, "train/loss") == kept(report["history"], "loss")
-    assert [step for step, _ in seen(run, "train/loss")] == [1, 2, 3, 4]
-    assert [step for step, _ in seen(run, "eval/loss")] == [4]
-    assert seen(run, "eval/loss") == kept(report["history"], "eval_loss")
-    assert_nothing_is_missing(run)
+    run = ended_run(offline, "evaluated")
+    assert (run.facts["state"], run.facts["attempts"]) == ("finished", 1) and name in (None, run.facts["run"])
+    assert [step for step, _ in kept(report["history"], "loss")] == [1, 2, 3, 4]
+    assert [step for step, _ in kept(report["history"], "eval_loss")] == [4]
+    assert run.points() == logged(report["history"])
 
 
-def test_a_training_resumed_from_a_checkpoint_is_one_run_of_two_attempts(offline: Host) -> None:
-    """The second attempt goes to step 6, so its learning rate falls slower: step 4 has another value."""
-    start = TRAINER + """
-training = trainer(project="resumed", run_name="x", save_strategy="steps", save_steps=2)
-training.train()
+# -- resumed from a checkpoint in a new process -----------------------------------------------------------------
+
+CHECKPOINTED = """
+import sys
+
+import tiny_model
+import trackio
+
+folder, checkpoint = sys.argv[1], next(iter(sys.argv[2:]), None)
+options = dict(
+    output_dir=f"{folder}/out", report_to="trackio", project="resumed", run_name="x", logging_steps=1, save_steps=2,
+    max_steps=6 if checkpoint else 4, per_device_train_batch_size=2, per_device_eval_batch_size=2, learning_rate=1e-2,
+    use_cpu=True, bf16=False, disable_tqdm=True,
+)
+profiled = []
+"""
+
+PLAIN = """
+from transformers import Trainer, TrainingArguments
+
+data = tiny_model.tokens()
+training = Trainer(
+    model=tiny_model.model(), args=TrainingArguments(**options), train_dataset=data, eval_dataset=data[:4]
+)
+"""
+
+TRL_SFT = """
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+training = SFTTrainer(
+    model=tiny_model.model(), args=SFTConfig(**options, max_length=16), processing_class=tiny_model.tokenizer(),
+    train_dataset=Dataset.from_list(tiny_model.texts()), eval_dataset=Dataset.from_list(tiny_model.texts(4)),
+)
+"""
+
+TRL_GRPO = """
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+from trl.extras.profiling import ProfilingContext
+
+log_metrics = ProfilingContext._log_metrics
+
+
+def log_and_remember(self, duration):
+    profiled.append((f"profiling/Time taken: {self.name}", self.step, duration))
+    log_metrics(self, duration)
+
+
+ProfilingContext._log_metrics = log_and_remember
+arguments = GRPOConfig(
+    **options, gradient_accumulation_steps=2, num_generations=2, max_completion_length=4, log_completions=True
+)
+training = GRPOTrainer(
+    model=tiny_model.model(), args=arguments, processing_class=tiny_model.tokenizer(),
+    reward_funcs=tiny_model.different_words, train_dataset=Dataset.from_list(tiny_model.prompts()),
+    eval_dataset=Dataset.from_list(tiny_model.prompts(2)),
+)
+"""
+
+TRAIN_AND_EVALUATE = """
+training.train(resume_from_checkpoint=checkpoint)
+training.evaluate()
 run = trackio.context_vars.current_run.get()
-tiny_model.report(f"{folder}/report.json", history=training.state.log_history, run=run.id)
-"""  # fmt: skip
-    go_on = start.replace("save_steps=2", "max_steps=6").replace("train()", 'train(f"{folder}/out/checkpoint-2")')
-    first = train(offline, start)
-    before = arrived(offline, "resumed")
-    assert (before.name, before.attempts) == ("x", 1)
-    second = train(offline, go_on)
-    run = arrived(offline, "resumed")
-    assert first["run"] == second["run"] == before.id == run.id
-    assert (run.state, run.attempts) == (("finished", ""), 2)
-    for key in ("loss", "learning_rate", "grad_norm"):
-        assert seen(run, f"train/{key}") == kept(second["history"], key)
-    assert [step for step, _ in seen(run, "train/loss")] == [1, 2, 3, 4, 5, 6]
-    old, new = (dict(kept(report["history"], "learning_rate")) for report in (first, second))
-    assert old[2] == new[2] and old[4] < new[4], "else the test could not tell the attempts apart"
-    again = shown(run, "train/learning_rate", attempt=0)
-    assert [(point.step, point.value) for point in again] == kept(first["history"], "learning_rate")
-    assert curves.series(run, "train/loss").hidden == 2
-    assert_nothing_is_missing(run)
+tiny_model.report(f"{folder}/report.json", history=training.state.log_history, run=run.id, profiled=profiled)
+"""
+
+
+def measured(report: Any) -> dict[str, list[tuple[int, float]]]:
+    """What TRL's profiler measured, by metric; the evaluation's come last and have the highest step."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for metric, step, seconds in report["profiled"]:
+        found.setdefault(metric, []).append((step, seconds))
+    return found
+
+
+def hiding(old: list[tuple[int, Any]], new: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+    """What shows of a metric when `new` was logged by a later attempt."""
+    first = min((step for step, _ in new), default=1 << 60)
+    return [point for point in old if point[0] < first] + new
+
+
+def train_twice(host: Host, trainer: str) -> tuple[Any, Any]:
+    """Trains, saves and evaluates; resumes at step 2 in a new process and does it again. Returns both reports.
+
+    The second goes to step 6, so its learning rate falls slower: steps 3 and 4 have other values.
+    """
+    code = CHECKPOINTED + trainer + TRAIN_AND_EVALUATE
+    first = train(host, code)
+    run = ended_run(host, "resumed")
+    once = everything_logged(first, 0)
+    assert run.points() == once
+    assert [step for step, _ in once["train/loss"]] == [1, 2, 3, 4] and [step for step, _ in once["eval/loss"]] == [4]
+    assert (run.facts["run"], run.facts["state"], run.facts["attempts"]) == ("x", "finished", 1)
+    return first, train(host, code, str(host.data.parent / "out" / "checkpoint-2"))
+
+
+def everything_logged(report: Any, after: int) -> Points:
+    """What a training logged after a step: the trainer's values, and those of TRL's profiler."""
+    own = logged([entry for entry in report["history"] if entry["step"] > after])
+    return own | {name: list(dict(points).items()) for name, points in measured(report).items()}
+
+
+def assert_is_one_run_of_two_attempts(run: Stored, first: Any, second: Any) -> None:
+    assert run.facts["run_id"] == first["run"], "what a reader knew it by is still its id"
+    assert (run.facts["run"], run.facts["state"], run.facts["attempts"]) == ("x", "finished", 2)
+    once, again = everything_logged(first, 0), everything_logged(second, 2)
+    shown, stored = run.points(), run.points("--all")
+    assert shown == {name: hiding(once[name], again[name]) for name in once}
+    assert [step for step, _ in shown["train/loss"]] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in shown["eval/loss"]] == [4, 6], "the second attempt evaluated at step 6 alone"
+    assert dict(once["train/learning_rate"])[4] < dict(shown["train/learning_rate"])[4], "the attempts differ"
+    assert run.points("--attempt", "0") == once and run.points("--attempt", "1") == again
+    assert run.metric("train/loss")["hidden"] == 2
+    assert run.facts["points"] == count(stored)
+    assert run.facts["hidden_points"] == count(stored) - count(shown)
+
+
+@pytest.mark.parametrize("trainer", [PLAIN, TRL_SFT], ids=["Trainer", "SFTTrainer"])
+def test_a_training_resumed_from_a_checkpoint_is_one_run_of_two_attempts(offline: Host, trainer: str) -> None:
+    first, second = train_twice(offline, trainer)
+    assert_is_one_run_of_two_attempts(ended_run(offline, "resumed"), first, second)
+
+
+def test_both_values_a_resumed_grpo_training_logs_at_one_step_stay_readable(offline: Host) -> None:
+    """With two accumulation steps the batch is prepared twice a step: generated first, then taken from memory."""
+    first, second = train_twice(offline, TRL_GRPO)
+    run = ended_run(offline, "resumed")
+    assert_is_one_run_of_two_attempts(run, first, second)
+    stored, shown = run.points("--all"), run.points()
+    for name, points in measured(second).items():
+        assert stored[name] == measured(first)[name] + points
+        assert run.metric(name)["hidden"] == len(stored[name]) - len(shown[name])
+
+    name = "profiling/Time taken: GRPOTrainer._prepare_inputs"
+    generated, reused = [point for point in measured(first)[name] if point[0] == 0]
+    assert generated != reused
+    both = run.metric(name, "--all", "--step", "0")["values"]
+    assert [(p["step"], p["value"], p["rank"], p["attempt"]) for p in both] == [(*generated, 0, 0), (*reused, 0, 0)]
+    assert [(p["step"], p["value"]) for p in run.metric(name, "--step", "0")["values"]] == [reused]
 
 
 ACCELERATE = """
@@ -249,11 +309,12 @@ accelerator.end_training()
 def test_accelerates_tracker_is_one_run_with_its_config_and_steps(offline: Host) -> None:
     done = offline.run(ACCELERATE, seconds=SECONDS)
     assert done.returncode == 0, done.stderr
-    run = arrived(offline, "acc")
-    assert (run.id, run.name, run.state) == (done.stdout.split()[-1], "x", ("finished", ""))
-    assert seen(run, "loss") == [(10, 1 / 10), (20, 1 / 20), (30, 1 / 30)]
-    assert seen(run, "nested/acc") == [(10, 0.1), (20, 0.2), (30, 0.3)]
-    assert seen(run, "done") == [(31, True)]
-    assert run.config() == {"lr": 0.1, "layers": [1, 2]}
-    assert (run.attempts, run.logging, run.world_size) == (1, 1, 1)
-    assert_nothing_is_missing(run)
+    run = ended_run(offline, "acc")
+    assert (run.facts["run_id"], run.facts["run"], run.facts["state"]) == (done.stdout.split()[-1], "x", "finished")
+    assert run.points() == {
+        "loss": [(10, 1 / 10), (20, 1 / 20), (30, 1 / 30)],
+        "nested/acc": [(10, 0.1), (20, 0.2), (30, 0.3)],
+        "done": [(31, True)],
+    }
+    assert run.facts["config"] == {"lr": 0.1, "layers": [1, 2]}
+    assert (run.facts["attempts"], run.facts["logging"], run.facts["world_size"]) == (1, 1, 1)

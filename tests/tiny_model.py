@@ -56,6 +56,16 @@ def tokens(count: int = 32) -> list[dict[str, list[int]]]:
     return [{"input_ids": row, "labels": row} for row in rows]
 
 
+def prompts(count: int = 16) -> list[dict[str, str]]:
+    """The beginnings of the texts, which a model completes."""
+    return [{"prompt": " ".join(row["text"].split()[:4])} for row in texts(count)]
+
+
+def different_words(completions: list[str], **_: Any) -> list[float]:
+    """A reward for completions: how many different words each has."""
+    return [float(len(set(completion.split()))) for completion in completions]
+
+
 def report(path: str, **facts: Any) -> None:
     """Hands the test what the training itself says happened. Floats keep every bit in JSON."""
     Path(path).write_text(json.dumps(facts))
