@@ -335,3 +335,24 @@ r = trackio.init()
 out = [k for k, v in os.environ.items() if r.id in v]
 """)  # fmt: skip
     assert out == []
+
+
+def test_a_run_that_goes_on_after_another_one_stays_one_attempt(daemon: Host) -> None:
+    """Ray Tune's callback holds many runs in one process and logs to each after the others' init()."""
+    daemon.run("""
+import time, trackio
+one = trackio.init(project="p", name="one", config={"lr": 1})
+one.log({"a": 1.0}); one.log({"a": 2.0})
+two = trackio.init(project="p", name="two"); two.log({"a": 5.0})
+three = trackio.init(project="p", name="three")
+while not one.is_retired: time.sleep(0.05)
+one.log({"a": 3.0})
+one.log({"a": 4.0}, step=1)
+""", seconds=60)  # fmt: skip
+    wait_for(lambda: len(daemon.runs("p")) == 3 and all(r.state.state == "finished" for r in daemon.runs("p")))
+    run = daemon.cli("get", "run", "--project", "p", "--run", "one")
+    assert (run["attempts"], run["last_step"], run["highest_step"], run["logging"]) == (1, 2, 2, 1)
+    assert run["summary"]["a"] == {"last": 3.0, "min": 1.0, "max": 4.0, "mean": pytest.approx(8 / 3)}
+    assert (run["points"], run["hidden_points"], run["config"]) == (4, 1, {"lr": 1})
+    got = daemon.cli("get", "metric", "--project", "p", "--run", "one", "--metric", "a")
+    assert [(v["step"], v["value"]) for v in got["values"]] == [(0, 1.0), (1, 4.0), (2, 3.0)]

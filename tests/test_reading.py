@@ -234,8 +234,8 @@ def fill(host: Host, count: int) -> None:
         store._connection.executemany("INSERT INTO runs VALUES (?, ?, 0, NULL, ?, 1)",
                                       [("again", "name7", count), ("more", "name7", count + 1)])  # fmt: skip
         store._connection.executemany(
-            "INSERT INTO streams (id, run, role, rank, attempt, started_ns, world_size, meta, committed, state,"
-            " ended_ns) VALUES (?, ?, 'rank', 0, 'a', ?, 1, x'80', 0, 'finished', ?)",
+            "INSERT INTO streams (id, run, role, rank, attempt, process, started_ns, world_size, meta, committed,"
+            " state, ended_ns) VALUES (?, ?, 'rank', 0, 'a', '', ?, 1, x'80', 0, 'finished', ?)",
             ((f"s{i}", f"id{i}", i, i) for i in range(count)),
         )
     store.close()

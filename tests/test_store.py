@@ -37,8 +37,8 @@ LAYOUT_2 = {
     ],
     "summaries": ["stream", "key", "value"],
     "streams": [
-        "id", "run", "role", "rank", "attempt", "started_ns", "world_size", "meta", "committed", "records", "points",
-        "refused_records", "refused_points", "last_ns", "state", "cause", "ended_ns", "explicit",
+        "id", "run", "role", "rank", "attempt", "process", "started_ns", "world_size", "meta", "committed", "records",
+        "points", "refused_records", "refused_points", "last_ns", "state", "cause", "ended_ns", "explicit",
     ],
 }  # fmt: skip
 

@@ -22,7 +22,8 @@ from trackiod.views.state import RunState, run_state
 
 def stream(name: str, rank: int = 0, started: int = 0, ended: int | None = None, **other: Any) -> Stream:
     facts: dict[str, Any] = {
-        "run": "r", "role": "rank", "attempt_key": "k", "state": None if ended is None else "finished", "cause": "",
+        "run": "r", "role": "rank", "attempt_key": "k", "process": name, "cause": "",
+        "state": None if ended is None else "finished",
         "records": 1, "points": 1, "refused_records": 0, "refused_points": 0, "last_ns": None, "world_size": 1, **other,
     }  # fmt: skip
     return Stream(id=name, rank=rank, started_ns=started, ended_ns=ended, **facts)
@@ -75,6 +76,13 @@ def test_a_rank_that_comes_again_after_its_end_is_a_new_attempt_whatever_the_lau
 def test_a_killed_rank_that_is_back_before_its_end_is_noticed_is_a_new_attempt() -> None:
     killed = stream("a", 0, 0, ended=70, state="killed", last_ns=50)
     assert place([killed, stream("b", 0, 60)]) == {"a": Place(0, 0), "b": Place(1, 0)}
+
+
+def test_a_process_that_logs_again_after_its_finish_goes_on_with_its_attempt() -> None:
+    job = [stream("a0", 0, 0, 50, process="zero"), stream("a1", 1, 0), stream("again", 0, 60, process="zero")]
+    assert set(place(job).values()) == {Place(0, 0)}
+    twins = [stream("t", 0, 5, 40, process="one"), stream("u", 0, 60, process="one")]
+    assert [place([*job, *twins])[name] for name in ("t", "u")] == [Place(0, 1), Place(0, 1)]
 
 
 def test_two_living_streams_of_one_rank_are_kept_apart() -> None:

@@ -28,6 +28,8 @@ class Process:
     """The state of this process. One instance, `here`, renewed in a forked child."""
 
     def __init__(self) -> None:
+        self.id = os.urandom(8).hex()
+        """tells this process from any other, also where pids are used again"""
         self.runs: list[Run] = []
         self.latest: Run | None = None
         self.inits: dict[tuple[str, str | None], int] = {}
@@ -46,7 +48,7 @@ class Process:
                 first = facts.get("local_rank", 0) == 0 and facts.get("role") != "worker"
                 shipper = Shipper(places, autostart=settings.autostart, starts_first=first)
                 self._shippers[places.data] = shipper
-        return Stream(shipper, facts, settings)
+        return Stream(shipper, {"process": self.id, **facts}, settings)
 
     def ordinal(self, project: str, name: str | None) -> tuple[int, bool]:
         """Counts this init(): how many of (project, name) came before, and whether any of the project did."""

@@ -125,7 +125,8 @@ class Run:
                 self._log_with_care(stream, step, origin, metrics)
             except Retired:
                 self._stream = None
-                self.log(metrics, step)
+                if (stream := self._reopened()) is not None:
+                    stream.log(step, origin, metrics)
         except Exception as error:  # noqa: BLE001 the border: training goes on whatever is logged
             voice.warn_once(f"log {type(error).__name__}", f"log() failed and was skipped: {error!r}")
 

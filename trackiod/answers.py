@@ -65,7 +65,7 @@ class RunView:
     @property
     def logging(self) -> int:
         """Ranks of the latest attempt that have logged something."""
-        return sum(1 for s in self.ranks if s.points)
+        return len({s.rank for s in self.ranks if s.points})
 
     @property
     def world_size(self) -> int:
@@ -118,12 +118,12 @@ class RunView:
 
     @cached_property
     def series_of(self) -> dict[str, list[SeriesRow]]:
-        """What is known of each metric's series: of the ranks, twins apart."""
+        """What is known of each metric's series: of the ranks, twins apart, in the order that decides what shows."""
         found: dict[str, list[SeriesRow]] = {}
-        ours = {s.id for s in self.streams if s.role == "rank" and not self.places[s.id].twin}
-        for row in self._series:
-            if row.stream in ours:
-                found.setdefault(row.name, []).append(row)
+        ranks = [s.id for s in self.in_order() if s.role == "rank" and not self.places[s.id].twin]
+        order = {stream: number for number, stream in enumerate(ranks)}
+        for row in sorted((r for r in self._series if r.stream in order), key=lambda row: order[row.stream]):
+            found.setdefault(row.name, []).append(row)
         return found
 
     @property
@@ -134,17 +134,28 @@ class RunView:
 
     @property
     def steps(self) -> Steps:
-        """A step is complete when every rank that logs the metric has reached it; where ranks share metrics,
-        those that only one rank logs do not count."""
-        ours = {s.id for s in self.ranks}
-        reached: dict[str, list[int]] = {}
-        for row in self._series:
-            if row.stream in ours:
-                reached.setdefault(row.name, []).append(row.max_step)
+        """A step is complete when every rank that logs the metric has reached it, in the latest attempt that logs
+        it; where ranks share metrics, those that only one rank logs do not count."""
+        reached = [self._reached(rows) for rows in self.series_of.values()]
         if not reached:
             return Steps(None, None)
-        shared = [steps for steps in reached.values() if len(steps) > 1] or list(reached.values())
-        return Steps(max(map(min, shared)), max(map(max, reached.values())))
+        shared = [steps for steps in reached if len(steps) > 1] or reached
+        return Steps(max(map(min, shared)), max(map(max, reached)))
+
+    def _reached(self, rows: Sequence[SeriesRow]) -> list[int]:
+        """The highest step of each rank in the latest attempt."""
+        latest = max(self.places[row.stream].attempt for row in rows)
+        highest: dict[int, int] = {}
+        for row in rows:
+            if self.places[row.stream].attempt == latest:
+                rank = self.rank_of[row.stream]
+                highest[rank] = max(row.max_step, highest.get(rank, row.max_step))
+        return list(highest.values())
+
+    @cached_property
+    def rank_of(self) -> dict[str, int]:
+        """Each stream's rank."""
+        return {s.id: s.rank for s in self.streams}
 
     @property
     def steps_per_second(self) -> float | None:

@@ -8,6 +8,7 @@ from trackiod.answers import RunView
 from trackiod.errors import NotFound
 from trackiod.views.attempts import Stream
 from trackiod.views.buckets import Blocks, blocks_of, buckets
+from trackiod.views.column import Column, concatenate
 from trackiod.views.reduction import Curve, Part, as_stored, reduce_ranks, sift
 
 
@@ -74,12 +75,13 @@ def _series_of(view: RunView, metric: str, parts: list[Part], choice: Choice) ->
 
 
 def _parts(view: RunView, metrics: frozenset[str], choice: Choice) -> dict[str, list[Part]]:
-    """The stored points of these metrics, a part for each chosen stream."""
-    found: dict[str, list[Part]] = {name: [] for name in metrics}
+    """The stored points of these metrics, a part for each chosen rank and attempt."""
+    found: dict[str, dict[tuple[int, int], list[Column]]] = {name: {} for name in metrics}
     for stream in _streams(view, choice):
+        key = (stream.rank, view.places[stream.id].attempt)
         for name, column in view.reader.columns(stream.id, metrics).items():
-            found[name].append(Part(stream.rank, view.places[stream.id].attempt, column))
-    return found
+            found[name].setdefault(key, []).append(column)
+    return {name: [Part(*key, concatenate(columns)) for key, columns in parts.items()] for name, parts in found.items()}
 
 
 def _streams(view: RunView, choice: Choice) -> list[Stream]:

@@ -19,8 +19,16 @@ from trackiod.views.amounts import amount
 from trackiod.views.attempts import limits
 
 
+class _Lane(NamedTuple):
+    """One rank's series of a metric in one attempt: one, or several where the process finished and logged again."""
+
+    rank: int
+    attempt: int
+    rows: list[SeriesRow]
+
+
 class _Showing(NamedTuple):
-    """What shows of one series."""
+    """What shows of a lane."""
 
     points: int
     sums: Sums
@@ -34,19 +42,18 @@ class Overview:
         """All metrics of the run, or those given."""
         self._view = view
         chosen = view.metric_names if metrics is None else metrics
-        self._rows = {name: view.series_of[name] for name in chosen if name in view.series_of}
-        self._ranks = {s.id: s.rank for s in view.streams}
-        self._limits = {name: self._limits_of(rows) for name, rows in self._rows.items()}
+        self._lanes = {name: self._lanes_of(view.series_of[name]) for name in chosen if name in view.series_of}
+        self._limits = {name: _limits_of(lanes) for name, lanes in self._lanes.items()}
 
     @property
     def hidden(self) -> int:
         """Points that the rules hide, over all ranks."""
-        stored = sum(row.points for rows in self._rows.values() for row in rows)
-        return stored - sum(showing.points for found in self._showing.values() for showing in found)
+        stored = sum(row.points for lanes in self._lanes.values() for lane in lanes for row in lane.rows)
+        return stored - sum(one.points for found in self._showing.values() for one in found)
 
     @property
     def metrics(self) -> list[str]:
-        return list(self._rows)
+        return list(self._lanes)
 
     def summary(self, metric: str) -> dict[str, Any]:
         """`last`, and of numbers `min`, `max`, `mean`; `best` where a direction was given; `nans` if there are."""
@@ -71,9 +78,8 @@ class Overview:
     def last(self, metric: str) -> Any:
         """What the last values of the ranks of the latest attempt come to."""
         latest = max(self._limits[metric])
-        rows = [row for row in self._rows[metric] if self._view.places[row.stream].attempt == latest]
-        values = [self._last_of(row) for row in sorted(rows, key=lambda row: self._ranks[row.stream])]
-        return amount(values, self._view.reduction_of(metric))
+        lanes = sorted((lane for lane in self._lanes[metric] if lane.attempt == latest), key=lambda lane: lane.rank)
+        return amount([self._last_of(metric, lane) for lane in lanes], self._view.reduction_of(metric))
 
     def _direction(self, metric: str) -> str | None:
         """min or max, where the user said which way is better."""
@@ -84,51 +90,68 @@ class Overview:
 
     # -- what shows ------------------------------------------------------------------------------------------
 
-    def _limits_of(self, rows: Iterable[SeriesRow]) -> dict[int, float]:
-        """For each attempt the step from which on later ones hide this metric."""
-        firsts: dict[int, int] = {}
+    def _lanes_of(self, rows: Iterable[SeriesRow]) -> list[_Lane]:
+        lanes: dict[tuple[int, int], list[SeriesRow]] = {}
         for row in rows:
-            attempt = self._view.places[row.stream].attempt
-            firsts[attempt] = min(row.first_step, firsts.get(attempt, row.first_step))
-        return limits(firsts)
-
-    def _limit(self, row: SeriesRow) -> float:
-        return self._limits[row.name][self._view.places[row.stream].attempt]
+            key = (self._view.rank_of[row.stream], self._view.places[row.stream].attempt)
+            lanes.setdefault(key, []).append(row)
+        return [_Lane(*key, found) for key, found in lanes.items()]
 
     @cached_property
     def _showing(self) -> dict[str, list[_Showing]]:
-        """What shows of each metric's series."""
-        return {name: [self._of(row) for row in rows] for name, rows in self._rows.items()}
+        """What shows of each metric's lanes."""
+        return {name: [self._of(name, lane) for lane in lanes] for name, lanes in self._lanes.items()}
 
-    @cached_property
-    def _partly(self) -> dict[int, _Showing]:
-        """What shows of the series of which only some points do, by id."""
-        wanted: dict[str, list[tuple[SeriesRow, float]]] = {}
-        for rows in self._rows.values():
-            for row in rows:
-                limit = self._limit(row)
-                if row.first_step < limit and not (row.ascending and row.max_step < limit):
-                    wanted.setdefault(row.stream, []).append((row, limit))
-        if not wanted:
-            return {}
-        from trackiod.views.reduction import showing
-
-        found = {}
-        for stream, partly in wanted.items():
-            columns = self._view.reader.columns(stream, frozenset(row.name for row, _ in partly))
-            for row, limit in partly:
-                values = showing(columns[row.name], limit).values.tolist()
-                found[row.id] = _Showing(len(values), sums_of(values), values[-1] if values else None)
-        return found
-
-    def _last_of(self, row: SeriesRow) -> Any:
-        """The value at a series' highest step, of the latest attempt."""
-        return row.last if row.last_step == row.max_step else self._of(row).last
-
-    def _of(self, row: SeriesRow) -> _Showing:
-        if row.id in self._partly:
-            return self._partly[row.id]
-        if row.first_step >= self._limit(row):
+    def _of(self, metric: str, lane: _Lane) -> _Showing:
+        limit = self._limits[metric][lane.attempt]
+        if all(row.first_step >= limit for row in lane.rows):
             return _Showing(0, Sums(), None)
+        if self._is_partly(metric, lane):
+            return self._partly[metric, lane.rank, lane.attempt]
+        (row,) = lane.rows
         total = math.nan if row.total is None else row.total  # SQLite keeps NaN, which is inf - inf here, as null
         return _Showing(row.points, Sums(row.numbers, row.nans, row.low, row.high, total), row.last)
+
+    def _is_partly(self, metric: str, lane: _Lane) -> bool:
+        """Whether some points of a lane may be hidden and others show."""
+        limit = self._limits[metric][lane.attempt]
+        if len(lane.rows) > 1:
+            return True
+        row = lane.rows[0]
+        return row.first_step < limit and not (row.ascending and row.max_step < limit)
+
+    @cached_property
+    def _partly(self) -> dict[tuple[str, int, int], _Showing]:
+        """What shows of the lanes of which only some points do, by metric, rank and attempt."""
+        from trackiod.views.column import concatenate
+        from trackiod.views.reduction import showing
+
+        lanes = [(name, lane) for name, found in self._lanes.items() for lane in found if self._is_partly(name, lane)]
+        wanted: dict[str, set[str]] = {}
+        for name, lane in lanes:
+            for row in lane.rows:
+                wanted.setdefault(row.stream, set()).add(name)
+        columns = {stream: self._view.reader.columns(stream, frozenset(names)) for stream, names in wanted.items()}
+        found = {}
+        for name, lane in lanes:
+            points = concatenate(columns[row.stream][name] for row in lane.rows)
+            values = showing(points, self._limits[name][lane.attempt]).values.tolist()
+            found[name, lane.rank, lane.attempt] = _Showing(
+                len(values), sums_of(values), values[-1] if values else None
+            )
+        return found
+
+    def _last_of(self, metric: str, lane: _Lane) -> Any:
+        """The value at a lane's highest step, of the latest attempt."""
+        row = lane.rows[-1]
+        is_at_hand = len(lane.rows) == 1 and row.last_step == row.max_step
+        return row.last if is_at_hand else self._of(metric, lane).last
+
+
+def _limits_of(lanes: Iterable[_Lane]) -> dict[int, float]:
+    """For each attempt the step from which on later ones hide the metric."""
+    firsts: dict[int, int] = {}
+    for lane in lanes:
+        first = min(row.first_step for row in lane.rows)
+        firsts[lane.attempt] = min(first, firsts.get(lane.attempt, first))
+    return limits(firsts)

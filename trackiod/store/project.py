@@ -75,10 +75,10 @@ class ProjectStore:
             self._do("UPDATE streams SET meta = ? WHERE id = ?", msgpack.packb(meta), stream)
             return committed
         self._do(
-            "INSERT INTO streams (id, run, role, rank, attempt, started_ns, world_size, meta, committed)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
-            stream, run, str(meta["role"]), rank, str(meta["attempt"]), started_ns, int(meta["world_size"]),
-            msgpack.packb(meta),
+            "INSERT INTO streams (id, run, role, rank, attempt, process, started_ns, world_size, meta, committed)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+            stream, run, str(meta["role"]), rank, str(meta["attempt"]), str(meta.get("process", stream)), started_ns,
+            int(meta["world_size"]), msgpack.packb(meta),
         )  # fmt: skip
         return 0
 

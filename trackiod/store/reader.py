@@ -162,7 +162,7 @@ class ProjectReader:
     def streams(self, runs: Collection[str]) -> list[Stream]:
         """The streams of these runs, in the order of their starts."""
         rows = self._each(
-            "SELECT id, run, role, rank, attempt, started_ns, ended_ns, state, coalesce(cause, ''), records,"
+            "SELECT id, run, role, rank, attempt, process, started_ns, ended_ns, state, coalesce(cause, ''), records,"
             " points, refused_records, refused_points, last_ns, world_size FROM streams WHERE run IN ({})", runs,
         )  # fmt: skip
         return sorted(map(Stream._make, rows), key=lambda s: (s.started_ns, s.id))

@@ -38,6 +38,7 @@ CREATE TABLE streams (
     role TEXT NOT NULL,          -- rank or worker
     rank INTEGER NOT NULL,
     attempt TEXT NOT NULL,       -- equal in the ranks of one start of the job
+    process TEXT NOT NULL,       -- equal in the streams of one process
     started_ns INTEGER NOT NULL,
     world_size INTEGER NOT NULL,
     meta BLOB NOT NULL,          -- msgpack: all facts of HELLO

@@ -2,7 +2,8 @@
 
 The order is that of their starts, never of arrival: the orphan of a dead attempt, drained last, does not
 win. Two streams that claim one rank of one attempt while both lived are kept apart as twins; one that
-started after the other had ended is a new attempt, whatever the launcher's restart count says.
+started after the other had ended is a new attempt, whatever the launcher's restart count says; one of the same
+process, which logged again after `finish()`, goes on with its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Stream(NamedTuple):
     role: str
     rank: int
     attempt_key: str
+    process: str
     started_ns: int
     ended_ns: int | None
     state: str | None
@@ -51,10 +53,14 @@ def place(streams: Iterable[Stream]) -> dict[str, Place]:
             key = (stream.attempt_key, round_)
             _, members = groups.setdefault(key, (stream.started_ns, {}))
             peers = members.setdefault((stream.role, stream.rank), [])
-            if stream.role == "worker" or not peers or not all(_ended_before(p, stream) for p in peers):
+            earlier = next((p for p in peers if p.process == stream.process), None)
+            if stream.role == "worker" or earlier or not all(_ended_before(p, stream) for p in peers) or not peers:
                 break
             round_ += 1
-        twins[stream.id] = 0 if stream.role == "worker" else len(peers)
+        if earlier is not None:
+            twins[stream.id] = twins[earlier.id]
+        else:
+            twins[stream.id] = 0 if stream.role == "worker" else len({p.process for p in peers})
         peers.append(stream)
         seat[stream.id] = key
     order = sorted(groups, key=lambda key: (groups[key][0], key))
