@@ -246,6 +246,31 @@ def test_resume_must_without_such_a_run_is_a_value_error(daemon: Host) -> None:
     assert done.stderr.splitlines()[-1] == "ValueError: Run 'zzz' does not exist in project 'p'"
 
 
+def test_resume_by_id_goes_on_with_the_steps_and_must_wants_the_id_to_exist(daemon: Host) -> None:
+    log = (
+        "r = trackio.init(project='p', id='mine', resume=%r); trackio.log({'a': 1}); trackio.log({'a': 2}); out = r.id"
+    )
+    done = daemon.run("import trackio\ntrackio.init(project='p', id='mine', resume='must')")
+    assert done.stderr.splitlines()[-1] == "ValueError: Run 'mine' does not exist in project 'p'"
+    for resume in ("allow", "must"):
+        assert outcome(daemon, log % resume) == "mine"
+    run = daemon.ended_run("p")
+    assert run.attempts == 2 and [(p.step, p.value) for p in shown(run, "a")] == [(0, 1), (1, 2), (2, 1), (3, 2)]
+
+
+def test_a_late_rank_does_not_go_on_from_its_peers_steps(daemon: Host) -> None:
+    job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x",
+           "TORCHELASTIC_ERROR_FILE": "/tmp/a/b/attempt_0/0/error.json"}  # fmt: skip
+    code = "trackio.init(project='p', name='r', resume='allow'); [trackio.log({'a': i}) for i in range(5)]; out = 0"
+    for rank in ("1", "0"):
+        outcome(daemon, code, **job, RANK=rank, LOCAL_RANK=rank)
+        wait_for(lambda: daemon.runs("p"))
+    run = daemon.ended_run("p")
+    wait_for(lambda: daemon.the_run("p").points == 10)
+    assert [(p.step, p.value, p.ranks) for p in shown(daemon.the_run("p"), "a")] == [(i, i, 2) for i in range(5)]
+    assert run.attempts == 1
+
+
 def test_resume_without_a_daemon_goes_on_and_is_shown_as_one_run(host: Host) -> None:
     """The id was given out; the daemon records that the run continues another."""
     code = "r = trackio.init(project='p', name='x', resume='allow'); trackio.log({'a': 1}, step=%d); out = r.id"

@@ -17,7 +17,7 @@ MESSAGES = [
     wire.Heartbeat("s", 8, [0, 0]),
     wire.Refusal("s", "no"),
     wire.Unknown("s"),
-    wire.Find("p", "n"),
+    wire.Find("p", "n", "a"),
     wire.Found("p", "n", "id", 3),
     wire.StatusQuery(),
     wire.StatusReport({"pid": 1}, [{"stream": "s"}]),

@@ -183,8 +183,9 @@ def _new_run(request: Request, ours: Settings) -> Run:
     job = Job(Rank()) if ours.run_per_rank else identity.job_of(facts)
     run_id = _run_id(request, job)
     resumed, highest_step = run_id, -1
-    if request.resume != "never" and request.name is not None and not request.run_id:
-        found = _find(where, request, ours)
+    attempt = _attempt(request, job, run_id)
+    if request.resume != "never" and (request.run_id or request.name):
+        found = _find(where, request, attempt, ours)
         if found is not None and found.run:
             resumed, highest_step = found.run, found.step
     name = request.name or names.readable(resumed)
@@ -201,7 +202,7 @@ def _new_run(request: Request, ours: Settings) -> Run:
         "local_rank": rank.local_rank,
         "world_size": rank.world_size,
         "launcher": rank.launcher,
-        "attempt": _attempt(request, job, run_id),
+        "attempt": attempt,
         "interactive": facts.interactive,
         "data": clean_text(where.data),
     }
@@ -252,20 +253,21 @@ def _run_id(request: Request, job: Job) -> str:
     return shared
 
 
-def _find(where: Places, request: Request, ours: Settings) -> wire.Found | None:
-    """Asks the daemon for a run of that name: briefly for "allow", with patience for "must"."""
-    question = wire.Find(request.project, request.name or "")
+def _find(where: Places, request: Request, attempt: str, ours: Settings) -> wire.Found | None:
+    """Asks the daemon for a run of that id or name: briefly for "allow", with patience for "must"."""
+    wanted = request.run_id or request.name or ""
+    question = wire.Find(request.project, wanted, attempt)
     must = request.resume == "must"
     if must and ours.autostart and not launch.is_running(where):
         _start_and_wait(where)
     answer = inquiry.ask(where, question, _MUST_SECONDS if must else _ALLOW_SECONDS)
     if isinstance(answer, wire.Found):
         if must and not answer.run:
-            raise Misuse(f"Run '{request.name}' does not exist in project '{request.project}'")
+            raise Misuse(f"Run '{wanted}' does not exist in project '{request.project}'")
         return answer
     if must or launch.is_running(where):
         voice.warn_once(
-            "resume", f"the daemon did not say whether a run {request.name!r} exists; if it does, "
+            "resume", f"the daemon did not say whether a run {wanted!r} exists; if it does, "
             "this run is shown as its continuation."
         )  # fmt: skip
     return None

@@ -83,14 +83,16 @@ class Unknown(NamedTuple):
 
 
 class Find(NamedTuple):
-    """Is there a run of this name? (`resume="allow"` and `"must"`)"""
+    """Is there a run of this id or name? (`resume="allow"` and `"must"`) The steps of the asker's own `attempt`,
+    which are its peers', are not what it goes on from."""
 
     project: str
     name: str
+    attempt: str = ""
 
 
 class Found(NamedTuple):
-    """The newest run of that name: its id ("" if there is none) and its highest step."""
+    """The run of that id, else the newest of that name: its id ("" if there is none) and its highest step."""
 
     project: str
     name: str

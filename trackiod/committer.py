@@ -78,6 +78,7 @@ class Find(NamedTuple):
 
     project: str
     name: str
+    attempt: str
     peer: Any
 
 
@@ -271,7 +272,7 @@ class Committer:
                 store.set_refused(work.stream, work.records, work.points)
                 return None
             case Find():
-                run, step = store.find_run(work.name)
+                run, step = store.find_run(work.name, work.attempt)
                 return Reply(work.peer, wire.Found(work.project, work.name, run, step))
             case Drain():
                 self._drain(store, work)

@@ -150,7 +150,7 @@ class Server:
             case wire.Heartbeat():
                 self._on_heartbeat(peer, message)
             case wire.Find():
-                self._committer.submit(Find(message.project, message.name, peer))
+                self._committer.submit(Find(message.project, message.name, message.attempt, peer))
             case wire.StatusQuery():
                 self._send(peer, self._report())
             case wire.Stop():

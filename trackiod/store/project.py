@@ -182,20 +182,24 @@ class ProjectStore:
 
     # -- runs ----------------------------------------------------------------------------------------------
 
-    def find_run(self, name: str) -> tuple[str, int]:
-        """The newest run of that name and its highest step; ("", -1) if there is none."""
+    def find_run(self, wanted: str, attempt: str = "") -> tuple[str, int]:
+        """The run of that id, else the newest of that name, and its highest step, that of one attempt apart;
+        ("", -1) if there is none."""
+        named = self._one("SELECT name FROM runs WHERE id = ?", wanted)
         rows = self._connection.execute(
-            "SELECT id, name, run_group, created_ns, resumes FROM runs WHERE name = ? ORDER BY created_ns, id", (name,)
+            "SELECT id, name, run_group, created_ns, resumes FROM runs WHERE name = ? ORDER BY created_ns, id",
+            (named[0] if named else wanted,),
         ).fetchall()
         if not rows:
             return "", -1
         root_of = roots(map(RunRow._make, rows))
-        root = root_of[rows[-1][0]]
+        root = root_of[wanted if named else rows[-1][0]]
         members = [run for run, its_root in root_of.items() if its_root == root]
         (step,) = self._one(
             "SELECT max(max_step) FROM series JOIN streams ON streams.id = series.stream"
-            f" WHERE streams.run IN ({','.join('?' * len(members))})",
+            f" WHERE streams.run IN ({','.join('?' * len(members))}) AND streams.attempt <> ?",
             *members,
+            attempt,
         )
         return root, -1 if step is None else int(step)
 
