@@ -12,6 +12,7 @@ from trackio import launch
 from trackio.version import __version__
 from trackiod import control, daemon
 
+from .doctor import doctor
 from .output import SpokenErrors, duration, print_json, size, where
 
 EXIT_NOT_RUNNING = 3
@@ -103,3 +104,6 @@ def logs(lines: int, follow: bool) -> None:
             file.seek(position)
             click.echo(file.read(), nl=False)
             position = file.tell()
+
+
+trackiod.add_command(doctor)
