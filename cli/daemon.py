@@ -10,7 +10,7 @@ import click
 
 from trackio import launch
 from trackio.version import __version__
-from trackiod import control, daemon
+from trackiod import control, daemon, lock
 
 from .doctor import doctor
 from .output import SpokenErrors, duration, print_json, size, where
@@ -52,6 +52,13 @@ def restart() -> None:
 def run(detach: bool, autostarted: bool) -> None:
     """Run the daemon in the foreground (for systemd and for looking at it)."""
     sys.exit(daemon.run(detach=detach, autostarted=autostarted))
+
+
+@trackiod.command()
+@click.argument("socket", type=click.Path(path_type=str))
+def publish(socket: str) -> None:
+    """Tell training processes that systemd listens on SOCKET for the daemon (trackiod.socket runs this)."""
+    lock.publish(where(), os.path.abspath(socket))
 
 
 @trackiod.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -36,11 +37,16 @@ def test_the_daemon_says_that_it_is_ready_feeds_the_watchdog_and_says_that_it_st
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-@pytest.mark.parametrize("unit", ["trackiod.service", "trackiod@.service"])
+@pytest.mark.parametrize("unit", sorted(path.name for path in UNITS.iterdir()))
 def test_systemd_finds_nothing_wrong_with_the_units(unit: str, tmp_path: Path) -> None:
-    shutil.copy(UNITS / unit, tmp_path / unit.replace("@.", "@root."))
-    (name,) = tmp_path.iterdir()
-    done = subprocess.run(["systemd-analyze", "verify", str(name)], capture_output=True, text=True)
+    for path in UNITS.iterdir():
+        shutil.copy(path, tmp_path / path.name.replace("@.", "@root."))
+    whose = "--system" if "@" in unit else "--user"
+    done = subprocess.run(
+        ["systemd-analyze", "verify", whose, str(tmp_path / unit.replace("@.", "@root."))],
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "Failed to initialize" not in done.stderr, done.stderr
     ours = [line for line in (done.stdout + done.stderr).splitlines() if "trackiod" in line]
     assert ours == [], ours
 

@@ -17,13 +17,17 @@ from trackio.places import Endpoint, Places
 from trackio.version import __version__
 from trackiod.errors import EXIT_ALREADY_RUNNING, EXIT_FAILED, EXIT_OK, AlreadyRunning, TrackiodError
 from trackiod.lock import FolderLock, bind, remove_endpoint, write_endpoint
-from trackiod.systemd import Notifier
+from trackiod.systemd import Notifier, passed_socket
 
 log = logging.getLogger("trackiod")
 
 _STOP_SECONDS = 20.0
 _CHECK_PACKAGE_SECONDS = 60.0
 _LOG_BYTES = 1 << 20
+
+AUTOSTARTED, STARTED, SERVICE = "autostarted", "started", "service"
+"""Who started this daemon: a training process; a user, in the background; or, in the foreground, somebody who
+watches over it and starts it again (systemd, a container, a terminal)."""
 
 
 def run(*, detach: bool = False, autostarted: bool = False) -> int:
@@ -43,8 +47,9 @@ def run(*, detach: bool = False, autostarted: bool = False) -> int:
         lock = FolderLock(where)
     except TrackiodError as error:
         return _give_up(error, report)
+    life = AUTOSTARTED if autostarted else STARTED if detach else SERVICE
     try:
-        _serve(where, lock, idle_seconds=ours.idle_seconds if autostarted else None, ready=report)
+        _serve(where, lock, life, idle_seconds=ours.idle_seconds if autostarted else None, ready=report)
     except TrackiodError as error:
         return _give_up(error, report)
     finally:
@@ -62,19 +67,20 @@ def _give_up(error: TrackiodError, report: int | None) -> int:
     return code
 
 
-def _serve(where: Places, lock: FolderLock, *, idle_seconds: float | None, ready: int | None) -> None:
+def _serve(where: Places, lock: FolderLock, life: str, *, idle_seconds: float | None, ready: int | None) -> None:
     from trackiod.committer import Committer  # after the fork: zmq and SQLite want a process of their own
     from trackiod.server import Server
 
     _be_modest()
-    listener = bind(where)
+    passed = passed_socket(os.environ)
+    listener = passed or bind(where)
     socket_path = listener.getsockname()
     store_id = _store_id(where)
     committer = Committer(where.projects, store_id, lambda: server.wake())
     server = Server(where, committer, idle_seconds=idle_seconds)
     open_streams = committer.open_streams()
     endpoint = Endpoint(socket_path, os.getpid(), time.time_ns(), places.boot_id(), store_id, __version__)
-    server.listen(listener, _facts(where, endpoint, autostarted=idle_seconds is not None))
+    server.listen(listener, _facts(where, endpoint, life))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _: server.stop(signal.Signals(signum).name))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -94,19 +100,19 @@ def _serve(where: Places, lock: FolderLock, *, idle_seconds: float | None, ready
         notifier.send("STOPPING=1")
         log.info("stopping: %s", server.stop_reason)
     finally:
-        _stop(where, committer, server, socket_path)
+        remove_endpoint(where, socket_path, is_passed=passed is not None)
+        _stop(committer, server)
 
 
-def _stop(where: Places, committer: Any, server: Any, socket_path: str) -> None:
+def _stop(committer: Any, server: Any) -> None:
     """In this order: no new connections, everything received is committed, everything committed is acked."""
-    remove_endpoint(where, socket_path)
     if not committer.stop(_STOP_SECONDS):
         log.error("the disk did not take the last batches in time; their senders still hold them")
     server.close()
     log.info("stopped")
 
 
-def _facts(where: Places, endpoint: Endpoint, *, autostarted: bool) -> dict[str, Any]:
+def _facts(where: Places, endpoint: Endpoint, life: str) -> dict[str, Any]:
     return {
         "pid": endpoint.pid,
         "version": endpoint.version,
@@ -115,7 +121,8 @@ def _facts(where: Places, endpoint: Endpoint, *, autostarted: bool) -> dict[str,
         "data": where.data,
         "live": where.live,
         "store": endpoint.store,
-        "autostarted": autostarted,
+        "autostarted": life == AUTOSTARTED,
+        "life": life,
         "python": sys.executable,
     }
 

@@ -3,6 +3,7 @@
 TrackiodError
 ├── AlreadyRunning      another daemon holds the data folder
 ├── FolderUnusable      the data folder cannot be made or written
+├── SocketUnusable      what systemd passed is no socket we could answer on
 ├── StoreError
 │   ├── StoreTooNew     written by a newer trackio
 │   └── StoreDamaged    SQLite cannot read it
@@ -30,6 +31,10 @@ class AlreadyRunning(TrackiodError):
 
 class FolderUnusable(TrackiodError):
     """The data folder cannot be made or written."""
+
+
+class SocketUnusable(TrackiodError):
+    """What systemd passed is no socket we could answer on."""
 
 
 class StoreError(TrackiodError):

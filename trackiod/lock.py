@@ -8,12 +8,16 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 
-from trackio.places import MAX_SOCKET_PATH_BYTES, Endpoint, Places, make_private, read_endpoint
+from trackio.places import MAX_SOCKET_PATH_BYTES, Endpoint, Places, boot_id, make_private, read_endpoint
+from trackio.version import __version__
 from trackiod.errors import AlreadyRunning, FolderUnusable
 
 _SOCKET_NAME = "trackiod.sock"
 _BACKLOG = 256
+NOBODY = 0
+"""The pid in the endpoint of a socket on which systemd listens while no daemon runs."""
 
 
 class FolderLock:
@@ -85,11 +89,18 @@ def write_endpoint(places: Places, endpoint: Endpoint) -> None:
     os.rename(new, places.endpoint)
 
 
-def remove_endpoint(places: Places, socket_path: str) -> None:
-    """Takes back what we published, and runtime folders that are empty; never raises."""
+def remove_endpoint(places: Places, socket_path: str, *, is_passed: bool) -> None:
+    """Takes back what we published, and runtime folders that are empty; never raises.
+
+    A socket that was passed to us (`is_passed`) is listened on without us, so its path and the endpoint stay:
+    the next connection starts the next daemon.
+    """
     endpoint = read_endpoint(places.endpoint)
     if endpoint is not None and endpoint.pid != os.getpid():
-        return  # the folder was made anew and has another daemon
+        return  # the folder was made anew and has another daemon, or somebody else listens for it
+    if is_passed:
+        _republish(places, endpoint)
+        return
     for path in (places.endpoint, socket_path):
         try:
             os.unlink(path)
@@ -101,3 +112,25 @@ def remove_endpoint(places: Places, socket_path: str) -> None:
                 os.rmdir(folder)
             except OSError:
                 break
+
+
+def _republish(places: Places, endpoint: Endpoint | None) -> None:
+    """Leaves word of where systemd goes on listening."""
+    if endpoint is None:
+        return
+    try:
+        write_endpoint(places, endpoint._replace(pid=NOBODY))
+    except OSError:
+        return
+
+
+def publish(places: Places, socket_path: str) -> None:
+    """Leaves word that somebody listens at `socket_path` and starts a daemon at the first connection.
+    Raises FolderUnusable."""
+    try:
+        make_private(places.live)
+        write_endpoint(places, Endpoint(socket_path, NOBODY, time.time_ns(), boot_id(), "", __version__))
+    except OSError as error:
+        raise FolderUnusable(
+            f"The data folder {places.live} cannot be used: {error.strerror or error}. Set TRACKIO_DIR to another."
+        ) from error
