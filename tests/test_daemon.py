@@ -259,3 +259,11 @@ def test_the_server_holds_no_wait_for_the_disk() -> None:
 
     source = Path(module.__file__).read_text()
     assert "sqlite3" not in source and "ProjectStore" not in source and Server is not None
+
+
+def test_stop_stops_one_that_is_still_starting(host: Host) -> None:
+    process = host.python("from trackiod.daemon import run; raise SystemExit(run())")
+    wait_for(lambda: launch.is_running(host.places))
+    assert host.command("trackiod", "stop").returncode == 0
+    process.communicate(timeout=20 * PATIENCE)
+    assert process.returncode == 0 and not launch.is_running(host.places)

@@ -98,10 +98,14 @@ def stop(where: Places, reason: str, seconds: float = STOP_SECONDS) -> bool:
     """Asks the daemon to leave and waits until it has. False if none ran. Raises TrackiodError."""
     if not launch.is_running(where):
         return False
-    if inquiry.ask(where, wire.Stop(reason), ANSWER_SECONDS) is None:
-        _signal(where)
     deadline = time.monotonic() + seconds
+    asked: int | None = None
     while launch.is_running(where):
+        endpoint = places.read_endpoint(where.endpoint)
+        if endpoint is not None and endpoint.pid != asked:  # again, if another one was starting meanwhile
+            asked = endpoint.pid
+            if inquiry.ask(where, wire.Stop(reason), ANSWER_SECONDS) is None:
+                _signal(where)
         if time.monotonic() >= deadline:
             raise TrackiodError(f"trackiod{_pid_of(where)} has not stopped within {seconds:g} s; see {where.log}.")
         time.sleep(_POLL_SECONDS)

@@ -16,6 +16,7 @@ from trackiod.errors import AlreadyRunning, FolderUnusable
 
 _SOCKET_NAME = "trackiod.sock"
 _BACKLOG = 256
+_TRIES, _TRY_AGAIN_SECONDS = 5, 0.02
 NOBODY = 0
 """The pid in the endpoint of a socket on which systemd listens while no daemon runs."""
 
@@ -25,7 +26,7 @@ class FolderLock:
 
     def __init__(self, places: Places) -> None:
         """Raises AlreadyRunning or FolderUnusable."""
-        self._path = places.lock
+        self._path, self._endpoint = places.lock, places.endpoint
         try:
             make_private(places.live)
             make_private(places.projects)
@@ -34,13 +35,23 @@ class FolderLock:
             raise FolderUnusable(
                 f"The data folder {places.live} cannot be used: {error.strerror or error}. Set TRACKIO_DIR to another."
             ) from error
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not self._take():
             os.close(self._fd)
             endpoint = read_endpoint(places.endpoint)
             who = f"pid {endpoint.pid}" if endpoint else "another process"
-            raise AlreadyRunning(f"trackiod already runs for {places.live} ({who}).") from error
+            raise AlreadyRunning(f"trackiod already runs for {places.live} ({who}).")
+
+    def _take(self) -> bool:
+        """Tries for a moment where no daemon answers: whoever looks for one holds the lock just then."""
+        for _ in range(_TRIES):
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except OSError:
+                if os.path.exists(self._endpoint):
+                    return False
+                time.sleep(_TRY_AGAIN_SECONDS)
+        return False
 
     def is_held(self) -> bool:
         """Whether the file we lock still is the folder's: somebody may remove the folder under us."""
