@@ -49,6 +49,16 @@ def _on_python_path(python_path: str, folder: str) -> bool:
     return any(os.path.realpath(entry) == folder for entry in python_path.split(os.pathsep) if entry)
 
 
+def is_possible() -> bool:
+    """Whether our own installation is still where it was: a venv may be deleted under a long job."""
+    daemon = os.path.join(_package_folder(), "trackiod", "__main__.py")
+    return os.path.exists(sys.executable) and os.path.exists(daemon)
+
+
+def _package_folder() -> str:
+    return os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+
+
 def is_running(places: Places) -> bool:
     """Whether some daemon holds the data folder's lock now; in doubt it does."""
     try:
@@ -73,13 +83,12 @@ def spawn(places: Places, *options: str, errors: int | None = None) -> int:
     `errors`, else to the daemon's log.
     """
     make_private(places.live)
-    package_folder = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         return os.posix_spawn(
             sys.executable,
             [sys.executable, "-P", "-m", "trackiod", "run", "--detach", *options],
-            environment(os.environ, places, package_folder),
+            environment(os.environ, places, _package_folder()),
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, log, 1),

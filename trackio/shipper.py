@@ -11,19 +11,19 @@ import threading
 import time
 from collections.abc import Callable
 
-from trackio import launch, places, voice, wire
+from trackio import places, voice, wire
 from trackio.link import Link, LinkError
-from trackio.places import Places
+from trackio.places import Endpoint, Places
 from trackio.shipping import Courier, Held, SayHello, SendData, SendHeartbeat, SpillUpTo
 from trackio.spool import Spool
+from trackio.starter import Starter
+from trackio.version import __version__
 
 _IDLE_SECONDS = 0.25
 _ACTIVE_SECONDS = 0.05
 _ACK_WAIT_SECONDS = 0.01
 _CLOSE_SECONDS = 0.2
 _RECONNECT_SECONDS = 0.2
-_START_AGAIN_SECONDS = 60.0
-_OTHERS_START_SECONDS = 2.0
 _MAX_STEPS_A_TURN = 16
 
 
@@ -60,16 +60,15 @@ class Shipper:
         """`starts_first`: local rank 0 starts a missing daemon at once, the others give it two seconds."""
         self.places = places
         self.wanted = threading.Event()
-        self._autostart = autostart
         self._shipments: dict[str, Shipment] = {}
         self._link: Link | None = None
+        self._daemon: Endpoint | None = None
+        """the one behind the link"""
         self._turn_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._connect_at = 0.0
-        now = time.monotonic()
-        self._start_at = now if starts_first else now + _OTHERS_START_SECONDS
-        self._starter = 0
+        self._starter = Starter(places, allowed=autostart, goes_first=starts_first, now=time.monotonic())
 
     # -- streams -------------------------------------------------------------------------------------------
 
@@ -155,6 +154,8 @@ class Shipper:
         """One round over connection and streams. Returns how long to wait before the next."""
         self._connect(now)
         self._receive(now)
+        if self._link is not None and self._link.is_clear and self._starter.wants_room(now):
+            self._send(wire.Stop(f"handing over to trackio {__version__}"))
         busy = False
         for shipment in self._all():
             if not shipment.closed:
@@ -264,51 +265,34 @@ class Shipper:
             shipment = self._shipments.get(getattr(message, "stream", ""))
             if shipment is not None:
                 shipment.courier.on_message(message, now)
-            if isinstance(message, wire.Refusal):
+            if isinstance(message, wire.Welcome):
+                self._starter.on_welcome(self._daemon, message, now)
+            elif isinstance(message, wire.Refusal):
                 voice.warn_once(f"refusal {message.reason}", f"{message.reason} Metrics are kept on this host.")
 
     def _connect(self, now: float) -> None:
-        self._reap()
+        self._starter.reap()
         if self._link is not None or now < self._connect_at:
             return
         endpoint = places.read_endpoint(self.places.endpoint)
         if endpoint is not None and endpoint.boot_id == places.boot_id():
             try:
-                self._link = Link(endpoint.socket)
+                self._link, self._daemon = Link(endpoint.socket), endpoint
             except LinkError:
                 pass
         self._connect_at = now + _RECONNECT_SECONDS  # only now: until it has been tried, nobody is alone
-        if self._link is None:
-            self._start_daemon(now)
-            return
-        self._start_at = max(self._start_at, now + _OTHERS_START_SECONDS)
+        if self._link is not None:
+            self._starter.on_connect(now)
+        elif self._shipments:
+            self._starter.start(now)
 
     def _drop_link(self) -> None:
         if self._link is not None:
             self._link.close()
             self._link = None
+            self._starter.on_disconnect(time.monotonic())
         for shipment in self._all():
             shipment.courier.on_disconnect()
-
-    def _start_daemon(self, now: float) -> None:
-        """Nobody answers: start a daemon, at most once a minute, unless one is alive or being started."""
-        if not self._autostart or now < self._start_at or self._starter or not self._shipments:
-            return
-        if launch.is_running(self.places):
-            self._start_at = now + _OTHERS_START_SECONDS
-            return
-        self._start_at = now + _START_AGAIN_SECONDS
-        try:
-            self._starter = launch.spawn(self.places, "--autostarted")
-        except (OSError, TypeError, ValueError) as error:
-            voice.warn_once(
-                "no-daemon",
-                f"no daemon could be started ({error}); metrics are kept until one runs: trackiod start",
-            )
-
-    def _reap(self) -> None:
-        if self._starter and launch.reap(self._starter):
-            self._starter = 0
 
     # -- the end -----------------------------------------------------------------------------------------------
 

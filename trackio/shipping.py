@@ -2,12 +2,14 @@
 
 `Courier` knows no sockets, threads or clock; the shipper carries out what it decides and tells it what came
 back. The daemon's committed offset is the only truth; everything here is a guess that any answer corrects.
+`Succession` decides whether an older daemon is asked to make room.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from trackio.version import is_older
 from trackio.wire import Ack, Message, Refusal, Unknown, Welcome
 
 WINDOW_BYTES = 4 << 20
@@ -15,6 +17,8 @@ HELLO_AGAIN_SECONDS = 5.0
 HEARTBEAT_SECONDS = 2.0
 RESEND_SECONDS = 10.0
 SPILL_AFTER_SECONDS = 5.0
+HAND_OVERS_A_PROCESS = 3
+_LIVES_THAT_HAND_OVER = ("autostarted", "started")
 _PROMPT_SECONDS, _PROMPT_FOR_SECONDS, _PATIENT_SECONDS = 0.01, 1.0, 0.03
 
 
@@ -160,3 +164,37 @@ class Courier:
     def on_spill(self, problem: str, now: float) -> None:
         """The spill was done, or failed; a failing disk is not tried at every turn."""
         self._spill_again_at = now + (1.0 if problem else 0.0)
+
+
+class Succession:
+    """Whether to ask the daemon we met to hand over to one of our own release: if it is older and nobody but us
+    would start it again. Each daemon is asked once, and a process asks three times in its life: two releases
+    that both keep starting daemons must not chase each other."""
+
+    def __init__(self, release: str, patience_seconds: float) -> None:
+        """`patience_seconds`: how long the daemon is left to others who may ask it first."""
+        self.life = ""
+        """who had started the daemon that was asked"""
+        self._release = release
+        self._patience_seconds = patience_seconds
+        self._asked: list[tuple[int, int]] = []
+        self._met: tuple[tuple[int, int], str] | None = None
+        self._ask_at = 0.0
+
+    def on_welcome(self, daemon: tuple[int, int], release: str, life: str, now: float) -> None:
+        """A daemon, told from others by its pid and start, said what it is."""
+        is_worth_it = is_older(release, self._release) and life in _LIVES_THAT_HAND_OVER
+        if self._met is None and is_worth_it and daemon not in self._asked:
+            self._met, self._ask_at = (daemon, life), now + self._patience_seconds
+
+    def on_disconnect(self) -> None:
+        self._met = None
+
+    def asks(self, now: float) -> bool:
+        """Whether to ask now; it is then taken for done."""
+        if self._met is None or now < self._ask_at or len(self._asked) >= HAND_OVERS_A_PROCESS:
+            return False
+        daemon, self.life = self._met
+        self._asked.append(daemon)
+        self._met = None
+        return True

@@ -40,6 +40,10 @@ class Welcome(NamedTuple):
     committed: int
     store: str = ""
     version: int = VERSION
+    release: str = ""
+    """the daemon's release"""
+    life: str = ""
+    """who started it: "autostarted", "started" or "service"; a service is not asked to hand over"""
 
 
 class Data(NamedTuple):

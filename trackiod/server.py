@@ -221,11 +221,17 @@ class Server:
                 self._drain_again_at[outcome.stream] = time.monotonic() + _DRAIN_AGAIN_SECONDS
             elif isinstance(outcome, Reply):
                 self._note_commit(outcome.message)
-                self._send(outcome.peer, outcome.message)
+                self._send(outcome.peer, self._introduced(outcome.message))
 
     def _note_commit(self, message: wire.Message) -> None:
         if isinstance(message, (wire.Ack, wire.Welcome)) and message.stream in self._streams:
             self._streams[message.stream].committed = message.committed
+
+    def _introduced(self, message: wire.Message) -> wire.Message:
+        """A WELCOME says what we are, so that a newer client may ask us to hand over."""
+        if not isinstance(message, wire.Welcome):
+            return message
+        return message._replace(release=__version__, life=str(self._facts.get("life", "")))
 
     def _forget(self, stream_id: str) -> None:
         stream = self._draining.pop(stream_id, None)
