@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from conftest import PATIENCE, Host, wait_for
 
+from trackio import launch
 from trackio.shipping import HAND_OVERS_A_PROCESS, Succession
 
 ROOT = Path(__file__).parent.parent
@@ -163,6 +164,52 @@ def test_a_client_that_may_not_start_a_daemon_does_not_ask_for_one(host: Host, v
     end_and_check(host, newer, "newer", NEWER)
     end_and_check(host, older, "older", OLDER)
     assert "handing over" not in log_of(host)
+
+
+# -- an installation that changes under its processes ----------------------------------------------------------
+
+
+def test_a_deleted_venv_ends_its_daemon_and_a_process_of_another_one_starts_the_next(host: Host, venv: Venv) -> None:
+    """The same release in both, so nobody is asked to hand over."""
+    doomed, kept = venv(OLDER), venv(f"{OLDER}.post1")
+    from_doomed = python(host, doomed, TRAINER, "doomed")
+    first = daemon_of(host, OLDER)
+    from_kept = python(host, kept, TRAINER, "kept")
+    wait_for_more(host, "doomed", "kept")
+    shutil.rmtree(doomed)
+    second = daemon_of(host, f"{OLDER}.post1")
+    assert second["pid"] != first["pid"] and str(kept) in second["python"]
+    assert "stopping: the installed package changed" in log_of(host)
+    wait_for_more(host, "doomed", "kept")
+    end_and_check(host, from_doomed, "doomed", OLDER)
+    end_and_check(host, from_kept, "kept", f"{OLDER}.post1")
+
+
+def test_an_upgraded_venv_gets_a_daemon_of_its_new_release(host: Host, venv: Venv) -> None:
+    folder = venv(OLDER)
+    trackiod(host, folder, "start")
+    process = python(host, folder, TRAINER, "before")
+    wait_for_more(host, "before")
+    shutil.rmtree(folder)
+    shutil.move(venv(NEWER), folder)
+    daemon_of(host, NEWER)
+    wait_for_more(host, "before")
+    end_and_check(host, process, "before", OLDER)
+
+
+def test_a_process_whose_installation_is_gone_starts_no_daemon_and_keeps_what_it_logs(host: Host, venv: Venv) -> None:
+    doomed, said = venv(OLDER), host.data.parent / "said"
+    trackiod(host, doomed, "start")
+    process = python(
+        host, doomed, f"import sys; sys.stderr = open({str(said)!r}, 'w', buffering=1)\n{TRAINER}", "doomed"
+    )
+    wait_for_more(host, "doomed")
+    shutil.rmtree(doomed)
+    wait_for(lambda: "its own installation was removed" in said.read_text(), 30, "the one line about it")
+    assert host.status() is None and not launch.is_running(host.places)
+    host.start()
+    end_and_check(host, process, "doomed", OLDER)
+    assert "No module" not in log_of(host) and "Traceback" not in log_of(host)
 
 
 # -- the decision ----------------------------------------------------------------------------------------------

@@ -14,11 +14,13 @@ from trackio.wire import Welcome
 
 _GRACE_SECONDS = 2.0
 _AGAIN_SECONDS = 60.0
+_SETTLED_SECONDS = 10.0
+"""A daemon that answered this long did not fail at its start; the next one need not wait."""
 _AUTOSTARTED = ("--autostarted",)
 
 
 class Starter:
-    """Starts daemons of one data folder, at most one a minute. Owns the process that detaches one."""
+    """Starts daemons of one data folder; where they fail, at most one a minute. Owns the process that detaches one."""
 
     def __init__(self, places: Places, *, allowed: bool, goes_first: bool, now: float) -> None:
         """`goes_first`: local rank 0 starts a missing daemon at once, the others give it two seconds."""
@@ -29,6 +31,7 @@ class Starter:
         self._is_successor = False
         self._options: tuple[str, ...] = _AUTOSTARTED
         self._start_at = now + self._grace_seconds
+        self._connected_at = now
         self._pid = 0
 
     def on_welcome(self, daemon: Endpoint | None, welcome: Welcome, now: float) -> None:
@@ -46,13 +49,19 @@ class Starter:
 
     def on_connect(self, now: float) -> None:
         """Somebody answers."""
-        self._start_at = max(self._start_at, now + _GRACE_SECONDS)
+        self._connected_at = now
         self._is_successor = False
 
     def on_disconnect(self, now: float) -> None:
         """Nobody does any more."""
         self._succession.on_disconnect()
-        self._start_at = now if self._is_successor else max(self._start_at, now + _GRACE_SECONDS + self._grace_seconds)
+        miss_until = now + _GRACE_SECONDS + self._grace_seconds
+        if self._is_successor:
+            self._start_at = now
+        elif now - self._connected_at >= _SETTLED_SECONDS:
+            self._start_at = miss_until
+        else:
+            self._start_at = max(self._start_at, miss_until)
 
     def start(self, now: float) -> None:
         """Nobody answers: starts a daemon, unless one is alive or being started, or it is not our turn."""

@@ -22,7 +22,7 @@ from trackiod.systemd import Notifier, passed_socket
 log = logging.getLogger("trackiod")
 
 _STOP_SECONDS = 20.0
-_CHECK_PACKAGE_SECONDS = 60.0
+_CHECK_PACKAGE_SECONDS = 2.0
 _LOG_BYTES = 1 << 20
 
 AUTOSTARTED, STARTED, SERVICE = "autostarted", "started", "service"
@@ -156,25 +156,36 @@ class _Feeding:
 
 
 class _PackageWatch:
-    """A daemon whose own package changed on disk ends: half of one version and half of another is worse."""
+    """A daemon whose own package changed on disk ends: half of one version and half of another is worse.
+
+    It leaves when two looks in a row find the same change: an upgrade in the middle has nothing to start yet.
+    """
 
     def __init__(self) -> None:
-        self._path = os.path.join(os.path.dirname(os.path.realpath(__file__)), "__init__.py")
-        self._seen = self._look()
+        folder = os.path.dirname(os.path.realpath(__file__))
+        client = os.path.dirname(os.path.realpath(places.__file__))
+        self._paths = (os.path.join(folder, "__init__.py"), os.path.join(client, "version.py"))
+        self._started_with = self._last = self._look()
         self._next = time.monotonic() + _CHECK_PACKAGE_SECONDS
 
-    def _look(self) -> tuple[int, int] | None:
-        try:
-            info = os.stat(self._path)
-        except OSError:
-            return None
-        return info.st_ino, info.st_mtime_ns
+    def _look(self) -> list[tuple[int, int] | None]:
+        return [_identity(path) for path in self._paths]
 
     def check(self) -> str:
         if time.monotonic() < self._next:
             return ""
         self._next = time.monotonic() + _CHECK_PACKAGE_SECONDS
-        return "" if self._look() == self._seen else "the installed package changed"
+        before, self._last = self._last, self._look()
+        return "the installed package changed" if self._started_with != self._last == before else ""
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """What tells a file from one that was put in its place; None if it is gone."""
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return info.st_ino, info.st_mtime_ns
 
 
 def _be_modest() -> None:
