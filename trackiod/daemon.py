@@ -22,7 +22,7 @@ from trackiod.systemd import Notifier, passed_socket
 log = logging.getLogger("trackiod")
 
 _STOP_SECONDS = 20.0
-_CHECK_PACKAGE_SECONDS = 2.0
+_CHECK_PACKAGE_SECONDS = 1.0
 _LOG_BYTES = 1 << 20
 
 AUTOSTARTED, STARTED, SERVICE = "autostarted", "started", "service"
