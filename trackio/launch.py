@@ -62,7 +62,7 @@ def _package_folder() -> str:
 def is_running(places: Places) -> bool:
     """Whether some daemon holds the data folder's lock now; in doubt it does."""
     try:
-        fd = os.open(places.lock, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(places.lock, os.O_RDONLY | os.O_CLOEXEC)  # a lock can be asked for where nothing can be written
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:

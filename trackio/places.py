@@ -30,6 +30,8 @@ class Endpoint(NamedTuple):
     boot_id: str
     store: str
     version: str
+    folder: str = ""
+    """the live folder's `folder_id`: what is copied with a folder does not answer for the copy"""
 
     def to_text(self) -> str:
         """One `name value` a line."""
@@ -133,11 +135,20 @@ def _is_ours(path: str) -> bool:
     return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
 
 
+def folder_id(path: str) -> str:
+    """What tells a folder from its copies, within one boot. Raises OSError."""
+    info = os.stat(path)
+    return f"{info.st_dev}:{info.st_ino}"
+
+
 def read_endpoint(path: str) -> Endpoint | None:
-    """The endpoint in the file, or None if there is none or it cannot be read."""
+    """The endpoint in the file, or None if there is none, it cannot be read, or it is another folder's."""
     try:
         with open(path, encoding="utf-8") as file:
             values = dict(line.rstrip("\n").split(" ", 1) for line in file)
+        folder = values.get("folder", "")
+        if folder and folder != folder_id(os.path.dirname(path)):
+            return None
         return Endpoint(
             values["socket"],
             int(values["pid"]),
@@ -145,6 +156,7 @@ def read_endpoint(path: str) -> Endpoint | None:
             values["boot_id"],
             values["store"],
             values["version"],
+            folder,
         )
     except (OSError, ValueError, KeyError):
         return None

@@ -16,7 +16,7 @@ from trackio import places, settings
 from trackio.places import Endpoint, Places
 from trackio.version import __version__
 from trackiod.errors import EXIT_ALREADY_RUNNING, EXIT_FAILED, EXIT_OK, AlreadyRunning, TrackiodError
-from trackiod.lock import FolderLock, bind, remove_endpoint, write_endpoint
+from trackiod.lock import FolderLock, bind, endpoint_at, remove_endpoint, write_endpoint
 from trackiod.systemd import Notifier, passed_socket
 
 log = logging.getLogger("trackiod")
@@ -79,7 +79,7 @@ def _serve(where: Places, lock: FolderLock, life: str, *, idle_seconds: float | 
     committer = Committer(where.projects, store_id, lambda: server.wake())
     server = Server(where, committer, idle_seconds=idle_seconds)
     open_streams = committer.open_streams()
-    endpoint = Endpoint(socket_path, os.getpid(), time.time_ns(), places.boot_id(), store_id, __version__)
+    endpoint = endpoint_at(where, socket_path, pid=os.getpid(), store=store_id)
     server.listen(listener, _facts(where, endpoint, life))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _: server.stop(signal.Signals(signum).name))

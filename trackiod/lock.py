@@ -10,7 +10,7 @@ import os
 import socket
 import time
 
-from trackio.places import MAX_SOCKET_PATH_BYTES, Endpoint, Places, boot_id, make_private, read_endpoint
+from trackio.places import MAX_SOCKET_PATH_BYTES, Endpoint, Places, boot_id, folder_id, make_private, read_endpoint
 from trackio.version import __version__
 from trackiod.errors import AlreadyRunning, FolderUnusable
 
@@ -92,6 +92,11 @@ def bind(places: Places) -> socket.socket:
     raise FolderUnusable(f"No socket can be made: {'; '.join(problems)}.")
 
 
+def endpoint_at(places: Places, socket_path: str, *, pid: int, store: str) -> Endpoint:
+    """What to publish for the live folder, which exists. Raises OSError."""
+    return Endpoint(socket_path, pid, time.time_ns(), boot_id(), store, __version__, folder_id(places.live))
+
+
 def write_endpoint(places: Places, endpoint: Endpoint) -> None:
     """Publishes where we answer, whole or not at all. Raises OSError."""
     new = f"{places.endpoint}.new"
@@ -140,7 +145,7 @@ def publish(places: Places, socket_path: str) -> None:
     Raises FolderUnusable."""
     try:
         make_private(places.live)
-        write_endpoint(places, Endpoint(socket_path, NOBODY, time.time_ns(), boot_id(), "", __version__))
+        write_endpoint(places, endpoint_at(places, socket_path, pid=NOBODY, store=""))
     except OSError as error:
         raise FolderUnusable(
             f"The data folder {places.live} cannot be used: {error.strerror or error}. Set TRACKIO_DIR to another."
