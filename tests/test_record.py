@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trackio import record
-from trackio.record import Damage, Kind, Origin, Record
+from trackio.record import Damage, Kind, Record
 
 payloads = st.lists(st.binary(min_size=1, max_size=200), max_size=12)
 offsets = st.integers(0, 1 << 40).map(lambda n: n * 8)
@@ -71,14 +71,6 @@ def test_sliced_checksum_is_the_plain_one() -> None:
 
     data = bytes(range(256)) * 100
     assert record.checksum(data) == zlib.crc32(data)
-
-
-def test_the_bytes_of_a_record_are_those_of_version_1() -> None:
-    payload = record.pack(Kind.LOG, 1_700_000_000_000_000_000, 7, int(Origin.METRIC), {"loss": 0.5})
-    assert payload.hex() == "9500cf17979cfe362a0000070181a46c6f7373cb3fe0000000000000"
-    assert record.encode(64, payload).hex() == (
-        "41000000000000001c000000" + record.checksum(payload).to_bytes(4, "little").hex() + payload.hex() + "00000000"
-    )
 
 
 def test_a_payload_that_is_none_of_ours_is_a_value_error() -> None:
