@@ -57,8 +57,11 @@ def run(detach: bool, autostarted: bool) -> None:
 @trackiod.command()
 @click.argument("socket", type=click.Path(path_type=str))
 def publish(socket: str) -> None:
-    """Tell training processes that systemd listens on SOCKET for the daemon (trackiod.socket runs this)."""
-    lock.publish(where(), os.path.abspath(socket))
+    """Tell training processes that systemd listens on SOCKET for the daemon (trackiod.socket runs this). A daemon
+    that runs already stops, so that the next connection starts systemd's."""
+    places = where()
+    control.stop(places, "systemd listens for the daemon from now on")
+    lock.publish(places, os.path.abspath(socket))
 
 
 @trackiod.command()

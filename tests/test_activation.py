@@ -141,6 +141,27 @@ def test_what_cannot_be_answered_on_is_named(
     assert not launch.is_running(host.places)
 
 
+def test_a_daemon_that_runs_makes_room_for_the_published_socket(daemon: Host) -> None:
+    path = daemon.spool / "published.sock"
+    with listening(path) as listener:
+        assert daemon.command("trackiod", "publish", str(path)).returncode == 0
+        assert not launch.is_running(daemon.places)
+        service = activated(daemon, listener)
+        facts = wait_for(daemon.status).daemon
+        assert (facts["pid"], facts["socket"]) == (service.pid, str(path))
+        ended(service)
+
+
+def test_doctor_starts_no_daemon_by_looking(host: Host) -> None:
+    path = host.spool / "published.sock"
+    with listening(path) as listener:
+        assert host.command("trackiod", "publish", str(path)).returncode == 0
+        assert "does not run" in host.command("trackiod", "doctor").stdout
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
 def test_publish_makes_no_daemon_and_a_dead_endpoint_keeps_nobody_from_starting_one(host: Host) -> None:
     assert host.command("trackiod", "publish", str(host.spool / "nobody.sock")).returncode == 0
     assert host.status() is None and not launch.is_running(host.places)

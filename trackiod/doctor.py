@@ -186,28 +186,24 @@ def _free_space(live: Space) -> Check:
 
 def _spool(spools: tuple[Space, ...]) -> Check:
     """The same choice as a training process makes, in `trackio.spool`."""
-    chosen = next((s for s in spools if _takes_spools(s)), None)
-    if chosen is None:
+    usable = [space for space in spools if not _why_not(space)]
+    if not usable:
         looked = ", ".join(f"{s.path} ({_why_not(s)})" for s in spools) or "none"
         return Check(
             "spool", PROBLEM,
             f"No folder takes spools: {looked}. A killed process loses what it has not sent yet.",
             "Point TRACKIO_SPOOL_DIR to a writable tmpfs with room; in a container: docker run --shm-size=1g",
         )  # fmt: skip
-    assert chosen.free_bytes is not None and chosen.total_bytes is not None
-    where = (
-        f"Spools lie in {chosen.path} ({chosen.type}, {_size(chosen.free_bytes)} of {_size(chosen.total_bytes)} free)"
-    )
+    chosen, *others = usable
+    room = f"{_size(chosen.free_bytes or 0)} of {_size(chosen.total_bytes or 0)} free"
+    where = f"Spools lie in {chosen.path} ({chosen.type}, {room})"
     if not chosen.is_memory:
         return Check(
             "spool", WARNING, f"{where}: on a disk, where a log() may wait for a checkpoint.",
             "Point to a tmpfs with room: export TRACKIO_SPOOL_DIR=/dev/shm",
         )  # fmt: skip
-    return Check("spool", OK, f"{where}.")
-
-
-def _takes_spools(space: Space) -> bool:
-    return not _why_not(space)
+    otherwise = f"; where they cannot, in {' or '.join(space.path for space in others)}" if others else ""
+    return Check("spool", OK, f"{where}{otherwise}.")
 
 
 def _why_not(space: Space) -> str:

@@ -113,9 +113,9 @@ def gather(where: Places, *, autostart: bool, settings: tuple[str, ...]) -> Fact
 
 
 def _daemon(where: Places) -> Daemon:
-    report = control.status(where)
-    endpoint = places.read_endpoint(where.endpoint)
     is_running = launch.is_running(where)
+    report = control.status(where) if is_running else None  # a connection may start one (socket activation)
+    endpoint = places.read_endpoint(where.endpoint)
     pid = endpoint.pid if endpoint is not None and is_running else None
     python = report.daemon.get("python") if report else None
     return Daemon(
