@@ -146,6 +146,7 @@ class Host:
         return [p.value for p in shown(self.the_run(project), metric, **options)]
 
     def close(self) -> None:
+        self.stop()  # first: it may hold the other end of a pipe that is read below
         for process in self.processes:
             if process.poll() is None:
                 process.kill()

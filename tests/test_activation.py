@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, Host, wait_for
+from conftest import PATIENCE, Host, shown, wait_for
 
 from trackio import launch, places
 from trackiod.systemd import passed_socket
@@ -104,7 +104,7 @@ for line in sys.stdin:
         third = activated(host, listener)
         process.communicate()
         run = host.ended_run("p")
-        assert [p.value for p in run.series("a").points] == [0, 1, 2, 3] and run.holes == []
+        assert [p.value for p in shown(run, "a")] == [0, 1, 2, 3] and run.holes == []
         ended(third)
     assert (host.data / "trackiod.log").read_text().count("is ready") == 3, "no process started one of its own"
 

@@ -17,6 +17,8 @@ from conftest import PATIENCE, Host, shown, wait_for
 from trackio import places
 from trackiod import curves
 from trackiod.overview import Overview
+from trackiod.store import schema
+from trackiod.store.reader import ProjectReader
 
 BURST = """
 import trackio, sys, time
@@ -397,6 +399,33 @@ threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
     for n in range(16):
         for kind in ("np", "torch", "f"):
             assert found[f"t{n}/{kind}"].values.tolist() == [float(n * 1000 + i) for i in range(500)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_daemon_killed_while_it_folds_loses_and_doubles_nothing(host: Host, seed: int) -> None:
+    """4,096 records are enough to fold; each kill hits it in a batch, a fold, or between."""
+    rng = random.Random(seed)
+    process = host.python("""
+import time, trackio
+trackio.init(project="p", name="r")
+for i in range(60_000):
+    trackio.log({"i": i, "half": i / 2})
+    if i % 20 == 0: time.sleep(0.001)
+""")
+    for _ in range(5):
+        pid = host.start()
+        time.sleep(rng.uniform(0.3, 0.9))
+        os.kill(pid, signal.SIGKILL)
+    host.start()
+    assert process.wait(60 * PATIENCE) == 0, process.communicate()
+    run = host.ended_run("p", 60)
+    assert run.points == 120_000 and run.holes == [] and run.refused_points == 0
+    path = schema.path_of(host.places.projects, "p")
+    with ProjectReader(path) as reader:
+        wait_for(lambda: not reader._all("SELECT 1 FROM batches LIMIT 1"), 30, "the last fold")
+    values = [(p.step, p.value) for p in shown(host.the_run("p"), "i")]
+    assert values == [(i, i) for i in range(60_000)]
+    assert [p.value for p in shown(host.the_run("p"), "half")] == [i / 2 for i in range(60_000)]
 
 
 def test_automatic_steps_of_threads_never_collide(daemon: Host) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, Host, wait_for
+from conftest import PATIENCE, Host, shown, wait_for
 
 UNITS = Path(__file__).parent.parent / "systemd"
 SERVICES = ["trackiod.service", "trackiod@.service"]
@@ -163,7 +163,7 @@ def train_and_be_killed(host: Host) -> None:
     trainer.communicate()
     os.kill(pid, signal.SIGCONT)
     run = host.ended_run("p", 30)
-    assert [p.value for p in run.series("i").points] == list(range(300)) and run.holes == []
+    assert [p.value for p in shown(run, "i")] == list(range(300)) and run.holes == []
     assert run.state.state == "killed", "its end is read in /proc"
 
 
