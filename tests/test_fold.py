@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from trackio import record
 from trackio.record import Kind
-from trackiod.store import codec
+from trackiod.store import codec, points
 from trackiod.store.digest import digest
 from trackiod.store.fold import at_once, fold
 from trackiod.store.project import ProjectStore
@@ -64,7 +64,7 @@ class Stream:
 
     def read(self, *metrics: str) -> dict[str, Column]:
         with ProjectReader(self.store.path) as reader:
-            columns = reader.columns(self.name, frozenset(metrics))
+            columns = points.columns(reader, self.name, frozenset(metrics))
             assert reader.problems == []
         return columns
 
@@ -203,14 +203,14 @@ def test_blocks_are_those_of_the_points_that_show_or_are_not_given(
         stream.log(*rows)
         if not (has_tail and i == len(stretches) - 1):
             stream.fold()
-    points = stream.read("a")["a"]
-    points = points.take(last_per_step(points.steps))
+    logged = stream.read("a")["a"]
+    shown = logged.take(last_per_step(logged.steps))
     with ProjectReader(stream.store.path) as reader:
-        found = reader.blocks("s", "a")
+        found = points.blocks(reader, "s", "a")
     stream.store.close()
     if found is not None:
-        assert found.counts.sum() == points.size
-        one, other = buckets(found, 1), blocks_of(points.steps, points.times_ns, points.values, points.size)
+        assert found.counts.sum() == shown.size
+        one, other = buckets(found, 1), blocks_of(shown.steps, shown.times_ns, shown.values, shown.size)
         assert [array.tolist() for array in one] == [array.tolist() for array in other]
     else:
         spans = [(f * 100, f * 100 + (c - 1) * s) for f, c, s in stretches]
@@ -231,11 +231,11 @@ def test_what_many_records_share_is_stored_once(stream: Stream) -> None:
 def test_a_reader_sees_either_the_batches_or_the_chunks(stream: Stream) -> None:
     stream.log(*((s, {"a": 1.0}) for s in range(100)))
     with ProjectReader(stream.store.path) as reader:
-        with reader._transaction():
+        with reader.transaction():
             reader._connection.execute("SELECT count(*) FROM batches").fetchone()
             stream.fold()
-            assert len(reader._raw("s")) == 1 and reader._connection.execute("SELECT 1 FROM chunks").fetchone() is None
-        assert reader.columns("s", frozenset("a"))["a"].size == 100
+            assert len(reader.raw("s")) == 1 and reader._connection.execute("SELECT 1 FROM chunks").fetchone() is None
+        assert points.columns(reader, "s", frozenset("a"))["a"].size == 100
 
 
 def test_few_records_of_a_live_stream_stay_raw_and_those_of_an_ended_one_do_not(stream: Stream) -> None:
@@ -271,7 +271,7 @@ def test_a_chunk_or_page_that_is_damaged_is_named_and_the_rest_is_read(stream: S
         connection.execute("UPDATE chunks SET data = ? WHERE id = ?", (broken, ids[1]))
     connection.close()
     with ProjectReader(stream.store.path) as reader:
-        columns = reader.columns("s", frozenset("ab"))
+        columns = points.columns(reader, "s", frozenset("ab"))
         assert columns["a"].steps.tolist() == [*range(5000), *range(10000, 15000)]
         assert columns["b"].size == 15000
         (problem,) = reader.problems
@@ -294,8 +294,8 @@ def test_a_page_of_zeros_costs_what_stood_on_it(stream: Stream) -> None:
     data[position : position + 4096] = bytes(4096)
     path.write_bytes(data)
     with ProjectReader(str(path)) as reader:
-        points = reader.columns("s", frozenset("a"))["a"]
-        assert points.steps.tolist() == [*range(15000), *range(20000, 40000)]
+        found = points.columns(reader, "s", frozenset("a"))["a"]
+        assert found.steps.tolist() == [*range(15000), *range(20000, 40000)]
         assert len(reader.problems) == 1 and str(path) in reader.problems[0]
 
 

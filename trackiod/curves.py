@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from trackiod.answers import RunView
 from trackiod.errors import NotFound
+from trackiod.store import points
 from trackiod.views.attempts import Stream
 from trackiod.views.buckets import Blocks, blocks_of, buckets
 from trackiod.views.column import Column, concatenate
@@ -50,7 +51,7 @@ def bucketed(view: RunView, metric: str, most: int, choice: Choice = ALL_RANKS) 
     streams = _streams(view, choice)
     rows = [row for row in view.series_of.get(metric, []) if row.stream in {s.id for s in streams}]
     if len(rows) == 1 and not choice.all_points:  # one stream's: what the store has summed up may do
-        blocks = view.reader.blocks(rows[0].stream, metric)
+        blocks = points.blocks(view.reader, rows[0].stream, metric)
         if blocks is not None and len(blocks.counts) >= most // 2:
             return buckets(blocks, most)
     curve = series(view, metric, choice).curve
@@ -79,7 +80,7 @@ def _parts(view: RunView, metrics: frozenset[str], choice: Choice) -> dict[str, 
     found: dict[str, dict[tuple[int, int], list[Column]]] = {name: {} for name in metrics}
     for stream in _streams(view, choice):
         key = (stream.rank, view.places[stream.id].attempt)
-        for name, column in view.reader.columns(stream.id, metrics).items():
+        for name, column in points.columns(view.reader, stream.id, metrics).items():
             found[name].setdefault(key, []).append(column)
     return {name: [Part(*key, concatenate(columns)) for key, columns in parts.items()] for name, parts in found.items()}
 

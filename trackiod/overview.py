@@ -123,6 +123,7 @@ class Overview:
     @cached_property
     def _partly(self) -> dict[tuple[str, int, int], _Showing]:
         """What shows of the lanes of which only some points do, by metric, rank and attempt."""
+        from trackiod.store import points
         from trackiod.views.column import concatenate
         from trackiod.views.reduction import showing
 
@@ -131,11 +132,12 @@ class Overview:
         for name, lane in lanes:
             for row in lane.rows:
                 wanted.setdefault(row.stream, set()).add(name)
-        columns = {stream: self._view.reader.columns(stream, frozenset(names)) for stream, names in wanted.items()}
+        reader = self._view.reader
+        columns = {stream: points.columns(reader, stream, frozenset(names)) for stream, names in wanted.items()}
         found = {}
         for name, lane in lanes:
-            points = concatenate(columns[row.stream][name] for row in lane.rows)
-            values = showing(points, self._limits[name][lane.attempt]).values.tolist()
+            logged = concatenate(columns[row.stream][name] for row in lane.rows)
+            values = showing(logged, self._limits[name][lane.attempt]).values.tolist()
             found[name, lane.rank, lane.attempt] = _Showing(
                 len(values), sums_of(values), values[-1] if values else None
             )

@@ -1,5 +1,4 @@
-"""Reading one project's database, read-only; needs no daemon. Each method is one bounded transaction: it
-fetches bytes, and decodes them when the transaction is over.
+"""Reading one project's database, read-only; needs no daemon and no numpy. Each question is one bounded transaction.
 
 What is damaged is left out and named in `problems`; the rest is read.
 """
@@ -8,9 +7,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -20,16 +19,11 @@ from trackiod.store.digest import log_records
 from trackiod.views.attempts import Stream
 from trackiod.views.lineage import RunRow
 
-if TYPE_CHECKING:  # numpy takes longer to import than most questions take to answer
-    from trackiod.views.buckets import Blocks
-    from trackiod.views.column import Column
-
 _RUN = "id, name, run_group, created_ns, resumes"
 _ROOTS = (
     "SELECT id, name, run_group, created_ns, resumes FROM runs r WHERE (resumes = 0 OR NOT EXISTS (SELECT 1 FROM runs e"
     " WHERE e.name = r.name AND (e.created_ns, e.id) < (r.created_ns, r.id)))"
 )
-_BLOCK_FACTS = "first_step, last_step, first_ns, last_ns, shown, blocks"
 _AT_ONCE = 500
 """of SQLite's 999 host parameters"""
 
@@ -216,60 +210,6 @@ class ProjectReader:
         )
         return [HoleRow(*row) for row in rows]
 
-    # -- points ------------------------------------------------------------------------------------------------
-
-    def columns(self, stream: str, metrics: frozenset[str]) -> dict[str, Column]:
-        """The points of these metrics in one stream, as logged, folded or not yet."""
-        from trackiod.store import fold
-        from trackiod.views.column import Column, concatenate
-
-        with self._transaction():
-            names = self._series_names(stream, metrics)
-            chunks = self._chunks("series, axis, kind, data", names)
-            axes = {row[0]: row[1:] for row in self._axes(stream, {chunk[1] for chunk in chunks})}
-            raw = self._raw(stream)
-        found: dict[str, list[Column]] = {name: [] for name in metrics}
-        places: dict[int, Any] = {}
-        for series, axis, kind, data in chunks:
-            try:
-                count, blob = axes[axis]
-                if axis not in places:
-                    places[axis] = fold.read_axis(blob, count)
-                values = fold.read_values(kind, data, count)
-                found[names[series]].append(Column._make((*places[axis], values)))
-            except (ValueError, KeyError, IndexError) as error:
-                self._name_damage(names[series], axis, error)
-        for name, column in fold.gathered(raw, metrics).items():
-            found[name].append(column)
-        return {name: concatenate(columns) for name, columns in found.items()}
-
-    def blocks(self, stream: str, metric: str) -> Blocks | None:
-        """A series summed up in blocks, in the order of steps, without reading its points; None if that cannot
-        be: points hide each other, are no numbers, or what sums them up is damaged."""
-        from trackiod.store import fold
-        from trackiod.views import buckets
-
-        with self._transaction():
-            names = self._series_names(stream, {metric})
-            chunks = self._chunks("axis, overlapped, nans, low, high, total, blocks", names)
-            axes = {row[0]: row[1:] for row in self._axes(stream, None, _BLOCK_FACTS)}
-            raw = self._raw(stream)
-        parts = []
-        for axis, overlapped, nans, low, high, total, blob in chunks:
-            if overlapped or nans is None or axis not in axes:
-                return None
-            *ends, shown, shared = axes[axis]
-            try:
-                parts.append(
-                    fold.read_blocks(shared, blob, shown)
-                    if blob
-                    else buckets.single(*ends, shown, nans, low, high, total)
-                )
-            except (ValueError, TypeError, IndexError):
-                return None
-        parts += [buckets.blocks_as_logged(c) for c in fold.gathered(raw, frozenset({metric})).values()]
-        return buckets.in_order(parts)
-
     def recent(self, stream: str, batches: int) -> list[tuple[int, int]]:
         """(time_ns, step) of the log() calls in a stream's last batches, and of the ends of what was folded last."""
         folded = self._all(
@@ -284,7 +224,10 @@ class ProjectReader:
             found += [(record.time_ns, record.step) for record in log_records(data, start)]
         return found
 
-    def _series_names(self, stream: str, metrics: Collection[str]) -> dict[int, str]:
+    # -- parts of series, for `store.points`; inside `transaction` -----------------------------------------------
+
+    def series_names(self, stream: str, metrics: Collection[str]) -> dict[int, str]:
+        """The ids and names of these series of a stream."""
         if len(metrics) > _AT_ONCE:
             rows = self._connection.execute("SELECT id, name FROM series WHERE stream = ?", (stream,))
             return {id_: name for id_, name in rows if name in metrics}
@@ -292,19 +235,21 @@ class ProjectReader:
         sql = f"SELECT id, name FROM series WHERE stream = ? AND name IN ({marks})"
         return dict(self._connection.execute(sql, (stream, *metrics)).fetchall())
 
-    def _chunks(self, columns: str, series: Collection[int]) -> list[Any]:
+    def chunks(self, columns: str, series: Collection[int]) -> list[Any]:
         """The chunks of these series, each series' in the stream's order."""
-        return list(self._rows("chunks", columns, [
-            row[0]
-            for id_ in series
-            for row in self._connection.execute("SELECT id FROM chunks WHERE series = ? ORDER BY axis", (id_,))
-        ]))  # fmt: skip
+        sql = "SELECT id FROM chunks WHERE series = ? ORDER BY axis"
+        ids = [row[0] for id_ in series for row in self._connection.execute(sql, (id_,))]
+        return list(self._rows("chunks", columns, ids))
 
-    def _axes(self, stream: str, wanted: set[int] | None, columns: str = "count, data") -> Iterable[Any]:
-        ids = [
-            row[0] for row in self._connection.execute("SELECT id FROM axes WHERE stream = ? ORDER BY id", (stream,))
-        ]
-        return self._rows("axes", f"id, {columns}", ids if wanted is None else [id_ for id_ in ids if id_ in wanted])
+    def axes(self, columns: str, stream: str, wanted: Collection[int]) -> dict[int, tuple[Any, ...]]:
+        """Of a stream's axes those that are wanted, by id."""
+        rows = self._connection.execute("SELECT id FROM axes WHERE stream = ? ORDER BY id", (stream,)).fetchall()
+        return {row[0]: row[1:] for row in self._rows("axes", f"id, {columns}", [r[0] for r in rows if r[0] in wanted])}
+
+    def raw(self, stream: str) -> list[tuple[int, bytes]]:
+        """(start, bytes) of the batches that are not folded yet."""
+        sql = "SELECT start, data FROM batches WHERE stream = ? ORDER BY start"
+        return self._connection.execute(sql, (stream,)).fetchall()
 
     def _rows(self, table: str, columns: str, ids: list[int]) -> Iterator[Any]:
         """These rows; a page that cannot be read costs what stands on it, and is named."""
@@ -317,19 +262,10 @@ class ProjectReader:
                     f"Row {id_} of {table} in {self.path} cannot be read ({error}); the rest is shown."
                 )
 
-    def _raw(self, stream: str) -> list[tuple[int, bytes]]:
-        sql = "SELECT start, data FROM batches WHERE stream = ? ORDER BY start"
-        return self._connection.execute(sql, (stream,)).fetchall()
-
-    def _name_damage(self, metric: str, axis: int, error: Exception) -> None:
-        self.problems.append(
-            f"A chunk of {metric!r} in {self.path} is damaged ({error}, axis {axis}); the rest is shown."
-        )
-
     # -- SQLite --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
         """One view of the file: what is folded meanwhile is not seen twice, nor missed."""
         try:
             self._connection.execute("BEGIN")
