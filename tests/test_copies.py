@@ -109,6 +109,18 @@ def test_a_copy_taken_while_it_is_written_is_read_as_it_was_and_answers_for_itse
     assert [r["points"] for r in status["runs"]] == [100]
 
 
+def test_a_copy_without_its_shm_file_names_it(daemon: Host, trainer: Any, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(daemon.data, copy, ignore=shutil.ignore_patterns("*.sock", "*-shm"))
+    assert next(copy.rglob("*-wal")).stat().st_size
+    read_only(copy)
+    command = [*STRANGER, str(Path(sys.executable).with_name("trackio")), "list", "runs", "--project", "p"]
+    done = subprocess.run(command, env=daemon.environ(TRACKIO_DIR=str(copy)), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "") and "without its -shm file" in done.stderr
+    assert done.stderr.count("\n") == 1
+    trainer.communicate()
+
+
 def test_what_is_logged_to_a_copy_does_not_go_to_the_original(daemon: Host, trainer: Any, tmp_path: Path) -> None:
     trainer.communicate()
     daemon.ended_run("p")

@@ -27,7 +27,7 @@ MESSAGES: list[tuple[wire.Message, str]] = [
     (wire.Heartbeat("s", 8, [0, 300]), "9405a173089200cd012c"),
     (wire.Refusal("s", "no"), "9306a173a26e6f"),
     (wire.Unknown("s"), "9207a173"),
-    (wire.Find("p", "n"), "9308a170a16e"),
+    (wire.Find("p", "n", "a"), "9408a170a16ea161"),
     (wire.Found("p", "n", "id", 3), "9509a170a16ea2696403"),
     (wire.StatusQuery(), "910a"),
     (wire.StatusReport({"pid": 1}, [{"stream": "s"}]), "930b81a3706964019181a673747265616da173"),
@@ -57,6 +57,7 @@ RECORDS: list[tuple[Kind, tuple[Any, ...], str]] = [
     (Kind.DEFINE, ("train/*", {"reduce": "sum"}), "9402cf17979cfe362a0000a7747261696e2f2a81a6726564756365a373756d"),
     (Kind.FINISH, ("failed", "ValueError", True), "9503cf17979cfe362a0000a66661696c6564aa56616c75654572726f72c3"),
     (Kind.CLOCK, (12345,), "9304cf17979cfe362a0000cd3039"),
+    (Kind.SUMMARY, ({"best": 0.5},), "9305cf17979cfe362a000081a462657374cb3fe0000000000000"),
 ]  # fmt: skip
 
 

@@ -122,16 +122,18 @@ for line in sys.stdin:
 
 
 @pytest.fixture(params=["/dev/shm", "/run/user", "/tmp"])
-def base(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """One of the folders in which spools lie."""
-    parent = request.param
+def spooling(host: Host, request: pytest.FixtureRequest) -> Iterator[Host]:
+    """A host whose spools lie in one of the folders that may hold them."""
+    parent, spool = request.param, host.spool
     made = not os.path.isdir(parent)
     os.makedirs(parent, exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix="trackio-test-", dir=parent))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    host.spool = Path(tempfile.mkdtemp(prefix="trackio-test-", dir=parent))
+    yield host
+    host.stop()
+    shutil.rmtree(host.spool, ignore_errors=True)
     if made:
         os.rmdir(parent)
+    host.spool = spool
 
 
 def start(host: Host, command: list[str]) -> Any:
@@ -169,14 +171,12 @@ def train_and_be_killed(host: Host) -> None:
 
 @needs_root
 @pytest.mark.parametrize("unit", SERVICES)
-def test_a_daemon_under_the_units_restrictions_does_all_of_its_work(host: Host, unit: str, base: Path) -> None:
-    host.spool, spool = base, host.spool
-    process = start(host, [*confined(directives(unit)), *DAEMON])
-    train_and_be_killed(host)
+def test_a_daemon_under_the_units_restrictions_does_all_of_its_work(spooling: Host, unit: str) -> None:
+    process = start(spooling, [*confined(directives(unit)), *DAEMON])
+    train_and_be_killed(spooling)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=20 * PATIENCE)
     assert process.returncode == 0 and " ERROR " not in err, err
-    host.spool = spool
 
 
 @needs_root
@@ -214,8 +214,10 @@ def test_the_daemon_makes_only_the_system_calls_that_its_unit_allows(host: Host,
     allowed = allowed_calls(unit["SystemCallFilter"])
     assert len(allowed) > 200
     process = start(host, [*confined(unit), "strace", "-f", "-qq", "-o", str(trace), *DAEMON])
-    train_and_be_killed(host)
-    host.stop()
+    try:
+        train_and_be_killed(host)
+    finally:
+        host.stop()  # it would outlive the strace that is killed at the end of a test
     process.communicate(timeout=20 * PATIENCE)
     text = trace.read_text()
     made = set(re.findall(r"^\d+ +(\w+)\(", text, re.MULTILINE))

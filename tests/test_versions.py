@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, Host, wait_for
+from conftest import PATIENCE, Host, shown, wait_for
 
 from trackio import launch
 from trackio.shipping import HAND_OVERS_A_PROCESS, Succession
@@ -99,7 +99,7 @@ def end_and_check(host: Host, process: Any, project: str, version: str) -> None:
     said, count = out.split()
     assert said == version
     run = host.ended_run(project)
-    assert [p.value for p in run.series("i", all_points=True).points] == list(range(int(count)))
+    assert [p.value for p in shown(run, "i", all_points=True)] == list(range(int(count)))
     assert (run.holes, run.refused_records, run.state.state) == ([], 0, "finished")
 
 

@@ -192,6 +192,15 @@ def open_for_reading(path: str) -> sqlite3.Connection:
         except sqlite3.Error as error:
             last = error
     assert last is not None
+    if (
+        os.path.exists(path + "-wal")
+        and not os.path.exists(path + "-shm")
+        and not os.access(os.path.dirname(path), os.W_OK)
+    ):
+        raise StoreError(
+            f"{path} was copied while it was written, and cannot be read without its -shm file where nothing can be"
+            " written: copy all three files, or make the copy writable."
+        ) from last
     raise _named(last, path) from last
 
 
