@@ -84,6 +84,7 @@ class Folding:
         touched = self._touched[project]
         if not touched or not self._databases.has(project):
             del self._due[project], self._touched[project]
+            self._raw_bytes = self._raw_bytes if self._due else 0  # what is raw now is to stay so
             return None
         store = self._databases.get(project)
         stream = next(iter(touched))
