@@ -32,6 +32,7 @@ _MANY_VALUES = 1000
 """more than anybody reads on a terminal"""
 _TERMINAL_BUCKETS = 50
 _LINES_AT_ONCE = 500
+_FAR = (1 << 63) - 1
 
 
 def _window_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -202,8 +203,12 @@ def get_metric(
     with catalog.open_project(where().projects, project) as reader:
         view = catalog.find_run(reader, run)
         facts = {"project": project, "run": view.name, "run_id": view.id, "metric": metric}
-        is_long = sum(row.points for row in view.series_of.get(metric, [])) > _MANY_VALUES
-        is_unread = is_long and sys.stdout.isatty() and not (raw or as_json or within or all_points)
+        rows = view.series_of.get(metric, [])
+        are_numbers = all(row.numbers + row.nans == row.points for row in rows)
+        if buckets is not None and rows and not are_numbers:
+            raise TrackiodError(f"--buckets sums up numbers, and not all values of '{metric}' are.")
+        is_long = max((row.points for row in rows), default=0) > _MANY_VALUES
+        is_unread = is_long and are_numbers and sys.stdout.isatty() and not (raw or as_json or within or all_points)
         if buckets is not None or is_unread:
             found = curves.bucketed(view, metric, buckets or _TERMINAL_BUCKETS, choice)
         else:
@@ -319,15 +324,17 @@ def _window(step: int | None, around: int | None, at_time: str | None, window: i
     if step is not None:
         return lambda curve: curve.take(curve.steps == step)
     if around is not None:
-        return lambda curve: curve.take((curve.steps >= around - window) & (curve.steps <= around + window))
+        low, high = (max(-_FAR, min(_FAR, around + reach)) for reach in (-window, window))
+        return lambda curve: curve.take((curve.steps >= low) & (curve.steps <= high))
     if at_time is not None:
         try:
             moment = datetime.fromisoformat(at_time)
         except ValueError:
             raise TrackiodError(f"--at-time '{at_time}' is no ISO 8601 time.") from None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        centre, reach = int(moment.timestamp() * 1e9), int(window * 1e9)
-        return lambda curve: curve.take(abs(curve.times_ns - centre) <= reach)
+        seconds = moment.timestamp()
+        low, high = (max(-_FAR, min(_FAR, int((seconds + reach) * 1e9))) for reach in (-window, window))
+        return lambda curve: curve.take((curve.times_ns >= low) & (curve.times_ns <= high))
     return None
 
 

@@ -87,7 +87,7 @@ def _valid(value: Any) -> Any:
         return [_valid(v) for v in value]
     if isinstance(value, bytes):
         return value.hex()
-    return value
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def timestamp(time_ns: int | None) -> str | None:

@@ -11,13 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trackio import record
 from trackio.record import Kind
+from trackiod import catalog, folding
+from trackiod.databases import Databases
+from trackiod.overview import Overview
 from trackiod.store import codec, points
-from trackiod.store.digest import digest
+from trackiod.store.digest import End, digest
 from trackiod.store.fold import at_once, fold
 from trackiod.store.project import ProjectStore
 from trackiod.store.reader import ProjectReader
@@ -104,7 +108,7 @@ def test_integers_come_back(values: list[int]) -> None:
     st.lists(ANY_FLOAT, max_size=50),
     st.lists(st.floats(width=32), max_size=50),
     st.lists(st.integers(-(10**6), 10**6).map(lambda n: n / 10**4), max_size=50),
-    st.lists(st.sampled_from([0.0, -0.0, math.nan, math.inf, 5e-324, 1e308]), max_size=20),
+    st.lists(st.sampled_from([0.0, -0.0, 0.1, math.nan, math.inf, 5e-324, 1e308]), max_size=20),
     st.lists(INT64, max_size=50),
     st.lists(PLAIN, max_size=30),
 ))  # fmt: skip
@@ -323,3 +327,60 @@ def test_folding_keeps_what_is_not_a_point(stream: Stream) -> None:
     with ProjectReader(stream.store.path) as reader:
         assert (reader.summary("s"), reader.config("s")) == ({"best": 0.9}, {"lr": 0.1})
         assert reader._all("SELECT * FROM clocks") == [("s", 5, 77)]
+
+
+def test_a_raw_batch_on_a_damaged_page_costs_no_more_than_itself(stream: Stream) -> None:
+    stream.log(*((s, {"a": 1.0}) for s in range(5000)))
+    stream.fold()
+    for first in (5000, 6000, 7000):
+        stream.log(*((s, {"a": math.sin(s)}) for s in range(first, first + 1000)))
+    stream.store.close()
+    path = Path(stream.store.path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        blobs = connection.execute("SELECT data FROM batches ORDER BY id").fetchall()
+    connection.close()
+    data = bytearray(path.read_bytes())
+    position = data.index(blobs[1][0][20000:20100]) // 4096 * 4096
+    data[position : position + 4096] = bytes(4096)
+    path.write_bytes(data)
+    with ProjectReader(str(path)) as reader:
+        found = points.columns(reader, "s", frozenset("a"))["a"]
+        assert found.steps.tolist() == [*range(6000), *range(7000, 8000)] and len(reader.problems) == 1
+
+
+def test_a_stream_that_cannot_be_folded_does_not_keep_others_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    databases = Databases(str(tmp_path), "store")
+    streams = [Stream(tmp_path, f"s{i}") for i in range(4)]
+    for each in streams:
+        each.log(*((s, {"a": 1.0}) for s in range(5000)))
+    store = databases.get("p")
+    with store.transaction():  # a record whose chunk cannot be put anywhere: its series is gone
+        store._do("DELETE FROM series WHERE stream = 's2'")
+    monkeypatch.setattr(folding, "_AGAIN_SECONDS", 0.05)
+    work = folding.Folding(databases)
+    work.note("p", [each.name for each in streams])
+    wait_for(lambda: work.step() or work.seconds_until_due() is None, 30, "the end of folding")
+    assert store.raw_streams() == ["s2"] and not work.is_due()
+    databases.close_all()
+    for each in streams:
+        each.store.close()
+
+
+def test_an_attempt_that_is_hidden_whole_is_in_no_summary(tmp_path: Path) -> None:
+    """Its process finished and logged again, so it has two streams; the last attempt logs twice at a step."""
+    store = ProjectStore(str(tmp_path), "p", "store")
+    for name, process, attempt, steps in (("s0", "P", "a", (5, 5)), ("s1", "P", "a", (6,)), ("s2", "Q", "b", (5, 5))):
+        with store.transaction():
+            store.register(name, META | {"process": process, "attempt": attempt, "started_ns": int(name[1]) + 1})
+            data = b""
+            for step in steps:
+                data += record.encode(len(data), record.pack(Kind.LOG, 9, step, 0, {"a": float(len(data))}))
+            store.append(name, 0, data, digest(data, 0))
+            store.end(name, End("finished", "", explicit=True, time_ns=int(name[1]) + 2))
+    with ProjectReader(store.path) as reader:
+        overview = Overview(catalog.find_run(reader, "r"))
+        assert overview.hidden == 4 and overview.summary("a") == {"last": 40.0, "min": 40.0, "max": 40.0, "mean": 40.0}
+    store.close()

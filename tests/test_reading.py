@@ -19,7 +19,7 @@ from conftest import PATIENCE, Host, wait_for
 
 from trackio.record import Kind, Origin, encode, pack
 from trackiod.store import codec
-from trackiod.store.digest import digest
+from trackiod.store.digest import End, digest
 from trackiod.store.fold import Folded, at_once, fold
 from trackiod.store.project import ProjectStore
 
@@ -142,7 +142,7 @@ def long(host: Host) -> Host:
                 start=first, first_step=first, last_step=first + 9_999, data=codec.seal(places), blocks=blocks
             )
             store.replace_raw("s", len(data), [Folded(axis, folded.chunks)])
-        store._do("UPDATE series SET points = 10000000, max_step = 9999999, last_step = 9999999")
+        store._do("UPDATE series SET points = 10000000, numbers = 10000000, max_step = 9999999, last_step = 9999999")
         store._do("UPDATE streams SET points = 10000000, state = 'finished', ended_ns = 1")
     store.close()
     return host
@@ -206,6 +206,43 @@ def test_a_paused_reader_does_not_hold_the_database(long: Host) -> None:
     os.close(main)
 
 
+def test_text_is_never_summed_up(daemon: Host) -> None:
+    daemon.run("import trackio\ntrackio.init(project='p', name='r')\n"
+               "for i in range(1200): trackio.log({'a': f'word{i}'})")  # fmt: skip
+    daemon.ended_run("p")
+    assert "word1199" in on_a_terminal(daemon, *METRIC)
+    done = daemon.command("trackio", *METRIC, "--buckets", "3")
+    assert done.stderr == "Error: --buckets sums up numbers, and not all values of 'a' are.\n"
+
+
+@pytest.mark.parametrize("when", ["9999-01-01", "0001-01-01T00:00:00"])
+def test_a_time_far_away_finds_nothing(daemon: Host, when: str) -> None:
+    daemon.run("import trackio\ntrackio.init(project='p', name='r')\ntrackio.log({'a': 1})")
+    daemon.ended_run("p")
+    assert daemon.cli(*METRIC, "--at-time", when)["values"] == []
+
+
+def test_one_rank_shows_what_the_run_does_not_hide(daemon: Host) -> None:
+    """Attempt 2 begins at step 5 in rank 0, at step 8 in rank 1: it hides attempt 1 from 5 on, in both."""
+    code = """
+import os, trackio
+rank = int(os.environ["RANK"])
+trackio.init(project="p", name="r")
+for step in range(*%s[rank]): trackio.log({"a": float(%s)}, step=step)
+"""
+    run_ranks(daemon, code % ("[(0, 10), (0, 10)]", "step"))
+    daemon.ended_run("p")
+    JOB["TORCHELASTIC_ERROR_FILE"] = "/tmp/a/b/attempt_1/0/error.json"
+    run_ranks(daemon, code % ("[(5, 10), (8, 10)]", "100 + step"))
+    JOB["TORCHELASTIC_ERROR_FILE"] = "/tmp/a/b/attempt_0/0/error.json"
+    wait_for(lambda: daemon.the_run("p").points == 27)
+    daemon.ended_run("p")
+    one = daemon.cli(*METRIC, "--rank", "1")
+    assert [v["step"] for v in one["values"]] == [0, 1, 2, 3, 4, 8, 9] and one["hidden"] == 5
+    assert daemon.cli(*METRIC, "--rank", "0")["hidden"] == 5
+    assert daemon.cli("get", "run", "--project", "p", "--run", "r")["hidden_points"] == 10
+
+
 def test_buckets_go_with_no_window(daemon: Host) -> None:
     daemon.run("import trackio\ntrackio.init(project='p', name='r')\ntrackio.log({'a': 1})")
     daemon.ended_run("p")
@@ -255,6 +292,21 @@ def test_a_million_runs_come_a_page_at_a_time(host: Host) -> None:
     for name in ("again", "id7", "name7"):
         assert host.cli("get", "run", "--project", "p", "--run", name)["run_id"] == "id7"
     assert len(host.cli("status")["runs"]) == 10
+
+
+def test_status_finds_runs_behind_one_of_many_ranks(host: Host) -> None:
+    projects = Path(host.places.projects)
+    projects.mkdir(parents=True)
+    store = ProjectStore(str(projects), "p", "test")
+    meta = {"name": "n", "role": "rank", "attempt": "a", "world_size": 700}
+    with store.transaction():
+        for run, ranks in (("small1", 1), ("small2", 1), ("large", 700)):
+            for rank in range(ranks):
+                store.register(f"{run}-{rank}", {**meta, "run": run, "rank": rank, "started_ns": 1})
+        for number, (stream, _, _) in enumerate(store.open_streams()):
+            store.end(stream, End("finished", "", explicit=True, time_ns=number + 1000 * stream.startswith("large")))
+    store.close()
+    assert {row["run_id"] for row in host.cli("status")["runs"]} == {"small1", "small2", "large"}
 
 
 def test_a_hundred_thousand_metrics_in_one_run(daemon: Host) -> None:

@@ -126,6 +126,14 @@ class RunView:
             found.setdefault(row.name, []).append(row)
         return found
 
+    def first_steps(self, metric: str) -> dict[int, int]:
+        """The lowest step of a metric in each attempt that logged it, over all ranks."""
+        found: dict[int, int] = {}
+        for row in self.series_of.get(metric, []):
+            attempt = self.places[row.stream].attempt
+            found[attempt] = min(row.first_step, found.get(attempt, row.first_step))
+        return found
+
     @property
     def num_logs(self) -> int:
         """Records of the lowest rank, over all attempts."""

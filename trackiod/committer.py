@@ -170,7 +170,7 @@ class Committer:
             self._wake.wait(0 if self._work else self._folding.seconds_until_due())
             self._wake.clear()
             while self._work:
-                if not self._commit_some() and self._stopping:
+                if not self._commit_some():
                     break
                 for _ in range(self._folding.slices_beside_ingest()):
                     self._folding.step()

@@ -50,7 +50,8 @@ def bucketed(view: RunView, metric: str, most: int, choice: Choice = ALL_RANKS) 
     _check_metric(view, metric)
     streams = _streams(view, choice)
     rows = [row for row in view.series_of.get(metric, []) if row.stream in {s.id for s in streams}]
-    if len(rows) == 1 and not choice.all_points:  # one stream's: what the store has summed up may do
+    is_all = choice.attempt is not None or len(view.first_steps(metric)) == 1
+    if len(rows) == 1 and is_all and not choice.all_points:  # one stream's: what the store has summed up may do
         blocks = points.blocks(view.reader, rows[0].stream, metric)
         if blocks is not None and len(blocks.counts) >= most // 2:
             return buckets(blocks, most)
@@ -68,7 +69,7 @@ def _series_of(view: RunView, metric: str, parts: list[Part], choice: Choice) ->
     ranks = len({part.rank for part in parts if part.points.size})
     if choice.all_points:
         return Series(as_stored(parts), None, ranks, 0)
-    visible, hidden = sift(parts)
+    visible, hidden = sift(parts, view.first_steps(metric) if choice.attempt is None else None)
     if choice.rank is not None:
         return Series(as_stored(visible), None, ranks, hidden)
     how = view.reduction_of(metric)

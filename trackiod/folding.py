@@ -29,14 +29,14 @@ class Folding:
     def __init__(self, databases: Databases) -> None:
         self._databases = databases
         self._due: dict[str, float] = {}
-        self._touched: dict[str, set[str]] = {}
+        self._touched: dict[str, dict[str, None]] = {}
         self._job: Generator[None, None, None] | None = None
-        self._project = ""
+        self._project = self._stream = ""
         self._raw_bytes = 0
 
     def note(self, project: str, streams: Iterable[str], raw_bytes: int = 0) -> None:
         """Something was stored in these streams of a project, or they ended."""
-        self._touched.setdefault(project, set()).update(streams)
+        self._touched.setdefault(project, {}).update(dict.fromkeys(streams))
         self._due.setdefault(project, time.monotonic() + _LOOK_SECONDS)
         self._raw_bytes += raw_bytes
 
@@ -77,25 +77,31 @@ class Folding:
 
     def _give_up(self, error: Exception) -> None:
         self._job = None
-        log.warning("project %r is not folded now: %s", self._project, error)
+        log.warning("stream %r of project %r is not folded now: %s", self._stream, self._project, error)
+        self._touched.get(self._project, {}).pop(self._stream, None)  # what it logs next brings it back
         self._due[self._project] = time.monotonic() + _AGAIN_SECONDS
 
     def _begin(self, project: str) -> Generator[None, None, None] | None:
-        touched = self._touched[project]
+        touched = self._touched.setdefault(project, {})
         if not touched or not self._databases.has(project):
-            del self._due[project], self._touched[project]
-            self._raw_bytes = self._raw_bytes if self._due else 0  # what is raw now is to stay so
+            self._forget(project)
             return None
+        self._stream = next(reversed(touched))
         store = self._databases.get(project)
-        stream = next(iter(touched))
-        if store.is_ripe(stream):
-            return self._fold(store, stream)
-        touched.discard(stream)
-        if touched:
-            return None
-        if store.is_idle() and store.free_pages() > _KEPT_FREE_PAGES:
+        if store.is_ripe(self._stream):
+            return self._fold(store, self._stream)
+        del touched[self._stream]
+        if not touched and store.is_idle() and store.free_pages() > _KEPT_FREE_PAGES:
             return self._give_back(store)
         return None
+
+    def _forget(self, project: str) -> None:
+        """Nothing of a project is to be folded until something is stored in it."""
+        del self._due[project], self._touched[project]
+        if not self._due:
+            self._raw_bytes = 0  # what is raw now is to stay so
+        if self._databases.has(project) and self._databases.get(project).is_idle():
+            self._databases.close(project)
 
     def _fold(self, store: ProjectStore, stream: str) -> Generator[None, None, None]:
         from trackiod.store.fold import fold  # numpy: an idle daemon does without
@@ -110,6 +116,10 @@ class Folding:
 
     @staticmethod
     def _give_back(store: ProjectStore) -> Generator[None, None, None]:
-        while store.free_pages():
+        free = store.free_pages()
+        while free:
             store.give_back(_PAGES_A_SLICE)
             yield
+            before, free = free, store.free_pages()
+            if free >= before:
+                return

@@ -30,7 +30,7 @@ class _Lane(NamedTuple):
 class _Showing(NamedTuple):
     """What shows of a lane."""
 
-    points: int
+    hidden: int
     sums: Sums
     last: Any
 
@@ -48,8 +48,7 @@ class Overview:
     @property
     def hidden(self) -> int:
         """Points that the rules hide, over all ranks."""
-        stored = sum(row.points for lanes in self._lanes.values() for lane in lanes for row in lane.rows)
-        return stored - sum(one.points for found in self._showing.values() for one in found)
+        return sum(one.hidden for found in self._showing.values() for one in found)
 
     @property
     def metrics(self) -> list[str]:
@@ -103,22 +102,23 @@ class Overview:
         return {name: [self._of(name, lane) for lane in lanes] for name, lanes in self._lanes.items()}
 
     def _of(self, metric: str, lane: _Lane) -> _Showing:
-        limit = self._limits[metric][lane.attempt]
-        if all(row.first_step >= limit for row in lane.rows):
-            return _Showing(0, Sums(), None)
+        if self._is_hidden(metric, lane):
+            return _Showing(sum(row.points for row in lane.rows), Sums(), None)
         if self._is_partly(metric, lane):
             return self._partly[metric, lane.rank, lane.attempt]
         (row,) = lane.rows
         total = math.nan if row.total is None else row.total  # SQLite keeps NaN, which is inf - inf here, as null
-        return _Showing(row.points, Sums(row.numbers, row.nans, row.low, row.high, total), row.last)
+        return _Showing(0, Sums(row.numbers, row.nans, row.low, row.high, total), row.last)
+
+    def _is_hidden(self, metric: str, lane: _Lane) -> bool:
+        """Whether later attempts hide all of a lane."""
+        return all(row.first_step >= self._limits[metric][lane.attempt] for row in lane.rows)
 
     def _is_partly(self, metric: str, lane: _Lane) -> bool:
         """Whether some points of a lane may be hidden and others show."""
-        limit = self._limits[metric][lane.attempt]
-        if len(lane.rows) > 1:
-            return True
         row = lane.rows[0]
-        return row.first_step < limit and not (row.ascending and row.max_step < limit)
+        is_whole = len(lane.rows) == 1 and row.ascending and row.max_step < self._limits[metric][lane.attempt]
+        return not is_whole and not self._is_hidden(metric, lane)
 
     @cached_property
     def _partly(self) -> dict[tuple[str, int, int], _Showing]:
@@ -138,9 +138,8 @@ class Overview:
         for name, lane in lanes:
             logged = concatenate(columns[row.stream][name] for row in lane.rows)
             values = showing(logged, self._limits[name][lane.attempt]).values.tolist()
-            found[name, lane.rank, lane.attempt] = _Showing(
-                len(values), sums_of(values), values[-1] if values else None
-            )
+            last = values[-1] if values else None
+            found[name, lane.rank, lane.attempt] = _Showing(logged.size - len(values), sums_of(values), last)
         return found
 
     def _last_of(self, metric: str, lane: _Lane) -> Any:

@@ -158,8 +158,9 @@ def _decimals(values: Values) -> tuple[int, Ints] | None:
             whole = np.rint(values * scale)
             if not (np.abs(whole) < _MAX_EXACT).all():
                 return None
-            if _exact(values, whole / scale) is not None:
-                return digits, whole.astype(np.int64)
+            stored = whole.astype(np.int64)  # which has no -0.0
+            if _exact(values, stored / scale) is not None:
+                return digits, stored
     return None
 
 

@@ -14,6 +14,7 @@ from trackio.record import Damage, Kind, Origin, salvage, unpack
 
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 _COUNTER = int(Origin.COUNTER)
+_LAST_ORIGIN = 255
 _NUMBERS = frozenset({float, int, bool})
 _ROWS_AT_ONCE = 256
 
@@ -123,13 +124,23 @@ class _Shape:
 
 def sums_of(values: Sequence[Any]) -> Sums:
     """The sums of one metric's values."""
-    if _NUMBERS.issuperset(map(type, values)):
+    if values and _NUMBERS.issuperset(map(type, values)):
         total = sum(values)
         if total == total:
-            return Sums(len(values), 0, min(values), max(values), total)
+            return Sums(len(values), 0, _number(min(values)), _number(max(values)), total)
     numbers = [v for v in values if type(v) in _NUMBERS and v == v]
     nans = sum(1 for v in values if v != v)
-    return Sums(len(numbers), nans, min(numbers), max(numbers), sum(numbers)) if numbers else Sums(nans=nans)
+    if not numbers:
+        return Sums(nans=nans)
+    return Sums(len(numbers), nans, _number(min(numbers)), _number(max(numbers)), sum(numbers))
+
+
+def _number(value: float) -> float:
+    """A bool as the number it counts for, and a whole number past 64 bits with sign as the nearest float: what the
+    database can hold."""
+    if isinstance(value, float):
+        return value
+    return int(value) if _INT64_MIN <= value <= _INT64_MAX else float(value)
 
 
 def digest(data: bytes, start: int) -> Digest:
@@ -165,8 +176,8 @@ def _take_log(result: Digest, shapes: dict[tuple[str, ...], _Shape], fields: lis
     if shape is None:
         _check_log(step, origin, metrics)
         shape = shapes[names] = _Shape(step)
-    elif not _INT64_MIN <= step <= _INT64_MAX:
-        raise ValueError("its step is no whole number of 64 bits")
+    elif not _INT64_MIN <= step <= _INT64_MAX or not 0 <= origin <= _LAST_ORIGIN:
+        raise ValueError("its step is no whole number of 64 bits, or its origin unknown")
     shape.points += 1
     if origin == _COUNTER:
         shape.counted += 1
@@ -229,6 +240,8 @@ def _take(result: Digest, fields: list[Any]) -> None:
 def _check_log(step: Any, origin: Any, metrics: Any) -> None:
     if type(step) is not int or type(origin) is not int or not _INT64_MIN <= step <= _INT64_MAX:
         raise ValueError("its step is no whole number of 64 bits")
+    if not 0 <= origin <= _LAST_ORIGIN:
+        raise ValueError("its origin is unknown")
     if not isinstance(metrics, dict) or not all(type(name) is str for name in metrics):
         raise ValueError("its metrics are no map of names")
 

@@ -29,8 +29,9 @@ from trackiod.views.column import Bools, Column, Ints, Values, last_per_step, ty
 
 T = TypeVar("T")
 
-_SLICE_RECORDS = 1024
 _SLICE_POINTS = 1 << 16
+_RECORD_POINTS = 63
+"""what a record costs besides its points, in points"""
 _CHUNK_POINTS = 512
 """what a chunk costs besides its points, in points"""
 
@@ -65,7 +66,7 @@ def gather(
 ) -> Generator[None, None, list[Group]]:
     """The log records of these (start, bytes), in columns; all metrics or the `wanted`. Yields between slices."""
     shapes: dict[tuple[str, ...], _Shape] = {}
-    count = 0
+    work = 0
     for start, data in batches:
         for offset, time_ns, step, origin, metrics in log_records(data, start):
             names = tuple(metrics)
@@ -82,10 +83,15 @@ def gather(
             origins.append(origin)
             row = metrics.values() if len(shape.names) == len(names) else [metrics[name] for name in shape.names]
             shape.rows.append(tuple(row))
-            count += 1
-            if count % _SLICE_RECORDS == 0:
+            work += len(shape.names) + _RECORD_POINTS
+            if work >= _SLICE_POINTS:
+                work = 0
                 yield
-    return list(_groups(list(shapes.values())))
+    groups = []
+    for group in _groups(list(shapes.values())):
+        groups.append(group)
+        yield
+    return groups
 
 
 def gathered(batches: Iterable[tuple[int, bytes]], wanted: frozenset[str] | None = None) -> dict[str, Column]:

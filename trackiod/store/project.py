@@ -206,8 +206,12 @@ class ProjectStore:
     # -- folding ---------------------------------------------------------------------------------------------
 
     def raw_streams(self) -> list[str]:
-        """The streams that have raw batches."""
-        return [row[0] for row in self._connection.execute("SELECT DISTINCT stream FROM batches").fetchall()]
+        """The streams that may have raw batches to fold."""
+        rows = self._connection.execute(
+            "SELECT stream FROM batches GROUP BY stream HAVING sum(records) >= ? OR sum(end - start) >= ?",
+            (_FOLD_RECORDS_AT_LEAST, _FOLD_BYTES_AT_MOST),
+        )
+        return [row[0] for row in rows.fetchall()]
 
     def is_ripe(self, stream: str) -> bool:
         """Whether a stream's raw batches are due to be folded: they are many, or it ended and they are not few."""
@@ -215,7 +219,7 @@ class ProjectStore:
             "SELECT sum(records), sum(end - start), (SELECT state IS NOT NULL FROM streams WHERE id = ?1)"
             " FROM batches WHERE stream = ?1", stream,
         )  # fmt: skip
-        if not records:
+        if size is None:
             return False
         is_enough = records >= _FOLD_RECORDS_AT_LEAST and (has_ended or size >= _FOLD_BYTES)
         return bool(is_enough or records >= _FOLD_RECORDS or size >= _FOLD_BYTES_AT_MOST)
@@ -270,7 +274,7 @@ class ProjectStore:
         self._do("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def give_back(self, pages: int) -> None:
-        """Gives at most so many free pages back to the file system."""
+        """Gives at most so many free pages back to the file system; none in a file that others made anew."""
         self._connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
 
     # -- SQLite ----------------------------------------------------------------------------------------------
@@ -283,6 +287,5 @@ class ProjectStore:
 
 
 def _storable(sums: Sums) -> tuple[Any, ...]:
-    """As SQLite holds them: whole numbers past its own as floats, NaN as null."""
-    low, high = (float(v) if isinstance(v, int) and not -(1 << 63) <= v < 1 << 63 else v for v in sums[2:4])
-    return sums.numbers, sums.nans, low, high, float(sums.total)
+    """As SQLite holds them; it turns a total of NaN into null."""
+    return *sums[:4], float(sums.total)

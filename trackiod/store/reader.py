@@ -145,11 +145,15 @@ class ProjectReader:
 
     def ended_last(self, most: int) -> list[str]:
         """The ids of runs whose streams ended last, the newest first."""
-        rows = self._all(
-            "SELECT DISTINCT run FROM (SELECT run, ended_ns FROM streams WHERE state IS NOT NULL"
-            " ORDER BY ended_ns DESC LIMIT ?) LIMIT ?", most * 64, most,
-        )  # fmt: skip
-        return [row[0] for row in rows]
+        found: dict[str, None] = {}
+        with self.transaction():
+            for (run,) in self._connection.execute(
+                "SELECT run FROM streams WHERE state IS NOT NULL ORDER BY ended_ns DESC"
+            ):
+                found[run] = None
+                if len(found) >= most:
+                    break
+        return list(found)
 
     # -- streams -----------------------------------------------------------------------------------------------
 
@@ -212,13 +216,13 @@ class ProjectReader:
 
     def recent(self, stream: str, batches: int) -> list[tuple[int, int]]:
         """(time_ns, step) of the log() calls in a stream's last batches, and of the ends of what was folded last."""
-        folded = self._all(
-            "SELECT first_ns, first_step, last_ns, last_step FROM axes WHERE stream = ? ORDER BY id DESC LIMIT 1",
-            stream,
-        )
-        rows = self._all(
-            "SELECT start, data FROM batches WHERE stream = ? ORDER BY start DESC LIMIT ?", stream, batches
-        )
+        with self.transaction():
+            folded = self._all(
+                "SELECT first_ns, first_step, last_ns, last_step FROM axes WHERE stream = ? ORDER BY id DESC LIMIT 1",
+                stream,
+            )
+            ids = self._all("SELECT id FROM batches WHERE stream = ? ORDER BY start DESC LIMIT ?", stream, batches)
+            rows = list(self._rows("batches", "start, data", [row[0] for row in ids]))
         found = [(row[i], row[i + 1]) for row in folded for i in (0, 2)]
         for start, data in reversed(rows):
             found += [(record.time_ns, record.step) for record in log_records(data, start)]
@@ -248,8 +252,8 @@ class ProjectReader:
 
     def raw(self, stream: str) -> list[tuple[int, bytes]]:
         """(start, bytes) of the batches that are not folded yet."""
-        sql = "SELECT start, data FROM batches WHERE stream = ? ORDER BY start"
-        return self._connection.execute(sql, (stream,)).fetchall()
+        rows = self._connection.execute("SELECT id FROM batches WHERE stream = ? ORDER BY start", (stream,)).fetchall()
+        return list(self._rows("batches", "start, data", [row[0] for row in rows]))
 
     def _rows(self, table: str, columns: str, ids: list[int]) -> Iterator[Any]:
         """These rows; a page that cannot be read costs what stands on it, and is named."""

@@ -79,9 +79,9 @@ CREATE TABLE series (
     last_ns INTEGER NOT NULL,
     last BLOB NOT NULL,          -- msgpack: the last value logged
     ascending INTEGER NOT NULL,  -- 1: each step was higher than the one before, so all of its points show
-    numbers INTEGER NOT NULL,    -- values that are numbers; what follows is of these
+    numbers INTEGER NOT NULL,    -- values that are numbers, NaN apart
     nans INTEGER NOT NULL,
-    low,
+    low,                         -- the least, greatest and total of the numbers
     high,
     total REAL
 );
@@ -140,7 +140,7 @@ CREATE TABLE summaries (
 CREATE TABLE definitions (
     run TEXT NOT NULL,
     name TEXT NOT NULL,
-    options BLOB NOT NULL,       -- msgpack: step_metric, reduce, summary
+    options BLOB NOT NULL,       -- msgpack: step_metric, reduce, summary, goal
     PRIMARY KEY (run, name)
 ) WITHOUT ROWID;
 

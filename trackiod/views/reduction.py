@@ -5,7 +5,7 @@ Points are immutable; these are the rules by which they are shown (docs/semantic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,10 +83,11 @@ class Sifted(NamedTuple):
     hidden: int
 
 
-def sift(parts: Iterable[Part]) -> Sifted:
-    """Per (rank, step) the last point; per metric a later attempt hides earlier ones from its first step on."""
+def sift(parts: Iterable[Part], first_steps: Mapping[int, int] | None = None) -> Sifted:
+    """Per (rank, step) the last point; per metric a later attempt hides earlier ones from its first step on: over
+    all ranks, so `first_steps` tells it by attempt where `parts` are not of all."""
     parts = [part for part in parts if part.points.size]
-    firsts: dict[int, int] = {}
+    firsts = dict(first_steps or {})
     for part in parts:
         first = int(part.points.steps.min())
         firsts[part.attempt] = min(first, firsts.get(part.attempt, first))
