@@ -102,7 +102,8 @@ def test_a_reduction_never_mixes_attempts(daemon: Host) -> None:
         (0, 101.5, None), (1, 101.5, None), (2, 1.5, None), (3, 1.5, None),
     ]  # fmt: skip
     assert (run.facts["attempts"], shown["hidden"], len(run.series("x", "--all"))) == (2, 8, 20)
-    assert run.series("x", "--rank", "3") == [(0, 103.0), (1, 103.0), (2, 103.0), (3, 103.0)], "all rank 3 ever logged"
+    assert run.series("x", "--rank", "3") == [(0, 103.0), (1, 103.0)], "the rest is hidden, whichever rank asks"
+    assert run.series("x", "--rank", "3", "--attempt", "0") == [(step, 103.0) for step in range(4)]
 
 
 def test_several_calls_at_one_step_are_one_row(daemon: Host) -> None:
