@@ -311,6 +311,8 @@ class Shipper:
         if not self._turn_lock.acquire(timeout=_CLOSE_SECONDS):
             return  # the thread is stuck in a disk; what lies in shared memory outlives us
         try:
+            if shipment.closed:
+                return  # it was over, and the thread let go of it just now
             shipment.closed = True
             spool = shipment.spool
             spool.ring.append_queued()
