@@ -43,7 +43,7 @@ class Overview:
         self._view = view
         chosen = view.metric_names if metrics is None else metrics
         self._lanes = {name: self._lanes_of(view.series_of[name]) for name in chosen if name in view.series_of}
-        self._limits = {name: _limits_of(lanes) for name, lanes in self._lanes.items()}
+        self._limits = {name: limits(view.first_steps(name)) for name in self._lanes}
 
     @property
     def hidden(self) -> int:
@@ -147,12 +147,3 @@ class Overview:
         row = lane.rows[-1]
         is_at_hand = len(lane.rows) == 1 and row.last_step == row.max_step
         return row.last if is_at_hand else self._of(metric, lane).last
-
-
-def _limits_of(lanes: Iterable[_Lane]) -> dict[int, float]:
-    """For each attempt the step from which on later ones hide the metric."""
-    firsts: dict[int, int] = {}
-    for lane in lanes:
-        first = min(row.first_step for row in lane.rows)
-        firsts[lane.attempt] = min(first, firsts.get(lane.attempt, first))
-    return limits(firsts)
