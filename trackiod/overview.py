@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from trackiod.answers import RunView
-from trackiod.store.digest import Sums, sums_of
 from trackiod.store.reader import SeriesRow
+from trackiod.store.sums import Sums, sums_of
 from trackiod.views.amounts import amount
 from trackiod.views.attempts import limits
 

@@ -7,8 +7,8 @@ needs no decoding; the points that a later one at the same step hides are in it 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,42 +23,83 @@ from trackiod.store.codec import (
     unpack_values,
     unseal,
 )  # fmt: skip
-from trackiod.store.digest import log_records
+from trackiod.store.digest import LogRecord, log_records
+from trackiod.store.tables import Table, read
 from trackiod.views.buckets import BLOCK_POINTS, Blocks, blocks_of
-from trackiod.views.column import Bools, Column, Ints, Values, last_per_step, typed
+from trackiod.views.column import Bools, Column, Ints, Values, is_ascending, join, last_per_step, typed
 
 T = TypeVar("T")
 
 _SLICE_POINTS = 1 << 16
 _RECORD_POINTS = 63
-"""what a record costs besides its points, in points"""
+"""what a record that is read by itself costs besides its points, in points"""
+_POINT_BYTES = 64
+"""as many bytes of a batch as are read at once in the time of one point"""
 _CHUNK_POINTS = 512
 """what a chunk costs besides its points, in points"""
+
+
+class Places(NamedTuple):
+    """Where records stand and when they were logged; all arrays of one length."""
+
+    offsets: Ints
+    steps: Ints
+    times_ns: Ints
+    origins: Ints
 
 
 class Group(NamedTuple):
     """Metrics that were logged by the same records: the records' places, and each metric's values."""
 
-    places: tuple[list[int], list[int], list[int], list[int]]
-    """offsets, steps, times, origins"""
-    values: dict[str, list[Any]]
+    places: Places
+    values: dict[str, Values]
 
     def columns(self) -> dict[str, Column]:
         """Each metric's points."""
-        _, steps, times_ns, origins = (np.array(place, np.int64) for place in self.places)
+        _, steps, times_ns, origins = self.places
         is_counted = origins == Origin.COUNTER
-        return {name: Column(steps, times_ns, is_counted, typed(values)) for name, values in self.values.items()}
+        return {name: Column(steps, times_ns, is_counted, values) for name, values in self.values.items()}
 
 
 class _Shape:
-    """The records that have the same names, transposed as they come."""
-
-    __slots__ = ("names", "places", "rows")
+    """The records that have the same names: those that came in tables, and those that came one by one."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
-        self.places: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
-        self.rows: list[tuple[Any, ...]] = []
+        self._names = names
+        self._places: list[Places] = []
+        self._columns: list[list[Values]] = []
+        self._records: list[LogRecord] = []
+
+    def add(self, record: LogRecord) -> None:
+        self._records.append(record)
+
+    def add_table(self, table: Table) -> None:
+        self._places.append(Places(table.offsets, table.steps, table.times_ns, table.origins))
+        self._columns.append(table.columns)
+
+    def group(self) -> Group:
+        """All of them, in the stream's order."""
+        if self._records:
+            places = zip(*((r.offset, r.step, r.time_ns, r.origin) for r in self._records), strict=True)
+            self._places.append(Places(*(np.array(place, np.int64) for place in places)))
+            rows = [[record.metrics[name] for name in self._names] for record in self._records]
+            self._columns.append([typed(column) for column in zip(*rows, strict=True)])
+        values = [join(parts) for parts in zip(*self._columns, strict=True)]
+        return in_order(Group(_joined(self._places), dict(zip(self._names, values, strict=True))))
+
+
+def _joined(parts: Sequence[Places]) -> Places:
+    return parts[0] if len(parts) == 1 else Places(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def in_order(group: Group) -> Group:
+    """The same, in the order of offsets."""
+    offsets = group.places.offsets
+    if is_ascending(offsets):
+        return group
+    order = np.argsort(offsets)
+    places = Places(*(place[order] for place in group.places))
+    return Group(places, {name: values[order] for name, values in group.values.items()})
 
 
 def gather(
@@ -68,27 +109,25 @@ def gather(
     shapes: dict[tuple[str, ...], _Shape] = {}
     work = 0
     for start, data in batches:
-        for offset, time_ns, step, origin, metrics in log_records(data, start):
-            names = tuple(metrics)
-            shape = shapes.get(names)
-            if shape is None:
-                kept = names if wanted is None else tuple(name for name in names if name in wanted)
-                shape = shapes[names] = _Shape(kept)
-            if not shape.names:
-                continue
-            offsets, steps, times_ns, origins = shape.places
-            offsets.append(offset)
-            steps.append(step)
-            times_ns.append(time_ns)
-            origins.append(origin)
-            row = metrics.values() if len(shape.names) == len(names) else [metrics[name] for name in shape.names]
-            shape.rows.append(tuple(row))
-            work += len(shape.names) + _RECORD_POINTS
+        contents = read(data, start, wanted)
+        for table in contents.tables:
+            shapes.setdefault(table.names, _Shape(table.names)).add_table(table)
+        work += len(data) // _POINT_BYTES
+        for record in log_records(contents.others):
+            names = tuple(record.metrics)
+            if wanted is not None:
+                names = tuple(name for name in names if name in wanted)
+            if names:
+                shapes.setdefault(names, _Shape(names)).add(record)
+            work += len(names) + _RECORD_POINTS
             if work >= _SLICE_POINTS:
                 work = 0
                 yield
+        if work >= _SLICE_POINTS:
+            work = 0
+            yield
     groups = []
-    for group in _groups(list(shapes.values())):
+    for group in _groups(shapes):
         groups.append(group)
         yield
     return groups
@@ -110,26 +149,20 @@ def at_once(work: Generator[None, None, T]) -> T:
             return result
 
 
-def _groups(shapes: list[_Shape]) -> Iterator[Group]:
+def _groups(shapes: dict[tuple[str, ...], _Shape]) -> Iterator[Group]:
     """Metrics by the shapes they occur in: each metric is in one group."""
     homes: dict[str, list[int]] = {}
-    for number, shape in enumerate(shapes):
-        for name in shape.names:
+    for number, names in enumerate(shapes):
+        for name in names:
             homes.setdefault(name, []).append(number)
     families: dict[tuple[int, ...], list[str]] = {}
-    for name, places in homes.items():
-        families.setdefault(tuple(places), []).append(name)
-    columns = [dict(zip(shape.names, zip(*shape.rows, strict=True), strict=True)) if shape.rows else {}
-               for shape in shapes]  # fmt: skip
-    for numbers, names in families.items():
-        if len(numbers) == 1:
-            yield Group(shapes[numbers[0]].places, {name: list(columns[numbers[0]][name]) for name in names})
-            continue
-        all_places = [[place for n in numbers for place in shapes[n].places[i]] for i in range(4)]
-        order = sorted(range(len(all_places[0])), key=all_places[0].__getitem__)
-        values = {name: [value for n in numbers for value in columns[n][name]] for name in names}
-        offsets, steps, times_ns, origins = ([place[i] for i in order] for place in all_places)
-        yield Group((offsets, steps, times_ns, origins), {n: [v[i] for i in order] for n, v in values.items()})
+    for name, numbers in homes.items():
+        families.setdefault(tuple(numbers), []).append(name)
+    groups = [shape.group() for shape in shapes.values()]
+    for members, shared in families.items():
+        parts = [groups[number] for number in members]
+        values = {name: join([part.values[name] for part in parts]) for name in shared}
+        yield in_order(Group(_joined([part.places for part in parts]), values))
 
 
 # -- as it is stored ---------------------------------------------------------------------------------------
@@ -174,17 +207,16 @@ def fold(batches: Iterable[tuple[int, bytes]]) -> Generator[None, None, list[Fol
     groups = yield from gather(batches)
     folded = []
     for group in groups:
-        offsets, steps, times_ns, origins = (np.array(place, np.int64) for place in group.places)
+        offsets, steps, times_ns, origins = group.places
         shown = last_per_step(steps)
         seen_steps, seen_ns = steps[shown], times_ns[shown]
         chunks, work = [], 0
         blocks: Blocks | None = None
-        for name, listed in group.values.items():
-            values = typed(listed)
+        for name, values in group.values.items():
             blocks = blocks_of(seen_steps, seen_ns, values[shown], BLOCK_POINTS)
             chunk = _chunk(name, values, blocks)
             chunks.append(chunk)
-            work += len(listed) + _CHUNK_POINTS
+            work += len(values) + _CHUNK_POINTS
             if work >= _SLICE_POINTS:
                 work = 0
                 yield

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from trackiod.store import schema
-from trackiod.store.digest import Digest, End, Sums
+from trackiod.store.digest import Digest, End
+from trackiod.store.sums import Sums
 from trackiod.views.lineage import RunRow, roots
 
 if TYPE_CHECKING:  # numpy: an idle daemon does without

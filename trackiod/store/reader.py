@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from trackio.record import salvage
 from trackiod.errors import StoreDamaged, StoreError
 from trackiod.store import schema
 from trackiod.store.digest import log_records
@@ -225,7 +226,7 @@ class ProjectReader:
             rows = list(self._rows("batches", "start, data", [row[0] for row in ids]))
         found = [(row[i], row[i + 1]) for row in folded for i in (0, 2)]
         for start, data in reversed(rows):
-            found += [(record.time_ns, record.step) for record in log_records(data, start)]
+            found += [(record.time_ns, record.step) for record in log_records(salvage(data, start))]
         return found
 
     # -- parts of series, for `store.points`; inside `transaction` -----------------------------------------------
