@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 
-from benchmarks import at_rest, client, folding, idle, reading
+from benchmarks import at_rest, client, folding, idle, ingest, reading
 from benchmarks.report import Figure
 from trackio import places
 from trackio.places import Places
@@ -23,6 +23,7 @@ _PARTS: dict[str, Callable[[Places, int], Iterable[Figure]]] = {
     "client": lambda where, pid: client.measure(),
     "idle": lambda where, pid: idle.measure(_restarted(where)),
     "folding": folding.measure,
+    "ingest": ingest.measure,
     "at_rest": lambda where, pid: at_rest.measure(),
     "reading": lambda where, pid: reading.measure(where),
 }

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Figure(NamedTuple):
-    """`value` in `unit`; at most `bound` is promised; `reference` was measured in the same run."""
+    """`value` in `unit`; at most `bound` is promised, or at `least`; `reference` was measured in the same run."""
 
     name: str
     value: float
@@ -14,12 +14,17 @@ class Figure(NamedTuple):
     bound: float | None = None
     reference_name: str = ""
     reference: float | None = None
+    least: bool = False
 
     @property
     def holds(self) -> bool:
-        return self.bound is None or self.value <= self.bound
+        if self.bound is None:
+            return True
+        return self.value >= self.bound if self.least else self.value <= self.bound
 
     def line(self) -> str:
-        bound = "" if self.bound is None else f"≤ {self.bound:g} {'yes' if self.holds else 'NO'}"
+        bound = (
+            "" if self.bound is None else f"{'≥' if self.least else '≤'} {self.bound:g} {'yes' if self.holds else 'NO'}"
+        )
         ratio = f"{self.value / self.reference:.1f} times {self.reference_name}" if self.reference else ""
         return f"{self.name:<56} {self.value:>9.2f} {self.unit:<12} {bound:<12} {ratio}".rstrip()

@@ -37,6 +37,8 @@ __all__ = [
     "sync",
 ]
 
+_current_run = context_vars.current_run.get
+
 
 def init(
     project: str | None = None,
@@ -68,25 +70,25 @@ def log(
     **unknown: Any,
 ) -> None:
     """Records metrics in the current run: `Run.log`. Raises RuntimeError before any `init()`."""
-    run = context_vars.current_run.get() or process.here.latest
+    run = _current_run() or process.here.latest
     if run is None:
         raise RuntimeError("Call trackio.init() before trackio.log().")
-    if data is None and commit is None and not unknown:
-        run.log(metrics, step)
+    if type(metrics) is dict and commit is None and not unknown:
+        run._log(metrics, step, None)
     else:
         run.log(metrics, step, data=data, commit=commit, **unknown)
 
 
 def finish(exit_code: int | None = None, quiet: bool | None = None) -> None:
     """Ends the current run: `Run.finish`. Does nothing without one."""
-    run = context_vars.current_run.get() or process.here.latest
+    run = _current_run() or process.here.latest
     if run is not None:
         run.finish(exit_code, quiet)
 
 
 def define_metric(name: str, step_metric: str | None = None, **options: Any) -> None:
     """Says how metrics are read: `Run.define_metric`. Raises RuntimeError before any `init()`."""
-    run = context_vars.current_run.get() or process.here.latest
+    run = _current_run() or process.here.latest
     if run is None:
         raise RuntimeError("Call trackio.init() before trackio.define_metric().")
     run.define_metric(name, step_metric, **options)

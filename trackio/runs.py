@@ -14,9 +14,9 @@ from trackio import voice
 from trackio.configuration import Config, Summary
 from trackio.record import Kind, Origin
 from trackio.ring import Retired
-from trackio.steps import Steps, integral
+from trackio.steps import HF_STEP_METRIC, Steps, integral
 from trackio.stream import PACK_ERRORS, Stream
-from trackio.values import PLAIN_TYPES, plain_metrics, short_repr
+from trackio.values import are_known, are_names, are_plain, plain_metrics, short_repr
 
 _WORDS = {
     "reduce": ("mean", "min", "max", "sum", "first", "last"),
@@ -26,7 +26,7 @@ _WORDS = {
 """what `define_metric` takes"""
 _FINISH_SECONDS = 0.04
 _MAX_TOLD_CHARS = 100_000
-_EXPLICIT = int(Origin.EXPLICIT)
+_EXPLICIT, _COUNTER = int(Origin.EXPLICIT), int(Origin.COUNTER)
 
 
 class Identity(NamedTuple):
@@ -97,23 +97,26 @@ class Run:
         it is the highest step so far plus one; `commit=False` leaves that counter where it is. Nested maps
         are flattened with `/`, None is skipped. Raises TypeError if `metrics` is no mapping.
         """
-        if unknown or type(metrics) is not dict:
-            metrics = _as_dict(metrics if metrics is not None else data, unknown)
+        self._log(_as_dict(metrics if metrics is not None else data, unknown), step, commit)
+
+    def _log(self, metrics: dict[str, Any], step: int | None, commit: bool | None) -> None:
+        """The hot path. Without keywords, whose mere possibility makes a call slow; `metrics` is this call's to keep
+        or a dict that is only read."""
         stream = self._stream
         if stream is None or self.is_finished:
             stream = self._reopened()
             if stream is None:
                 return
         try:
-            try:
-                "".join(metrics)  # the quickest way to ask whether every key is text
-                is_plain = PLAIN_TYPES.issuperset(map(type, metrics.values()))
-            except TypeError:
-                is_plain = False
-            if not is_plain:
+            if not (are_plain(map(type, metrics.values())) and (are_known(metrics) or are_names(metrics))):
                 metrics = self._plain(metrics)
             if step is None:
-                step, origin = self._steps.choose(metrics, commit)
+                steps = self._steps
+                if commit is None and not steps.rules and HF_STEP_METRIC not in metrics:
+                    step = steps.highest = steps.highest + 1
+                    origin = _COUNTER
+                else:
+                    step, origin = steps.choose(metrics, commit)
             elif type(step) is int and -0x8000000000000000 <= step <= 0x7FFFFFFFFFFFFFFF:
                 self._steps.take(step)
                 origin = _EXPLICIT
@@ -273,6 +276,8 @@ class Run:
 def _as_dict(metrics: Any, unknown: dict[str, Any]) -> dict[Any, Any]:
     if unknown:
         warn_unknown("log", unknown)
+    if type(metrics) is dict:
+        return metrics
     if metrics is None:
         return {}
     if not isinstance(metrics, Mapping):

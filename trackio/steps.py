@@ -19,19 +19,19 @@ class Steps:
     Simple attribute steps without calls in between are atomic under the GIL; two threads never get one step.
     """
 
-    __slots__ = ("_rules", "highest")
+    __slots__ = ("highest", "rules")
 
     def __init__(self, highest: int = -1) -> None:
         self.highest = highest
-        self._rules: list[tuple[str, str]] = []
+        self.rules: list[tuple[str, str]] = []
 
     def define(self, pattern: str, step_metric: str) -> None:
         """Records that hold `step_metric` and a metric that matches `pattern` take their step from it."""
-        self._rules.insert(0, (pattern, step_metric))
+        self.rules.insert(0, (pattern, step_metric))
 
     def choose(self, metrics: Mapping[str, Any], commit: bool | None) -> tuple[int, int]:
         """The step of a record that was given none. With `commit=False` the counter stays where it is."""
-        if self._rules or HF_STEP_METRIC in metrics:
+        if self.rules or HF_STEP_METRIC in metrics:
             step = self._by_metric(metrics)
             if step is not None:
                 self.take(step)
@@ -43,7 +43,7 @@ class Steps:
         return step, _COUNTER
 
     def _by_metric(self, metrics: Mapping[str, Any]) -> int | None:
-        for pattern, step_metric in (*self._rules, ("*", HF_STEP_METRIC)):
+        for pattern, step_metric in (*self.rules, ("*", HF_STEP_METRIC)):
             value = metrics.get(step_metric)
             if value is None or (pattern != "*" and not _matches_any(pattern, metrics)):
                 continue

@@ -57,7 +57,7 @@ class Stream:
         )
         self._shipper = shipper
         self.shipment = shipper.add(self.spool, settings.spool_bytes, self.check_clock)
-        self.append = self.spool.ring.append
+        self._ring = self.spool.ring
 
     def log(self, step: int, origin: int, metrics: dict[str, Any], _time_ns: Any = time.time_ns) -> bool:
         """Stores one log() call of plain values. False if there was no room. Raises PACK_ERRORS."""
@@ -70,12 +70,12 @@ class Stream:
         _packers.append(packer)
         if len(payload) > MAX_PAYLOAD_BYTES:
             return self._log_parts(step, origin, metrics, now)
-        return self.append(payload, len(metrics))
+        return self._ring.append(payload, len(metrics))
 
     def _log_parts(self, step: int, origin: int, metrics: dict[str, Any], now: int) -> bool:
         """A call too large for one record becomes several at the same step and time: all of them, or none."""
         parts = list(_parts(step, origin, metrics, now))
-        accepted = [self.append(payload, points) for payload, points in parts]
+        accepted = [self._ring.append(payload, points) for payload, points in parts]
         return all(accepted)
 
     def note(self, kind: Kind, *fields: Any) -> bool:
@@ -83,7 +83,7 @@ class Stream:
         payload = pack(kind, time.time_ns(), *fields)
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise ValueError(f"it is larger than {MAX_PAYLOAD_BYTES >> 20} MiB")
-        return self.append(payload, 0)
+        return self._ring.append(payload, 0)
 
     def check_clock(self) -> None:
         """Notes that the wall clock jumped against the monotonic one, so that durations can be told."""

@@ -12,14 +12,31 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-PLAIN_TYPES = frozenset({float, int, bool, str})
+are_plain = frozenset({float, int, bool, str}).issuperset
+"""Whether all of these types are of values that can be packed as they are."""
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 _MAX_DEPTH = 16
 _MAX_REPR = 1000
 
+_known_names: set[str] = set()
+are_known = _known_names.issuperset
+"""Whether all of these were seen to be text: half as long as a look at each."""
+_MOST_KNOWN_NAMES = 10_000
+
 
 class Unstorable(Exception):
     """A value that has no plain form."""
+
+
+def are_names(metrics: Mapping[Any, Any]) -> bool:
+    """Whether every key is text; such names are known from then on."""
+    try:
+        "".join(metrics)  # the quickest way to ask
+    except TypeError:
+        return False
+    if len(_known_names) < _MOST_KNOWN_NAMES:
+        _known_names.update(metrics)
+    return True
 
 
 def plain_metrics(metrics: Mapping[Any, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
