@@ -17,6 +17,7 @@ import numpy as np
 
 from trackio import record
 from trackio.record import Kind, Origin
+from trackiod.store.batch import read
 from trackiod.store.digest import End, digest
 from trackiod.store.fold import at_once, fold
 from trackiod.store.project import ProjectStore
@@ -121,7 +122,7 @@ def fold_ripe(store: ProjectStore, stream: str) -> None:
     """Folds as the daemon does when it has the time."""
     while store.is_ripe(stream):
         raw = store.raw(stream)
-        folded = at_once(fold(raw))
+        folded = at_once(fold(read(data, start) for start, data in raw))
         with store.transaction():
             store.replace_raw(stream, raw[-1][0], folded)
 

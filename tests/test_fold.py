@@ -21,6 +21,7 @@ from trackiod import catalog, folding
 from trackiod.databases import Databases
 from trackiod.overview import Overview
 from trackiod.store import codec, points
+from trackiod.store.batch import read
 from trackiod.store.digest import End, digest
 from trackiod.store.fold import at_once, fold
 from trackiod.store.project import ProjectStore
@@ -61,7 +62,7 @@ class Stream:
         raw = self.store.raw(self.name)
         if not raw:
             return 0
-        folded = at_once(fold(raw))
+        folded = at_once(fold(read(data, start) for start, data in raw))
         with self.store.transaction():
             self.store.replace_raw(self.name, raw[-1][0], folded)
         return len(raw)

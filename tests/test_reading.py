@@ -19,6 +19,7 @@ from conftest import PATIENCE, Host, wait_for
 
 from trackio.record import Kind, Origin, encode, pack
 from trackiod.store import codec
+from trackiod.store.batch import read
 from trackiod.store.digest import End, digest
 from trackiod.store.fold import Folded, at_once, fold
 from trackiod.store.project import ProjectStore
@@ -130,7 +131,7 @@ def long(host: Host) -> Host:
     with store.transaction():
         store.register("s", meta)
         store.append("s", 0, data, digest(data, 0))
-    (folded,) = at_once(fold(store.raw("s")))
+    (folded,) = at_once(fold(read(data, start) for start, data in store.raw("s")))
     table = np.frombuffer(codec.unseal(folded.axis.blocks or b"")[0], "<i8").reshape(5, -1)
     with store.transaction():
         for chunk in range(1000):

@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from trackio import folder, wire
@@ -23,9 +23,9 @@ from trackiod import recovery
 from trackiod.databases import Databases
 from trackiod.errors import StoreDamaged, StoreError
 from trackiod.exits import Exit, verdict
-from trackiod.folding import Folding
+from trackiod.folding import Folding, store_batch
 from trackiod.ingest import Duplicate, Refuse, judge
-from trackiod.store.digest import End, digest
+from trackiod.store.digest import End
 from trackiod.store.project import ProjectStore
 from trackiod.store.reader import project_names
 
@@ -33,6 +33,7 @@ log = logging.getLogger("trackiod.committer")
 
 _RETRY_SECONDS = 1.0
 _MAX_WORK_A_COMMIT = 512
+_MOST_JOINED_BYTES = 4 << 20
 
 
 class Register(NamedTuple):
@@ -118,6 +119,8 @@ class Committer:
         self._on_outcome = on_outcome
         self._databases = Databases(projects, store_id)
         self._folding = Folding(self._databases)
+        self._raw_bytes = 0
+        """of what the transaction in hand stored, to be folded later"""
         self._work: deque[Work] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -208,11 +211,12 @@ class Committer:
             return ""
         except (sqlite3.Error, OSError) as error:
             return f"project {project!r} cannot be opened: {error}"
+        self._raw_bytes = 0
         outcomes: list[Reply | Drained] = []
         after: list[Callable[[], None]] = []
         try:
             with store.transaction():
-                for work in items:
+                for work in joined(items):
                     outcome = self._apply(store, work, after)
                     if outcome is not None:
                         outcomes.append(outcome)
@@ -230,7 +234,7 @@ class Committer:
             return f"the database of project {project!r} was removed; it goes on in a new one."
         self.commits += 1
         streams = [work.stream for work in items if not isinstance(work, Find)]
-        self._folding.note(project, streams, sum(len(work.data.body) for work in items if isinstance(work, Append)))
+        self._folding.note(project, streams, self._raw_bytes)
         for act in after:
             act()
         self.outcomes.extend(outcomes)
@@ -297,9 +301,8 @@ class Committer:
         self._store_batch(store, data.stream, ruling.start, bytes(data.body[ruling.start - data.start :]))
         return wire.Ack(data.stream, data.end)
 
-    @staticmethod
-    def _store_batch(store: ProjectStore, stream: str, start: int, body: bytes) -> None:
-        store.append(stream, start, body, digest(body, start))
+    def _store_batch(self, store: ProjectStore, stream: str, start: int, body: bytes) -> None:
+        self._raw_bytes += store_batch(store, stream, start, body)
 
     @staticmethod
     def _add_hole(store: ProjectStore, stream: str, start: int, end: int, cause: str) -> None:
@@ -323,6 +326,37 @@ class Committer:
                 ruling = ("ended", "the kernel is gone")
             at_ns = time.time_ns() if work.exit.state else last_ns or int(work.meta["started_ns"])
             store.end(work.stream, End(*ruling, explicit=False, time_ns=at_ns))
+
+
+def joined(items: Iterable[Work]) -> list[Work]:
+    """The same work, with batches of a stream that go on where the one before ended as one: they make better columns
+    and are acked together."""
+    done: list[Work] = []
+    last: dict[str, int] = {}
+    parts: dict[int, list[Append]] = {}
+    for work in items:
+        place = last.get(work.stream) if isinstance(work, Append) else None
+        if place is not None and isinstance(work, Append) and _goes_on(parts[place], work):
+            parts[place].append(work)
+            continue
+        if isinstance(work, Append):
+            last[work.stream] = len(done)
+            parts[len(done)] = [work]
+        elif not isinstance(work, Find):
+            last.pop(work.stream, None)
+        done.append(work)
+    for place, appends in parts.items():
+        if len(appends) > 1:
+            body = b"".join(append.data.body for append in appends)
+            done[place] = appends[-1]._replace(data=appends[-1].data._replace(start=appends[0].data.start, body=body))
+    return done
+
+
+def _goes_on(appends: list[Append], following: Append) -> bool:
+    """Whether a batch can be joined to these; a range that is not as long as it says is left to be found out."""
+    first, last, data = appends[0].data, appends[-1].data, following.data
+    is_whole = len(last.body) == last.end - last.start and len(data.body) == data.end - data.start
+    return is_whole and data.start == last.end and data.end - first.start <= _MOST_JOINED_BYTES
 
 
 def _remove_all(folders: tuple[str, ...]) -> None:

@@ -6,19 +6,21 @@ a point is acked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trackio.record import Damage, Kind, Origin, Record, salvage, unpack
+from trackio.record import Damage, Kind, Origin, Record, unpack
+from trackiod.store.batch import Contents, read
 from trackiod.store.sums import Rows, Stretch, Sums
+
+if TYPE_CHECKING:  # numpy: an idle daemon does without
+    from trackiod.store.tables import Table
 
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 _COUNTER = int(Origin.COUNTER)
 _LAST_ORIGIN = 255
-_MANY_BYTES = 64 << 10
-"""a batch of this size is worth being read as tables"""
 
 
 class LogRecord(NamedTuple):
@@ -79,12 +81,18 @@ class Digest:
 
 def digest(data: bytes, start: int) -> Digest:
     """The digest of a batch that begins at offset `start`. Never raises: what cannot be read is a damage."""
+    return digest_of(read(data, start))
+
+
+def digest_of(contents: Contents) -> Digest:
+    """The digest of a batch that was read."""
     result = Digest()
-    stretches, places, others = _at_once(data, start)
-    heard = max(((stretch.end, stretch.last_ns) for stretch in stretches), default=(-1, None))
     shapes: dict[tuple[str, ...], Rows] = {}
+    places: list[tuple[int, int]] = []
+    stretches = _summed(contents.tables)
+    heard = max(((stretch.end, stretch.last_ns) for stretch in stretches), default=(-1, None))
     ended_at = -1
-    for item in others:
+    for item in contents.others:
         if isinstance(item, Damage):
             result.damages.append((item.start, item.end, "unreadable bytes"))
             continue
@@ -106,23 +114,29 @@ def digest(data: bytes, start: int) -> Digest:
     result.is_open = bool(stretches) and stretches[-1].end > ended_at
     if result.is_open:
         result.end = None
-    is_ascending = len(stretches) > 1 and _is_ascending(places)
+    ascending = len(stretches) > 1 and _are_ascending(contents.tables, places)
     for stretch in stretches:
         result.records += stretch.records
         result.points += stretch.records * len(stretch.names)
-        _tally(result.metrics, stretch, ascending=is_ascending)
+        _tally(result.metrics, stretch, ascending=ascending)
     return result
 
 
-def _at_once(data: bytes, start: int) -> tuple[list[Stretch], list[tuple[int, int]], Iterable[Record | Damage]]:
-    """What can be summed up without reading each record, the (offset, step) of these, and the other records."""
-    if len(data) < _MANY_BYTES:
-        return [], [], salvage(data, start)
-    from trackiod.store import tables  # numpy: an idle daemon does without
+def _summed(tables: Sequence[Table]) -> list[Stretch]:
+    if not tables:
+        return []
+    from trackiod.store.tables import summed
 
-    contents = tables.read(data, start)
-    places = [place for table in contents.tables for place in tables.places(table)] if len(contents.tables) > 1 else []
-    return [tables.summed(table) for table in contents.tables], places, contents.others
+    return [summed(table) for table in tables]
+
+
+def _are_ascending(tables: Sequence[Table], places: list[tuple[int, int]]) -> bool:
+    """Whether each step is higher than the one before: over tables and the (offset, step) of other calls."""
+    if not tables:
+        return all(before < after for (_, before), (_, after) in pairwise(places))
+    from trackiod.store.tables import are_ascending
+
+    return are_ascending(tables, places)
 
 
 def _take_log(shapes: dict[tuple[str, ...], Rows], fields: list[Any], offset: int) -> tuple[int, int]:
@@ -139,12 +153,6 @@ def _take_log(shapes: dict[tuple[str, ...], Rows], fields: list[Any], offset: in
         raise ValueError("its step is no whole number of 64 bits, or its origin unknown")
     rows.add(offset, time_ns, step, tuple(metrics.values()), is_counted=origin == _COUNTER)
     return offset, step
-
-
-def _is_ascending(places: list[tuple[int, int]]) -> bool:
-    """Whether each step is higher than the one before, in the order of offsets."""
-    steps = [step for _, step in sorted(places)]
-    return all(before < after for before, after in pairwise(steps))
 
 
 def _tally(tallies: dict[str, Tally], stretch: Stretch, *, ascending: bool) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from trackio.record import Origin
+from trackiod.store.batch import Contents, read
 from trackiod.store.codec import (
     pack_ints,
     pack_table,
@@ -24,7 +25,7 @@ from trackiod.store.codec import (
     unseal,
 )  # fmt: skip
 from trackiod.store.digest import LogRecord, log_records
-from trackiod.store.tables import Table, read
+from trackiod.store.tables import Table
 from trackiod.views.buckets import BLOCK_POINTS, Blocks, blocks_of
 from trackiod.views.column import Bools, Column, Ints, Values, is_ascending, join, last_per_step, typed
 
@@ -33,8 +34,8 @@ T = TypeVar("T")
 _SLICE_POINTS = 1 << 16
 _RECORD_POINTS = 63
 """what a record that is read by itself costs besides its points, in points"""
-_POINT_BYTES = 64
-"""as many bytes of a batch as are read at once in the time of one point"""
+_POINTS_AT_ONCE = 8
+"""so many points of a table are read in the time of one of a record"""
 _CHUNK_POINTS = 512
 """what a chunk costs besides its points, in points"""
 
@@ -102,17 +103,14 @@ def in_order(group: Group) -> Group:
     return Group(places, {name: values[order] for name, values in group.values.items()})
 
 
-def gather(
-    batches: Iterable[tuple[int, bytes]], wanted: frozenset[str] | None = None
-) -> Generator[None, None, list[Group]]:
-    """The log records of these (start, bytes), in columns; all metrics or the `wanted`. Yields between slices."""
+def gather(batches: Iterable[Contents], wanted: frozenset[str] | None = None) -> Generator[None, None, list[Group]]:
+    """The log records of these batches, in columns; all metrics or the `wanted`. Yields between slices."""
     shapes: dict[tuple[str, ...], _Shape] = {}
     work = 0
-    for start, data in batches:
-        contents = read(data, start, wanted)
+    for contents in batches:
         for table in contents.tables:
             shapes.setdefault(table.names, _Shape(table.names)).add_table(table)
-        work += len(data) // _POINT_BYTES
+            work += len(table.steps) * len(table.names) // _POINTS_AT_ONCE
         for record in log_records(contents.others):
             names = tuple(record.metrics)
             if wanted is not None:
@@ -135,7 +133,8 @@ def gather(
 
 def gathered(batches: Iterable[tuple[int, bytes]], wanted: frozenset[str] | None = None) -> dict[str, Column]:
     """The points of these batches, by metric."""
-    groups = at_once(gather(batches, wanted))
+    contents = (read(data, start, wanted) for start, data in batches)
+    groups = at_once(gather(contents, wanted))
     return {name: column for group in groups for name, column in group.columns().items()}
 
 
@@ -202,7 +201,7 @@ class Folded(NamedTuple):
     chunks: list[Chunk]
 
 
-def fold(batches: Iterable[tuple[int, bytes]]) -> Generator[None, None, list[Folded]]:
+def fold(batches: Iterable[Contents]) -> Generator[None, None, list[Folded]]:
     """These batches as axes and chunks. Yields between slices of work."""
     groups = yield from gather(batches)
     folded = []

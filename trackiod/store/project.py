@@ -103,6 +103,15 @@ class ProjectStore:
             "INSERT INTO batches (stream, start, end, records, data) VALUES (?, ?, ?, ?, ?)",
             stream, start, end, digest.records, data,
         )  # fmt: skip
+        self._note(stream, end, digest)
+
+    def append_folded(self, stream: str, end: int, digest: Digest, folded: list[Folded]) -> None:
+        """Stores a batch up to offset `end`, and what it says, in columns that hold the raw batches before it too."""
+        self._note(stream, end, digest)
+        self.replace_raw(stream, end, folded)
+
+    def _note(self, stream: str, end: int, digest: Digest) -> None:
+        """Notes that a stream is stored up to `end`, and what its last batch says."""
         self._do(
             "UPDATE streams SET committed = ?, records = records + ?, points = points + ?,"
             " last_ns = coalesce(?, last_ns) WHERE id = ?",
@@ -239,24 +248,36 @@ class ProjectStore:
                 break
         return rows
 
+    def raw_beside(self, stream: str) -> list[tuple[int, bytes]] | None:
+        """(start, bytes) of all raw batches of a stream, if they are few and can be read."""
+        (size,) = self._one("SELECT coalesce(sum(end - start), 0) FROM batches WHERE stream = ?", stream)
+        if size >= _FOLD_BYTES:
+            return None
+        try:
+            sql = "SELECT start, data FROM batches WHERE stream = ? ORDER BY start"
+            return self._connection.execute(sql, (stream,)).fetchall()
+        except sqlite3.DatabaseError:
+            return None  # a damaged page: what is new must not go down with it
+
     def replace_raw(self, stream: str, last_start: int, folded: list[Folded]) -> None:
         """Puts axes and chunks in the place of the raw batches up to the one that begins at `last_start`."""
-        series = dict(self._connection.execute("SELECT name, id FROM series WHERE stream = ?", (stream,)).fetchall())
+        known = self._connection.execute("SELECT name, id, ascending FROM series WHERE stream = ?", (stream,))
+        series = {name: (id_, ascending) for name, id_, ascending in known}
         for axis, chunks in folded:
             cursor = self._connection.execute(
                 "INSERT INTO axes (stream, start, count, shown, first_step, last_step, first_ns, last_ns, data, blocks)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (stream, *axis),
             )  # fmt: skip
-            names = [(series[chunk.name],) for chunk in chunks]
             self._connection.executemany(
-                "UPDATE chunks SET overlapped = 1 WHERE series = (SELECT id FROM series WHERE id = ? AND NOT ascending)"
+                "UPDATE chunks SET overlapped = 1 WHERE series = ?"
                 " AND axis IN (SELECT id FROM axes WHERE stream = ? AND last_step >= ? AND first_step <= ?)",
-                [(*name, stream, axis.first_step, axis.last_step) for name in names],
-            )
+                [(series[chunk.name][0], stream, axis.first_step, axis.last_step)
+                 for chunk in chunks if not series[chunk.name][1]],
+            )  # fmt: skip
             self._connection.executemany(
                 "INSERT INTO chunks (series, axis, overlapped, kind, nans, low, high, total, data, blocks)"
                 " VALUES (?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
-                [(*name, cursor.lastrowid, *chunk[1:]) for name, chunk in zip(names, chunks, strict=True)],
+                [(series[chunk.name][0], cursor.lastrowid, *chunk[1:]) for chunk in chunks],
             )
         self._do("DELETE FROM batches WHERE stream = ? AND start <= ?", stream, last_start)
 

@@ -8,7 +8,7 @@ other kinds, damage) is given back for others to read one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -46,18 +46,12 @@ class Table(NamedTuple):
     """float64 or int64, one for each name"""
 
 
-class Contents(NamedTuple):
-    """Everything in a batch."""
+def tabulate(
+    data: bytes, start: int, wanted: frozenset[str] | None = None
+) -> tuple[list[Table], list[Record | Damage]]:
+    """The tables of a batch that begins at offset `start`, and everything else in it.
 
-    tables: list[Table]
-    others: list[Record | Damage]
-    """what is in no table, in the stream's order"""
-
-
-def read(data: bytes, start: int, wanted: frozenset[str] | None = None) -> Contents:
-    """The contents of a batch that begins at offset `start`; of log() calls all metrics, or the `wanted`.
-
-    A table of records that have none of these is left out.
+    A table has all metrics, or the `wanted`; one that has none of these is left out.
     """
     positions, lengths, end = _scan(data, start)
     tables, kept = _tables(data, start, np.array(positions, np.int64), np.array(lengths, np.int64), wanted)
@@ -67,7 +61,7 @@ def read(data: bytes, start: int, wanted: frozenset[str] | None = None) -> Conte
     ]
     if end < len(data):
         others += salvage(data[end:], start + end)
-    return Contents(tables, others)
+    return tables, others
 
 
 # -- summed up ---------------------------------------------------------------------------------------------
@@ -91,9 +85,12 @@ def summed(table: Table) -> Stretch:
     )
 
 
-def places(table: Table) -> list[tuple[int, int]]:
-    """Where each record stands, and its step."""
-    return list(zip(table.offsets.tolist(), table.steps.tolist(), strict=True))
+def are_ascending(tables: Sequence[Table], others: Sequence[tuple[int, int]]) -> bool:
+    """Whether each step is higher than the one before, over all tables and the (offset, step) of other calls."""
+    places = np.array(others, np.int64).reshape(-1, 2)
+    offsets = np.concatenate([*(table.offsets for table in tables), places[:, 0]])
+    steps = np.concatenate([*(table.steps for table in tables), places[:, 1]])
+    return is_ascending(steps[np.argsort(offsets)])
 
 
 def _sums(columns: list[Values]) -> list[Sums]:
@@ -105,16 +102,17 @@ def _sums(columns: list[Values]) -> list[Sums]:
 
 def _sums_of_doubles(rows: NDArray[np.float64]) -> list[Sums]:
     with np.errstate(invalid="ignore", over="ignore"):
-        nans = np.isnan(rows).sum(axis=1)
-        if nans.any():
-            filled = np.where(np.isnan(rows), 0.0, rows)
-            facts = (nans, np.fmin.reduce(rows, axis=1), np.fmax.reduce(rows, axis=1), filled.sum(axis=1))
-        else:  # which numpy does much faster
-            facts = (nans, rows.min(axis=1), rows.max(axis=1), rows.sum(axis=1))
+        totals = rows.sum(axis=1)
+        if not np.isnan(totals).any():  # then there is no NaN, and numpy finds least and greatest much faster
+            nans, lows, highs = np.zeros(len(rows), np.int64), rows.min(axis=1), rows.max(axis=1)
+        else:
+            is_nan = np.isnan(rows)
+            nans, totals = is_nan.sum(axis=1), np.where(is_nan, 0.0, rows).sum(axis=1)
+            lows, highs = np.fmin.reduce(rows, axis=1), np.fmax.reduce(rows, axis=1)
     count = rows.shape[1]
     return [
         Sums(count - nans, nans, low, high, total) if nans < count else Sums(nans=nans)
-        for nans, low, high, total in zip(*(fact.tolist() for fact in facts), strict=True)
+        for nans, low, high, total in zip(*(fact.tolist() for fact in (nans, lows, highs, totals)), strict=True)
     ]
 
 
