@@ -8,8 +8,8 @@ other kinds, damage) is given back for others to read one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -19,9 +19,10 @@ from trackio.record import COMMITTED, HEADER, HEADER_BYTES, Damage, Kind, Origin
 from trackiod.store.sums import Stretch, Sums
 from trackiod.views.column import Ints, Values, is_ascending
 
-Bytes = NDArray[np.uint8]
 Rows = NDArray[np.uint8]
-"""records of one length, one a row"""
+"""payloads of one length, one a row, each padded to a multiple of 8"""
+_HEADER = np.dtype([("word", "<u8"), ("length", "<u4"), ("checksum", "<u4")])
+"""`record.HEADER`"""
 
 _FEWEST = 16
 """for fewer records of one length, looking for a layout takes longer than reading them"""
@@ -54,10 +55,10 @@ def tabulate(
     A table has all metrics, or the `wanted`; one that has none of these is left out.
     """
     positions, lengths, end = _scan(data, start)
-    tables, kept = _tables(data, start, np.array(positions, np.int64), np.array(lengths, np.int64), wanted)
+    tables, kept = _tables(data, start, positions, lengths, wanted)
     others: list[Record | Damage] = [
         Record(start + p, start + p + _framed(n), data[p + HEADER_BYTES : p + HEADER_BYTES + n])
-        for p, n in zip((positions[i] for i in kept), (lengths[i] for i in kept), strict=True)
+        for p, n in zip(positions[kept].tolist(), lengths[kept].tolist(), strict=True)
     ]
     if end < len(data):
         others += salvage(data[end:], start + end)
@@ -129,20 +130,42 @@ def _framed(length: int) -> int:
     return (length + HEADER_BYTES + 7) & -8
 
 
-def _scan(data: bytes, start: int) -> tuple[list[int], list[int], int]:
+def _scan(data: bytes, start: int) -> tuple[Ints, Ints, int]:
     """Positions and payload lengths of the whole records that `data` begins with, and where these end."""
     unpack, view, size = HEADER.unpack_from, memoryview(data), len(data)
-    positions, lengths = [], []
+    found: list[Ints] = []
     position = 0
     while (body := position + HEADER_BYTES) <= size:
         word, length, checksum = unpack(data, position)
-        end = body + length
-        if word != start + position | COMMITTED or end > size or crc32(view[body:end]) != checksum:
+        if (
+            word != start + position | COMMITTED
+            or body + length > size
+            or crc32(view[body : body + length]) != checksum
+        ):
             break
-        positions.append(position)
-        lengths.append(length)
-        position = (end + 7) & -8
-    return positions, lengths, min(position, size)
+        count = _alike(data, start, position, length)
+        step = _framed(length)
+        found.append(np.column_stack((position + np.arange(count) * step, np.full(count, length))))
+        position += count * step
+    places = np.concatenate(found) if found else np.empty((0, 2), np.int64)
+    return places[:, 0], places[:, 1], min(position, size)
+
+
+def _alike(data: bytes, start: int, position: int, length: int) -> int:
+    """How many whole records of this payload length follow each other from `position` on; the first is known."""
+    step, view = _framed(length), memoryview(data)
+    most = (len(data) - position - HEADER_BYTES - length) // step + 1
+    headers = np.ndarray((most,), _HEADER, data, position, (step,))
+    expected = (start + position + np.arange(most) * step) | COMMITTED
+    count = _leading((headers["word"] == expected.astype(np.uint64)) & (headers["length"] == length))
+    bodies = range(position + HEADER_BYTES, position + HEADER_BYTES + count * step, step)
+    checksums = np.array([crc32(view[body : body + length]) for body in bodies], np.uint32)
+    return _leading(headers["checksum"][:count] == checksums)
+
+
+def _leading(holds: NDArray[np.bool_]) -> int:
+    """How many are true before the first that is not."""
+    return len(holds) if holds.all() else int(holds.argmin())
 
 
 def _tables(
@@ -152,28 +175,33 @@ def _tables(
     tables = []
     kept = np.ones(len(positions), bool)
     for length in np.unique(lengths):
-        numbers = np.flatnonzero(lengths == length)
+        numbers = np.flatnonzero((lengths == length) & (positions + _framed(length) <= len(data)))
         for _ in range(_MOST_LAYOUTS):
             if len(numbers) < _FEWEST:
                 break
             rows = _rows(data, positions[numbers], int(length))
-            layout = _Layout.of(bytes(rows[0]))
+            layout = _Layout.of(bytes(rows[0, :length]))
             if layout is None:
                 numbers = numbers[1:]
                 continue
             matches = layout.matches(rows)
-            if (table := layout.table(rows[matches], start + positions[numbers[matches]], wanted)).names:
+            chosen = numbers[matches]
+            table = layout.table(rows if matches.all() else rows[matches], start + positions[chosen], wanted)
+            if table.names:
                 tables.append(table)
-            kept[numbers[matches]] = False
+            kept[chosen] = False
             numbers = numbers[~matches]
     return tables, np.flatnonzero(kept).tolist()
 
 
 def _rows(data: bytes, positions: Ints, length: int) -> Rows:
-    """The payloads at these positions."""
-    buffer = np.frombuffer(data, np.uint8)
-    windows = np.lib.stride_tricks.sliding_window_view(buffer, length)
-    rows: Rows = windows[positions + HEADER_BYTES]
+    """The payloads at these positions, and their padding."""
+    width, buffer = _framed(length) - HEADER_BYTES, np.frombuffer(data, np.uint8)
+    step = width + HEADER_BYTES
+    if (np.diff(positions) == step).all():  # one after the other: a copy by rows is the quickest
+        first = int(positions[0])
+        return np.ascontiguousarray(buffer[first : first + len(positions) * step].reshape(-1, step)[:, HEADER_BYTES:])
+    rows: Rows = np.lib.stride_tricks.sliding_window_view(buffer, width)[positions + HEADER_BYTES]
     return rows
 
 
@@ -194,8 +222,9 @@ class _Layout:
 
     def __init__(self, payload: bytes) -> None:
         """Reads a payload. Raises ValueError or IndexError if it is no log() call of plain numbers."""
-        self._payload = np.frombuffer(payload, np.uint8)
-        self._mask = np.full(len(payload), 0xFF, np.uint8)
+        padding = bytes(-len(payload) % 8)
+        self._payload = np.frombuffer(payload + padding, np.uint64)
+        self._mask = np.frombuffer(b"\xff" * len(payload) + padding, np.uint8).copy()
         if payload[0] != _FIXED_ARRAY_OF_5 or payload[1] != _LOG:
             raise ValueError("not a log() call")
         self._time = self._slot(payload, 2)
@@ -239,18 +268,16 @@ class _Layout:
 
     def matches(self, rows: Rows) -> NDArray[np.bool_]:
         """Which rows have this layout."""
-        differs: NDArray[np.bool_] = np.any((rows ^ self._payload) & self._mask, axis=1)
-        return ~differs
+        differs = rows.view(np.uint64) ^ self._payload
+        differs &= self._mask.view(np.uint64)
+        matches: NDArray[np.bool_] = ~np.any(differs, axis=1)
+        return matches
 
     def table(self, rows: Rows, offsets: Ints, wanted: frozenset[str] | None) -> Table:
         """These rows, which match, in columns."""
         slots = {name: slot for name, slot in self._slots.items() if wanted is None or name in wanted}
-        doubles = [slot for slot in slots.values() if slot.kind == ">f8"]
-        cut = iter(_cut_doubles(rows, [slot.place for slot in doubles]))
-        columns = [next(cut) if slot.kind == ">f8" else _cut(rows, slot) for slot in slots.values()]
-        return Table(
-            tuple(slots), offsets, _cut(rows, self._time), _cut(rows, self._step), _cut(rows, self._origin), columns
-        )
+        times_ns, steps, origins = (_cut(rows, slot) for slot in (self._time, self._step, self._origin))
+        return Table(tuple(slots), offsets, times_ns, steps, origins, [_cut(rows, slot) for slot in slots.values()])
 
 
 def _map_header(payload: bytes, place: int) -> tuple[int, int]:
@@ -279,14 +306,7 @@ def _text(payload: bytes, place: int) -> tuple[str, int]:
     return payload[body : body + size].decode(), body + size
 
 
-def _cut(rows: Rows, slot: _Slot) -> Any:
+def _cut(rows: Rows, slot: _Slot) -> Values:
     """The numbers that stand in a slot."""
-    kind = np.float64 if slot.kind in _FLOATS.values() else np.int64
-    return np.ascontiguousarray(rows[:, slot.place : slot.end]).view(slot.kind)[:, 0].astype(kind)
-
-
-def _cut_doubles(rows: Rows, places: Iterable[int]) -> Any:
-    """The float64 that stand at these places: a row for each place."""
-    chosen = np.add.outer(np.fromiter(places, np.intp), np.arange(8)).ravel()
-    cells = rows.take(chosen, axis=1).view(">f8")
-    return np.ascontiguousarray(cells.T, np.float64)
+    cells = np.ndarray((len(rows),), slot.kind, rows, slot.place, (rows.shape[1],))
+    return cells.astype(np.float64 if slot.kind in _FLOATS.values() else np.int64)
