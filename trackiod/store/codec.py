@@ -20,8 +20,12 @@ from numpy.typing import NDArray
 from trackiod.views.column import Ints, Values
 
 _LEVEL = 6
+_SAMPLE_BYTES = 4096
+_LEAST_WBITS = 9
 _RANDOM_BITS = 7.5
 """bits a byte from which on deflating only takes time"""
+_SYMBOL_BYTES = 0.5
+"""what each byte value that occurs adds to a deflated plane"""
 _STRIDE = struct.Struct("<Bqq")
 _DELTAS = struct.Struct("<Bq")
 _CRC = struct.Struct("<I")
@@ -178,7 +182,8 @@ def _pack_plane(plane: NDArray[np.uint8]) -> bytes:
     raw = plane.tobytes()
     shares = np.bincount(plane, minlength=256) / len(plane)
     seen = shares[shares > 0]
-    if -(seen * np.log2(seen)).sum() > _RANDOM_BITS:
+    bits = -(seen * np.log2(seen)).sum()
+    if bits > _RANDOM_BITS or len(plane) * bits / 8 + len(seen) * _SYMBOL_BYTES >= len(plane):
         return raw
     packed = _deflated(raw)
     return packed if len(packed) < len(raw) else raw
@@ -200,7 +205,16 @@ def _unpack_planes(data: memoryview, dtype: str, count: int) -> NDArray[Any]:
 
 
 def _deflated(data: bytes) -> bytes:
-    packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_FILTERED)
+    """Deflated by runs and frequencies alone, unless a sample has repeats that make looking for them worth its time:
+    in the high bytes of measurements there are few, and they take ten times as long."""
+    sample = data[:_SAMPLE_BYTES]
+    has_repeats = len(_deflated_by(sample, 1, zlib.Z_FILTERED)) < len(_deflated_by(sample, 1, zlib.Z_RLE))
+    return _deflated_by(data, _LEVEL, zlib.Z_FILTERED if has_repeats else zlib.Z_RLE)
+
+
+def _deflated_by(data: bytes, level: int, strategy: int) -> bytes:
+    window = min(max(len(data).bit_length(), _LEAST_WBITS), zlib.MAX_WBITS)  # a short text needs no large tables
+    packer = zlib.compressobj(level, zlib.DEFLATED, -window, min(window - 7, zlib.DEF_MEM_LEVEL), strategy)
     return packer.compress(data) + packer.flush()
 
 
