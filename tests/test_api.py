@@ -210,6 +210,7 @@ for _ in range(2):
         "trackio: 'completions' was left out: a value of type Table cannot be stored as a metric.",
         "trackio: 'rollouts' was left out: a value of type list cannot be stored as a metric.",
         "trackio: 'image' was left out: a value of type Image cannot be stored as a metric.",
+        "trackio: 3 more values were left out like those named above.",
     ]
     wait_for(lambda: daemon.runs("p") and daemon.the_run("p").state.state == "finished")
     assert daemon.cli("get", "run", "--project", "p", "--run", "n")["metrics"] == ["loss"]

@@ -37,6 +37,8 @@ class Process:
         self.failure = ""
         self.thread_failure = ""
         self.interactive = False
+        self._refused_values = 0
+        """of runs that this process has let go of"""
         self._shippers: dict[str, Shipper] = {}
         self._lock = threading.Lock()
 
@@ -64,6 +66,7 @@ class Process:
         for earlier in self.runs:
             if earlier.is_finished:
                 earlier.retire()
+        self._refused_values += sum(r.refused_values for r in self.runs if r.is_retired)
         self.runs = [r for r in self.runs if not r.is_retired] + [run]
         self.latest = run
         os.environ[PARENT_VARIABLE] = f"{os.getpid()}:{rank}"
@@ -76,8 +79,21 @@ class Process:
                 run.end("failed", self.failure, explicit=False)
             else:
                 run.end("ended" if self.interactive else "finished", cause, explicit=False)
+        self._own_up()
         for shipper in self._shippers.values():
             shipper.close(_EXIT_SECONDS)
+
+    def _own_up(self) -> None:
+        """The exit line: what was not kept, if anything."""
+        records, points = map(sum, zip((0, 0), *(shipper.refused for shipper in self._shippers.values()), strict=True))
+        values = self._refused_values + sum(run.refused_values for run in self.runs)
+        said = []
+        if records:
+            said.append(f"{records:,} log() calls ({points:,} points) found no room and were dropped")
+        if values:
+            said.append(f"{values:,} more values were left out like those named above")
+        if said:
+            voice.warn("; ".join(said) + ".")
 
     def forked(self) -> Process:
         """What a forked child starts with: the same runs, none of the parent's streams."""

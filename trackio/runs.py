@@ -66,7 +66,7 @@ class Run:
         """the projects whose nameless `resume="allow"` means this run"""
         self.is_finished = False
         self.refused_values = 0
-        """values that could not be stored; each key and type was named once"""
+        """values that could not be stored, beyond the first of each key and type, which was named"""
         self._space_id: str | None = None
         self._stop_flag = threading.Event()
         self._facts = dict(identity.facts)
@@ -152,11 +152,9 @@ class Run:
         return plain
 
     def _refuse_value(self, key: str, type_name: str) -> None:
-        self.refused_values += 1
-        voice.warn_once(
-            f"value {key} {type_name}",
-            f"{key!r} was left out: a value of type {type_name} cannot be stored as a metric.",
-        )
+        sentence = f"{key!r} was left out: a value of type {type_name} cannot be stored as a metric."
+        if not voice.warn_once(f"value {key} {type_name}", sentence):
+            self.refused_values += 1
 
     def _odd_step(self, step: Any, metrics: Mapping[str, Any], commit: bool | None) -> tuple[int, int]:
         if (whole := integral(step)) is not None:
@@ -246,7 +244,7 @@ class Run:
 
     def become_worker(self) -> None:
         """In a forked child: what it logs goes to a stream of its own, kept apart from the rank's."""
-        self._stream = None
+        self._stream, self.refused_values = None, 0
         self._facts = {**self._facts, "role": "worker"}
 
     # -- manners ----------------------------------------------------------------------------------------------

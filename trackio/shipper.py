@@ -88,6 +88,12 @@ class Shipper:
         if not self.ensure_thread():
             shipment.spool.spill_upto(shipment.courier.committed, shipment.spool.ring.head)
 
+    @property
+    def refused(self) -> tuple[int, int]:
+        """Records and points that found no room; a stream that has any is carried to the end."""
+        counts = [shipment.spool.refused for shipment in self._all()]
+        return sum(records for records, _ in counts), sum(points for _, points in counts)
+
     def _all(self) -> list[Shipment]:
         return list(self._shipments.values())
 

@@ -29,15 +29,16 @@ def warn(sentence: str) -> None:
         pass  # stderr is closed or absent
 
 
-def warn_once(matter: str, sentence: str) -> None:
-    """Prints the sentence the first time this matter comes up in the process."""
+def warn_once(matter: str, sentence: str) -> bool:
+    """Prints the sentence the first time this matter comes up in the process; False if it was said before."""
     if matter in _said:
-        return
+        return False
     with _lock:
         if matter in _said:
-            return
+            return False
         _said.add(matter)
     warn(sentence)
+    return True
 
 
 def after_fork() -> None:
