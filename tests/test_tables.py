@@ -138,3 +138,27 @@ def test_padding_of_an_earlier_lap_hides_no_record() -> None:
         data[(i + 1) * size - 1] = i
     found, others = tables.tabulate(bytes(data), START)
     assert [len(table.steps) for table in found] == [200] and not others
+
+
+def test_a_metric_that_is_now_a_number_and_now_none_keeps_each_value() -> None:
+    """All of these take one byte."""
+    values = [3, True, -5, False, 7, ""] * 50
+    data = batch([record.pack(Kind.LOG, 1 << 60, 70_000 + i, 0, {"a": value}) for i, value in enumerate(values)])
+    contents = Contents(*tables.tabulate(data, START))
+    assert contents.tables
+    assert points_of(contents) == points_of(one_by_one(data))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_steps_ascend_over_calls_of_several_shapes_or_do_not(swapped: bool) -> None:
+    """A training logs its loss, and now and then more beside it."""
+    steps = list(range(70_000, 70_400))
+    if swapped:
+        steps[200], steps[201] = steps[201], steps[200]
+    payloads = [
+        record.pack(Kind.LOG, 1 << 60, step, 0, {"loss": 0.5} | ({"eval": 1.5} if i % 2 else {}))
+        for i, step in enumerate(steps)
+    ]
+    contents = Contents(*tables.tabulate(batch(payloads), START))
+    assert len(contents.tables) == 2
+    assert digest_of(contents).metrics["loss"].ascending is not swapped
