@@ -1,5 +1,5 @@
 # make demo: the main job on real data.  make test: the whole suite.  Both do all their set-up in .venv.
-.PHONY: demo test lint types layers bench clean
+.PHONY: demo test lint types layers bench torture clean
 
 demo:
 	@.ci/venv demo
@@ -21,6 +21,11 @@ types:
 layers:
 	@.ci/venv lint
 	@.venv/bin/lint-imports
+
+# A thousand seeded kill schedules, and a line that says what came of them; make torture ARGS="1 --seed 42" for one.
+torture:
+	@.ci/venv test
+	@.venv/bin/python tests/torture.py $(ARGS)
 
 bench:
 	@.ci/venv demo
