@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +55,8 @@ class Schedule(NamedTuple):
     """records, burst, pause in seconds, ending of each rank"""
     starts_late: bool
     """there is no daemon at first"""
+    spool_mib: int
+    """a small ring is soon full, and what leaves it lies on disk"""
     events: list[tuple[float, str, int]]
     """seconds to wait, what to do, to which rank"""
 
@@ -70,7 +73,7 @@ def schedule(seed: int) -> Schedule:
         (chance.random() ** 2 * 0.4, chance.choice(_KILLS), chance.randrange(len(ranks)))
         for _ in range(chance.randint(1, 5))
     ]
-    return Schedule(seed, ranks, chance.random() < 0.2, events)
+    return Schedule(seed, ranks, chance.random() < 0.2, chance.choice([1, 16]), events)
 
 
 class Rank:
@@ -114,6 +117,7 @@ def _a_host() -> Iterator[Host]:
 def run(plan: Schedule) -> str:
     """Runs a schedule; returns what went wrong, or ""."""
     with _a_host() as host:
+        host.extra["TRACKIO_SPOOL_MIB"] = str(plan.spool_mib)
         if not plan.starts_late:
             host.start()
         ranks = [Rank(host, number, len(plan.ranks), rank) for number, rank in enumerate(plan.ranks)]
@@ -202,7 +206,7 @@ def _problem_of(rank: Rank, row: dict[str, Any]) -> str:
     values = row["columns"]["i"].values.tolist()
     if row["holes"]:
         return f"holes {row['holes']}"
-    if any(after <= before for before, after in zip(values, values[1:], strict=False)):
+    if any(after <= before for before, after in pairwise(values)):
         return "doubled or out of order"
     if row["columns"]["half"].values.tolist() != [value / 2 for value in values]:
         return "values differ"
