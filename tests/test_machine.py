@@ -107,7 +107,7 @@ class Client:
         self.spool = Spool(where, self.stream, self.meta, limit_bytes=RING_BYTES, spill_bytes=SPILL_BYTES,
                            first_bytes=SEGMENT_BYTES)  # fmt: skip
         self.shipper = Threadless(where, autostart=False, starts_first=False)
-        self.shipment = self.shipper.add(self.spool, RING_BYTES, lambda: None)
+        self.shipment = self.shipper.add(self.spool, lambda: None)
         self.accepted: list[int] = []
         self.refused = 0
 

@@ -41,7 +41,7 @@ class Ring:
         self._lock = threading.RLock()  # a re-entrant call passes, and finds `_busy`
         self._busy = False
         self.is_retired = False
-        self._queued: deque[tuple[bytes, int]] = deque()
+        self._queued: deque[tuple[bytes, int | None]] = deque()
         self._sealed: deque[Segment] = deque()
         self._spares: list[Segment] = []
         self._marks: deque[int] = deque()
@@ -51,8 +51,9 @@ class Ring:
 
     # -- the writing side ------------------------------------------------------------------------------
 
-    def append(self, payload: bytes, points: int) -> bool:
-        """Stores one record; False if there was no room and it was counted as refused. Raises Retired.
+    def append(self, payload: bytes, points: int | None) -> bool:
+        """Stores one record; False if there was no room. A log() call has `points` and is counted as refused then,
+        a record of another kind has None. Raises Retired.
 
         A signal handler may log, and may raise, at any place in here: `with` is the one way to take the lock
         that no exception can come between.
@@ -96,14 +97,15 @@ class Ring:
             finally:
                 self._busy = False
 
-    def _put(self, payload: bytes, points: int) -> bool:
+    def _put(self, payload: bytes, points: int | None) -> bool:
         length = len(payload)
         size = (length + 23) & -8
         position = self._position
         if position + size > self._limit:
             if not self._roll(size):
-                self._counters[0] += 1
-                self._counters[1] += points
+                if points is not None:
+                    self._counters[0] += 1
+                    self._counters[1] += points
                 return False
             position = self._position
         offset = self.head

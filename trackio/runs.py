@@ -207,10 +207,10 @@ class Run:
                 value = short_repr(value)
             self._note(kind, {key: value})
 
-    def _note(self, kind: Kind, *fields: Any) -> None:
+    def _note(self, kind: Kind, *fields: Any, seconds: float = 0.0) -> None:
         try:
-            if self._stream is not None:
-                self._stream.note(kind, *fields)
+            if self._stream is not None and not self._stream.note(kind, *fields, seconds=seconds):
+                voice.warn_once(f"note {kind}", f"{kind.name.lower()} found no room and was not stored.")
         except Exception as error:  # noqa: BLE001 the border to the user's process
             voice.warn_once(f"note {kind}", f"{kind.name.lower()} could not be stored: {error!r}")
 
@@ -230,7 +230,7 @@ class Run:
             return
         self.is_finished = True
         self._stop_flag.set()
-        self._note(Kind.FINISH, state, cause, explicit)
+        self._note(Kind.FINISH, state, cause, explicit, seconds=_FINISH_SECONDS)
 
     @property
     def is_retired(self) -> bool:

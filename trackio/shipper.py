@@ -30,12 +30,11 @@ _MAX_STEPS_A_TURN = 16
 class Shipment:
     """One stream on its way."""
 
-    __slots__ = ("closed", "courier", "each_second", "introduced", "is_over", "limit_bytes", "next_second", "spool")
+    __slots__ = ("closed", "courier", "each_second", "introduced", "is_over", "next_second", "spool")
 
-    def __init__(self, spool: Spool, limit_bytes: int, each_second: Callable[[], None]) -> None:
+    def __init__(self, spool: Spool, each_second: Callable[[], None]) -> None:
         self.spool = spool
         self.courier = Courier(time.monotonic())
-        self.limit_bytes = limit_bytes
         self.each_second = each_second
         self.next_second = 0.0
         self.introduced = spool.path
@@ -45,7 +44,7 @@ class Shipment:
 
     def held(self) -> Held:
         ring = self.spool.ring
-        return Held(ring.head, self.spool.oldest, ring.oldest, self.limit_bytes, self.spool.spill.end or 0)
+        return Held(ring.head, self.spool.oldest, ring.oldest, self.spool.room_bytes, self.spool.spill.end or 0)
 
     @property
     def is_delivered(self) -> bool:
@@ -72,9 +71,9 @@ class Shipper:
 
     # -- streams -------------------------------------------------------------------------------------------
 
-    def add(self, spool: Spool, limit_bytes: int, each_second: Callable[[], None]) -> Shipment:
+    def add(self, spool: Spool, each_second: Callable[[], None]) -> Shipment:
         """Takes a stream on. Never raises; without a thread (RLIMIT_NPROC) the data wait in the spool."""
-        shipment = Shipment(spool, limit_bytes, each_second)
+        shipment = Shipment(spool, each_second)
         spool.ring.wanted = self.wanted
         spool.on_pressure = lambda: self._relieve(shipment)
         self._shipments[spool.stream] = shipment

@@ -23,12 +23,12 @@ _PROMPT_SECONDS, _PROMPT_FOR_SECONDS, _PATIENT_SECONDS = 0.01, 1.0, 0.03
 
 
 class Held(NamedTuple):
-    """What the spool holds now: offsets, and the ring's size and limit in bytes."""
+    """What the spool holds now: offsets, and what the ring may come to hold in bytes."""
 
     head: int
     oldest: int
     ring_oldest: int
-    ring_limit: int
+    ring_room: int
     spilled: int = 0
     """the end of what lies on disk"""
 
@@ -157,7 +157,7 @@ class Courier:
         if unacked <= 0 or now < self._spill_again_at:
             return None
         waited = now - self._progress_at
-        if waited < SPILL_AFTER_SECONDS and in_ring <= held.ring_limit // 2:
+        if waited < SPILL_AFTER_SECONDS and in_ring <= held.ring_room // 2:
             return None
         return SpillUpTo(held.head)
 

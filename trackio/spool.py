@@ -51,6 +51,7 @@ class Spool:
         self._root = ""
         self._room = growth.Room(0, 0, 0)
         self._room_until = 0.0
+        self._is_cramped = False
         self.on_pressure: Callable[[], None] = lambda: None
         """called when log() itself needs room: the shipper has not kept up, or has no thread"""
         self._names = 0
@@ -130,6 +131,11 @@ class Spool:
         spilled = self.spill.oldest
         return self.ring.oldest if spilled is None else min(spilled, self.ring.oldest)
 
+    @property
+    def room_bytes(self) -> int:
+        """What the ring may come to hold: its limit, or where the host spares it no more, what it has."""
+        return self.ring.capacity_bytes if self._is_cramped else self._limit_bytes
+
     # -- growing and shrinking ---------------------------------------------------------------------------
 
     def _provide(self, size: int) -> bool:
@@ -142,10 +148,14 @@ class Spool:
             grown = growth.next_segment_bytes(held, self._limit_bytes, self._first_bytes)
             if size > max((s.capacity for s in self.ring.segments()), default=0):
                 grown = max(grown, (size + 4095) & -4096)  # a record larger than any segment gets one of its own
-            if not grown or grown < size or (self._root and not self._has_room(grown)):
+            if not grown or grown < size:
+                return False
+            self._is_cramped = True
+            if self._root and not self._has_room(grown):
                 return False
             path = self._segment_path(self._folder.path) if self._folder else ""
             self.ring.add(Segment(path, grown))
+            self._is_cramped = False
             return True
         except OSError:
             return False

@@ -56,7 +56,7 @@ class Stream:
             first_bytes=WORKER_SEGMENT_BYTES if is_worker else FIRST_SEGMENT_BYTES,
         )
         self._shipper = shipper
-        self.shipment = shipper.add(self.spool, settings.spool_bytes, self.check_clock)
+        self.shipment = shipper.add(self.spool, self.check_clock)
         self._ring = self.spool.ring
 
     def log(self, step: int, origin: int, metrics: dict[str, Any], _time_ns: Any = time.time_ns) -> bool:
@@ -78,12 +78,16 @@ class Stream:
         accepted = [self._ring.append(payload, points) for payload, points in parts]
         return all(accepted)
 
-    def note(self, kind: Kind, *fields: Any) -> bool:
-        """Stores a record of another kind. Raises ValueError if it is too large."""
+    def note(self, kind: Kind, *fields: Any, seconds: float = 0.0) -> bool:
+        """Stores a record of another kind; waits at most this long for room, and is False if there was none.
+        Raises ValueError if it is too large."""
         payload = pack(kind, time.time_ns(), *fields)
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise ValueError(f"it is larger than {MAX_PAYLOAD_BYTES >> 20} MiB")
-        return self._ring.append(payload, 0)
+        deadline = time.monotonic() + seconds
+        while not (accepted := self._ring.append(payload, None)) and time.monotonic() < deadline:
+            time.sleep(0.002)  # the shipper was told that there is no room
+        return accepted
 
     def check_clock(self) -> None:
         """Notes that the wall clock jumped against the monotonic one, so that durations can be told."""
