@@ -138,7 +138,8 @@ stop = True; thread.join()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(daemon.spool)], check=True)
     try:
         environ = daemon.environ(TRACKIO_SPOOL_DIR=str(daemon.spool))
-        mounts = f"mount --bind {daemon.spool} /dev/shm && mkdir -p {daemon.spool} && mount --bind /dev/shm {daemon.spool}"
+        mounts = f"mount --bind {daemon.spool} /dev/shm && mkdir -p {daemon.spool} "
+        mounts += f"&& mount --bind /dev/shm {daemon.spool}"
         done = subprocess.run(
             ["unshare", "--mount", "sh", "-c", f'{mounts} && exec {sys.executable} -c "$CODE"'],
             env={**environ, "CODE": code}, capture_output=True, text=True, timeout=120 * PATIENCE,

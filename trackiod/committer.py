@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -279,8 +280,8 @@ class Committer:
                 run, step = store.find_run(work.name, work.attempt)
                 return Reply(work.peer, wire.Found(work.project, work.name, run, step))
             case Drain():
-                self._drain(store, work)
-                after.append(lambda: _remove_all(work.folders))
+                is_whole = self._drain(store, work)
+                after.append(lambda: _remove_all(work.folders) if is_whole else self._set_aside(work))
                 return Drained(work.stream)
 
     def _append(self, store: ProjectStore, data: wire.Data) -> wire.Message:
@@ -309,12 +310,25 @@ class Committer:
         store.add_hole(stream, start, end, cause, time.time_ns())
         store.skip_to(stream, end)
 
-    def _drain(self, store: ProjectStore, work: Drain) -> None:
-        """What a dead process left, each record once; then its end."""
+    def _set_aside(self, work: Drain) -> None:
+        """Keeps the files of a spool in which something could not be read; all that could is stored."""
+        kept = os.path.join(os.path.dirname(self._projects), "damaged", f"{work.stream}-{time.time_ns()}")
+        try:
+            for number, path in enumerate(work.folders):
+                shutil.move(path, f"{kept}-{number}")
+            log.error("the spool of stream %s is damaged; its files are kept as %s-*", work.stream, kept)
+        except OSError as error:
+            log.error("the spool of stream %s is damaged and cannot be set aside: %s", work.stream, error)
+            _remove_all(work.folders)
+
+    def _drain(self, store: ProjectStore, work: Drain) -> bool:
+        """What a dead process left, each record once; then its end. False if something in between is missing."""
+        is_whole = True
         position = store.register(work.stream, work.meta)
         for batch in recovery.batches(work.contents(), position):
             if batch.start > position:
                 self._add_hole(store, work.stream, position, batch.start, "the spool was damaged or deleted")
+                is_whole = False
             self._store_batch(store, work.stream, batch.start, batch.data)
             position = batch.end
         for path in work.folders:
@@ -326,6 +340,7 @@ class Committer:
                 ruling = ("ended", "the kernel is gone")
             at_ns = time.time_ns() if work.exit.state else last_ns or int(work.meta["started_ns"])
             store.end(work.stream, End(*ruling, explicit=False, time_ns=at_ns))
+        return is_whole
 
 
 def joined(items: Iterable[Work]) -> list[Work]:

@@ -1,0 +1,113 @@
+"""Flipped, cut and zeroed bytes in spools and databases: the bad part is named, the rest is kept, others untouched."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Host, shown, wait_for
+
+from trackiod.store import schema
+from trackiod.store.reader import project_names
+
+COUNT = 6000
+LOG = f"""
+import os, sys, trackio
+trackio.init(project=sys.argv[1], name=sys.argv[2])
+for i in range({COUNT}): trackio.log({{"i": i, "third": i / 3, "name": f"n{{i}}"}}, step=i)
+"""
+FEW = LOG.replace(f"range({COUNT})", "range(20)")
+
+
+def damage(path: Path, how: str, chance: random.Random) -> None:
+    """Somewhere in the file, but for its first page: without that it is no database, which is tested elsewhere."""
+    data = bytearray(path.read_bytes())
+    position = chance.randrange(min(4096, len(data) // 2), len(data))
+    if how == "flip":
+        for _ in range(3):
+            data[chance.randrange(position, len(data))] ^= 1 << chance.randrange(8)
+    elif how == "cut":
+        del data[position:]
+    else:
+        data[position : position + 4096] = bytes(len(data[position : position + 4096]))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("how", ["flip", "cut", "zero"])
+def test_a_damaged_database_costs_what_is_damaged_and_the_daemon_goes_on(host: Host, how: str, seed: int) -> None:
+    chance = random.Random(f"{how} {seed}")
+    host.start()
+    for project in ("hit", "well"):
+        host.run(LOG, project, "before")
+        host.run(FEW, project, "few")
+        wait_for(lambda project=project: [r.state.state for r in host.runs(project)] == ["finished"] * 2)
+    pid = host.status().daemon["pid"]
+    host.stop()
+    damage(Path(schema.path_of(host.places.projects, "hit")), how, chance)
+    host.start()
+    for project in ("hit", "well"):
+        host.run(LOG, project, "after")
+    wait_for(lambda: "well" in project_names(host.places.projects)[0] and ended(host, "well", "after"), 30)
+    assert host.status().daemon["pid"] != pid and Path(f"/proc/{host.status().daemon['pid']}").exists()
+    assert values(host, "well", "before") == list(range(COUNT)), "the other project is untouched"
+    wait_for(lambda: ended(host, "hit", "after"), 30, "the damaged project goes on")
+    assert values(host, "hit", "after") == list(range(COUNT))
+    aside = list(Path(host.places.projects).glob("*.damaged-*"))
+    kept = values(host, "hit", "before")
+    assert set(kept) <= set(range(COUNT)) and kept == sorted(set(kept)), "nothing that was not logged"
+    if len(kept) < COUNT:
+        told = host.command("trackio", "get", "metric", "--project", "hit", "--run", "before", "--metric", "i").stderr
+        told += (host.data / "trackiod.log").read_text()
+        assert aside or "damaged" in told or "cannot be read" in told, "what is missing is named"
+    if aside:
+        assert any(str(path) in (host.data / "trackiod.log").read_text() for path in aside), "where it is kept is said"
+
+
+def ended(host: Host, project: str, name: str) -> bool:
+    if project not in project_names(host.places.projects)[0]:
+        return False
+    return any(r.name == name and r.state.state == "finished" and r.records == COUNT for r in host.runs(project))
+
+
+def values(host: Host, project: str, name: str) -> list[int]:
+    """The values that can be read."""
+    run = next((r for r in host.runs(project) if r.name == name), None)
+    return [] if run is None else [p.value for p in shown(run, "i", all_points=True)]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("how", ["flip", "cut", "zero"])
+@pytest.mark.parametrize("where", ["spool", "spill"])
+def test_a_damaged_spool_costs_what_is_damaged_and_no_other_project(
+    host: Host, where: str, how: str, seed: int
+) -> None:
+    chance = random.Random(f"{where} {how} {seed}")
+    end = "os.kill(os.getpid(), 9)" if where == "spool" else ""
+    for project in ("hit", "well"):
+        host.run(LOG + end, project, "r")
+    root = host.spool if where == "spool" else host.data / "spill"
+    if where == "spill":
+        shutil.rmtree(host.spool)  # a reboot
+        host.spool.mkdir()
+    segments = [path for path in root.rglob("seg-*") if b"hit" in (path.parent / "stream.meta").read_bytes()]
+    largest = max(segments, key=lambda path: path.stat().st_size)
+    damage(largest, how, chance)
+    host.start()
+    for project in ("hit", "well"):
+        host.ended_run(project, 30)
+    assert values(host, "well", "r") == list(range(COUNT))
+    run = host.the_run("hit")
+    kept = values(host, "hit", "r")
+    assert kept == sorted(set(kept)) and set(kept) <= set(range(COUNT))
+    assert len(kept) == run.records
+    missing = set(range(max(kept, default=-1) + 1)) - set(kept)
+    assert not missing or run.holes, "what is missing in between is named"
+    if how == "flip":
+        assert len(kept) >= COUNT - 3
+    aside = list((host.data / "damaged").glob("*/seg-*"))
+    assert bool(aside) == bool(run.holes)
+    assert not aside or str(host.data / "damaged") in (host.data / "trackiod.log").read_text(), "where it is, is said"
+    wait_for(lambda: not list(root.rglob("seg-*")), 20, "what was stored is removed")
