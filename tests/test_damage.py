@@ -5,12 +5,18 @@ from __future__ import annotations
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Host, shown, wait_for
 
-from trackiod.store import schema
-from trackiod.store.reader import project_names
+from trackio import record, wire
+from trackio.record import Kind
+from trackiod import committer
+from trackiod.committer import Append, Committer, Drain, Register
+from trackiod.exits import Exit
+from trackiod.store import points, schema
+from trackiod.store.reader import ProjectReader, project_names
 
 COUNT = 6000
 LOG = f"""
@@ -111,3 +117,66 @@ def test_a_damaged_spool_costs_what_is_damaged_and_no_other_project(
     assert bool(aside) == bool(run.holes)
     assert not aside or str(host.data / "damaged") in (host.data / "trackiod.log").read_text(), "where it is, is said"
     wait_for(lambda: not list(root.rglob("seg-*")), 20, "what was stored is removed")
+
+
+# -- a database, by the committer alone: many damages in little time ----------------------------------------------
+
+
+def meta(stream: str) -> dict[str, Any]:
+    return {"stream": stream, "project": "p", "run": stream, "name": stream, "role": "rank", "rank": 0, "attempt": "0",
+            "local_rank": 0, "world_size": 1, "started_ns": 1}  # fmt: skip
+
+
+def feed(where: Committer, stream: str, count: int) -> None:
+    """A stream of so many records and, but for the one called open, its end."""
+    payloads = [
+        record.pack(Kind.LOG, 10**18 + i, i, 0, {"i": i, "third": i / 3, "name": f"n{i}"}) for i in range(count)
+    ]
+    if stream != "open":
+        payloads.append(record.pack(Kind.FINISH, 10**18 + count, "finished", "", True))
+    data = b""
+    for payload in payloads:
+        data += record.encode(len(data), payload)
+    where.submit(Register("p", stream, meta(stream), None))
+    where.submit(Append("p", stream, wire.Data(stream, 0, len(data), 0, [0, 0], data), None))
+
+
+def work_off(where: Committer) -> None:
+    for _ in range(20):
+        if where.backlog:
+            where._commit_some()
+    where._folding._due = dict.fromkeys(where._folding._due, 0.0)
+    for _ in range(30):
+        where._folding.step()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    projects = str(tmp_path_factory.mktemp("projects"))
+    where = Committer(projects, "store", lambda: None)
+    where.open_streams()
+    for stream, count in (("folded", 6000), ("raw", 20), ("open", 300)):
+        feed(where, stream, count)
+    work_off(where)
+    where._databases.close_all()
+    return Path(schema.path_of(projects, "p")).read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_wherever_a_database_is_damaged_its_project_goes_on(
+    database: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(committer, "_RETRY_SECONDS", 0)
+    chance = random.Random(seed)
+    path = Path(schema.path_of(str(tmp_path), "p"))
+    path.write_bytes(database)
+    damage(path, chance.choice(["flip", "cut", "zero"]), chance)
+    where = Committer(str(tmp_path), "store", lambda: None)
+    where.open_streams()
+    where.submit(Drain("p", "open", meta("open"), (), list, Exit()))
+    feed(where, "new", 3000)
+    work_off(where)
+    where._databases.close_all()
+    assert not where.backlog and where.problem == ""
+    with ProjectReader(str(path)) as reader:
+        assert points.columns(reader, "new", frozenset({"i"}))["i"].values.tolist() == list(range(3000))

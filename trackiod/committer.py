@@ -158,12 +158,11 @@ class Committer:
         for project in projects:
             try:
                 store = self._databases.get(project)
-            except (StoreError, sqlite3.Error) as error:
-                log.error("%s", error)
-                continue
-            found += [(project, stream, meta) for stream, meta, _ in store.open_streams()]
-            if raw := store.raw_streams():
-                self._folding.note(project, raw)
+                found += [(project, stream, meta) for stream, meta, _ in store.open_streams()]
+                if raw := store.raw_streams():
+                    self._folding.note(project, raw)
+            except Exception as error:  # one damaged project must not keep the daemon from starting for the others
+                log.error("project %r: %s", project, error)
             self._databases.close(project)
         return found
 
@@ -222,11 +221,11 @@ class Committer:
                     if outcome is not None:
                         outcomes.append(outcome)
         except sqlite3.Error as error:
+            is_damaged = store.is_damaged(error)
             self._databases.close(project)
-            text = str(error)
-            if "malformed" in text or "not a database" in text:
-                return self._databases.set_aside(project, f"{store.path} is damaged ({text}).")
-            return f"project {project!r} cannot be written: {text}"
+            if is_damaged:
+                return self._databases.set_aside(project, f"{store.path} is damaged ({error}).")
+            return f"project {project!r} cannot be written: {error}"
         except Exception:  # the border of the commit thread: one odd piece of work must not stop the others
             log.exception("internal error in project %r", project)
             return self._commit_apart(project, items)

@@ -48,6 +48,16 @@ class ProjectStore:
             return False
         return (info.st_dev, info.st_ino) == self._file
 
+    def is_damaged(self, error: sqlite3.Error) -> bool:
+        """Whether a complaint of SQLite's means that the file is damaged; where it may also be ours, the file is
+        looked through."""
+        if not isinstance(error, sqlite3.IntegrityError):
+            return schema.is_damage(error)
+        try:
+            return bool(self._one("PRAGMA quick_check(1)") != ("ok",))
+        except sqlite3.Error:
+            return True
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing. Raises sqlite3.Error, and nothing is changed then."""

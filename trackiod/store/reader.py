@@ -69,11 +69,10 @@ class ProjectReader:
         """a sentence for each part that could not be read"""
         self._connection = schema.open_for_reading(path)
         try:
-            row = self._connection.execute("SELECT value FROM meta WHERE key = 'project'").fetchone()
-        except sqlite3.Error as error:
+            self.project = schema.project_of(self._connection, path)
+        except (sqlite3.Error, StoreDamaged) as error:
             self._connection.close()
-            raise StoreDamaged(f"{path} is damaged ({error}).") from error
-        self.project = str(row[0])
+            raise error if isinstance(error, StoreDamaged) else StoreDamaged(f"{path} is damaged ({error}).") from error
 
     def __enter__(self) -> ProjectReader:
         return self

@@ -16,6 +16,7 @@ from trackiod.errors import StoreDamaged, StoreError, StoreTooNew
 VERSION = 2
 SUFFIX = ".db"
 _BUSY_SECONDS = 1.0
+_DAMAGES = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB}
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -170,6 +171,7 @@ def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connecti
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA journal_size_limit = 67108864")
         check_version(connection, path)
+        project_of(connection, path)  # what says nothing to a reader must not be written on
     except sqlite3.DatabaseError as error:
         connection.close()
         raise _named(error, path) from error
@@ -202,6 +204,17 @@ def open_for_reading(path: str) -> sqlite3.Connection:
             " written: copy all three files, or make the copy writable."
         ) from last
     raise _named(last, path) from last
+
+
+def project_of(connection: sqlite3.Connection, path: str) -> str:
+    """The name of the project in a database. Raises StoreDamaged or sqlite3.Error."""
+    try:
+        row = connection.execute("SELECT value FROM meta WHERE key = 'project'").fetchone()
+    except UnicodeDecodeError as error:  # of SQLite's own complaint, which repeats damaged bytes
+        raise StoreDamaged(f"{path} is damaged ({error}).") from error
+    if row is None:
+        raise StoreDamaged(f"{path} is damaged (it does not say which project it is).")
+    return str(row[0])
 
 
 def check_version(connection: sqlite3.Connection, path: str) -> None:
@@ -237,11 +250,17 @@ def _create(path: str, project: str, store_id: str) -> None:
     os.rename(new, path)
 
 
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether SQLite's complaint is about the file's content, which lasts; a full disk or a lock may pass. That our
+    own SQL means nothing (SQLITE_ERROR) is so only where the description of the tables is damaged."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGES
+
+
 def _named(error: sqlite3.Error, path: str) -> Exception:
     """SQLite's complaint as ours where it is about the file's content."""
     text = str(error)
-    if "malformed" in text or "not a database" in text or "corrupt" in text:
+    if is_damage(error):
         return StoreDamaged(f"{path} is damaged ({text}).")
-    if isinstance(error, sqlite3.OperationalError) and ("full" in text or "I/O" in text):
+    if "full" in text or "I/O" in text:
         return error
     return StoreError(f"{path} cannot be opened ({text}).")
