@@ -161,7 +161,7 @@ class Committer:
                 found += [(project, stream, meta) for stream, meta, _ in store.open_streams()]
                 if raw := store.raw_streams():
                     self._folding.note(project, raw)
-            except Exception as error:  # one damaged project must not keep the daemon from starting for the others
+            except Exception as error:  # noqa: BLE001 one damaged project must not keep the daemon from starting
                 log.error("project %r: %s", project, error)
             self._databases.close(project)
         return found

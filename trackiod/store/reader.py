@@ -70,7 +70,7 @@ class ProjectReader:
         self._connection = schema.open_for_reading(path)
         try:
             self.project = schema.project_of(self._connection, path)
-        except (sqlite3.Error, StoreDamaged) as error:
+        except (sqlite3.Error, UnicodeDecodeError, StoreDamaged) as error:
             self._connection.close()
             raise error if isinstance(error, StoreDamaged) else StoreDamaged(f"{path} is damaged ({error}).") from error
 

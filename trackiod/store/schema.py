@@ -6,6 +6,7 @@ they are committed, in the same transaction. Later they are folded: `axes` and `
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 from urllib.parse import quote
@@ -161,6 +162,19 @@ def path_of(projects: str, project: str) -> str:
     return os.path.join(projects, derived_id("project", project) + SUFFIX)
 
 
+_MASTER = "SELECT CAST(name AS BLOB), CAST(sql AS BLOB) FROM sqlite_master ORDER BY 1"
+
+
+@functools.cache
+def _layout() -> list[tuple[bytes, bytes]]:
+    """What SQLite itself says of our tables."""
+    connection = sqlite3.connect(":memory:")
+    connection.executescript(_TABLES)
+    rows = connection.execute(_MASTER).fetchall()
+    connection.close()
+    return rows
+
+
 def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connection:
     """The one connection that writes, created with the database if need be. Raises StoreError or
     sqlite3.Error (a full disk)."""
@@ -172,7 +186,9 @@ def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connecti
         connection.execute("PRAGMA journal_size_limit = 67108864")
         check_version(connection, path)
         project_of(connection, path)  # what says nothing to a reader must not be written on
-    except sqlite3.DatabaseError as error:
+        if connection.execute(_MASTER).fetchall() != _layout():
+            raise StoreDamaged(f"{path} is damaged (its tables are not those of layout {VERSION}).")
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         connection.close()
         raise _named(error, path) from error
     except StoreError:
@@ -183,7 +199,7 @@ def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connecti
 
 def open_for_reading(path: str) -> sqlite3.Connection:
     """A connection that cannot write; also for a copy on a read-only medium. Raises StoreError."""
-    last: sqlite3.Error | None = None
+    last: sqlite3.Error | UnicodeDecodeError | None = None
     for options in ("mode=ro", "mode=ro&immutable=1"):
         if options != "mode=ro" and os.path.exists(path + "-wal") and os.path.getsize(path + "-wal"):
             break  # an immutable view would miss what the log holds
@@ -191,7 +207,7 @@ def open_for_reading(path: str) -> sqlite3.Connection:
             connection = sqlite3.connect(f"file:{quote(path)}?{options}", uri=True, isolation_level=None, timeout=10)
             check_version(connection, path)
             return connection
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             last = error
     assert last is not None
     if (
@@ -208,10 +224,7 @@ def open_for_reading(path: str) -> sqlite3.Connection:
 
 def project_of(connection: sqlite3.Connection, path: str) -> str:
     """The name of the project in a database. Raises StoreDamaged or sqlite3.Error."""
-    try:
-        row = connection.execute("SELECT value FROM meta WHERE key = 'project'").fetchone()
-    except UnicodeDecodeError as error:  # of SQLite's own complaint, which repeats damaged bytes
-        raise StoreDamaged(f"{path} is damaged ({error}).") from error
+    row = connection.execute("SELECT value FROM meta WHERE key = 'project'").fetchone()
     if row is None:
         raise StoreDamaged(f"{path} is damaged (it does not say which project it is).")
     return str(row[0])
@@ -256,10 +269,10 @@ def is_damage(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGES
 
 
-def _named(error: sqlite3.Error, path: str) -> Exception:
-    """SQLite's complaint as ours where it is about the file's content."""
+def _named(error: sqlite3.Error | UnicodeDecodeError, path: str) -> Exception:
+    """SQLite's complaint as ours where it is about the file's content; one that cannot be decoded quotes it."""
     text = str(error)
-    if is_damage(error):
+    if isinstance(error, UnicodeDecodeError) or is_damage(error):
         return StoreDamaged(f"{path} is damaged ({text}).")
     if "full" in text or "I/O" in text:
         return error
