@@ -43,6 +43,8 @@ class Server:
         self._draining: dict[str, LiveStream | None] = {}
         self._drain_again_at: dict[str, float] = {}
         self._trusted: dict[bytes, int] = {}
+        self._nonsense = 0
+        self._complained_at = 0.0
         self._started_at = self._busy_at = time.monotonic()
         self._next_tick = self._next_scan = 0.0
         self._facts: dict[str, Any] = {}
@@ -118,10 +120,17 @@ class Server:
             try:
                 message = wire.decode([f.bytes for f in frames[1:]])
             except wire.WireError as error:
-                log.warning("a message from pid %d was dropped: %s", pid, error)
+                self._complain(pid, error)
                 continue
             self._busy_at = time.monotonic()
             self._handle(peer, pid, message)
+
+    def _complain(self, pid: int, error: wire.WireError) -> None:
+        """Says what a peer sends that is no message of ours; of a flood, one a second."""
+        self._nonsense += 1
+        if time.monotonic() - self._complained_at >= 1.0:
+            log.warning("a message from pid %d was dropped (%d so far): %s", pid, self._nonsense, error)
+            self._complained_at = time.monotonic()
 
     def _pid_of(self, peer: bytes, frame: zmq.Frame) -> int | None:
         """The peer's pid; None if it is another user's process, or gone."""

@@ -1,0 +1,169 @@
+"""A hostile or broken peer: the daemon lives, its memory is bounded, who sends nonsense is told, others are served."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import zmq
+from conftest import PATIENCE, Host, wait_for
+
+from trackio import record, wire, zmtp
+from trackio.record import Kind
+
+META = {"project": "hostile", "run": "r", "name": "n", "role": "rank", "attempt": "a", "rank": 0, "local_rank": 0,
+        "world_size": 1, "started_ns": 1}  # fmt: skip
+
+
+@contextmanager
+def peer(host: Host, *, reads: bool = True) -> Iterator[zmq.Socket[bytes]]:
+    context: zmq.Context[Any] = zmq.Context()
+    dealer = context.socket(zmq.DEALER)
+    dealer.setsockopt(zmq.LINGER, 0)
+    dealer.setsockopt(zmq.RCVTIMEO, int(10_000 * PATIENCE))
+    dealer.setsockopt(zmq.SNDTIMEO, int(60_000 * PATIENCE))
+    dealer.connect(f"ipc://{host.status().daemon['socket']}")
+    try:
+        yield dealer
+    finally:
+        dealer.close()
+        context.term()
+
+
+def tell(dealer: zmq.Socket[bytes], message: wire.Message) -> None:
+    dealer.send_multipart(wire.encode(message))
+
+
+def answer_to(dealer: zmq.Socket[bytes], message: wire.Message) -> wire.Message:
+    tell(dealer, message)
+    return wire.decode(dealer.recv_multipart())
+
+
+def body(count: int, start: int = 0) -> bytes:
+    data = b""
+    for i in range(count):
+        data += record.encode(start + len(data), record.pack(Kind.LOG, 1 << 60, i, 0, {"a": i}))
+    return data
+
+
+def resident_mb(host: Host) -> float:
+    with open(f"/proc/{host.status().daemon['pid']}/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
+
+
+def serves(host: Host, pid: int) -> None:
+    """The same daemon still takes what an honest process logs."""
+    host.run("import trackio\ntrackio.init(project='honest')\ntrackio.log({'a': 1})")
+    wait_for(lambda: host.runs("honest") and host.runs("honest")[-1].state.state == "finished")
+    assert host.status().daemon["pid"] == pid
+    assert resident_mb(host) < 250
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_and_mutated_frames_cost_nobody_anything(daemon: Host, seed: int) -> None:
+    pid = daemon.status().daemon["pid"]
+    chance = random.Random(seed)
+    data = body(20)
+    honest: list[list[bytes]] = [
+        [bytes(frame) for frame in wire.encode(message)]
+        for message in (
+            wire.Hello("s", META), wire.Data("s", 0, len(data), 0, [0, 0], data), wire.Heartbeat("s", 5, [1, 2]),
+            wire.Find("hostile", "n"), wire.StatusQuery(),
+        )
+    ]  # fmt: skip
+    with peer(daemon) as dealer:
+        for _ in range(3000):
+            if chance.random() < 0.2:
+                frames = [chance.randbytes(chance.randrange(40)) for _ in range(chance.randrange(1, 4))]
+            else:
+                frames = list(chance.choice(honest))
+                place = chance.randrange(len(frames))
+                mutated = bytearray(frames[place])
+                for _ in range(chance.randrange(1, 4)):
+                    mutated[chance.randrange(len(mutated))] = chance.randrange(256)
+                frames[place] = bytes(mutated)
+            dealer.send_multipart(frames)
+    serves(daemon, pid)
+
+
+def test_numbers_and_names_that_cannot_be_are_survived_and_told(daemon: Host) -> None:
+    pid = daemon.status().daemon["pid"]
+    data = body(3)
+    with peer(daemon) as dealer:
+        for changed in ({"rank": -1}, {"rank": 1 << 70}, {"role": "king"}, {"project": ""}, {"project": "x" * 5000},
+                        {"started_ns": "now"}, {"world_size": None}):  # fmt: skip
+            bad = {**META, **changed}
+            if changed.get("rank") == 1 << 70:
+                bad["rank"] = (1 << 64) - 1
+            assert isinstance(answer_to(dealer, wire.Hello("s", bad)), wire.Refusal), changed
+        assert isinstance(answer_to(dealer, wire.Hello("s", META)), wire.Welcome)
+        for start, end, oldest in ((5, 2, 0), (-8, len(data) - 8, -8), (1 << 62, (1 << 62) + len(data), 1 << 62),
+                                   (0, len(data) + 1, 0)):  # fmt: skip
+            answer = answer_to(dealer, wire.Data("s", start, end, oldest, [0, 0], data))
+            assert isinstance(answer, wire.Ack), (start, end, answer)
+        assert answer_to(dealer, wire.Data("stranger", 0, len(data), 0, [0, 0], data)) == wire.Unknown("stranger")
+    serves(daemon, pid)
+
+
+def test_deep_nesting_is_a_dropped_message_or_a_record_set_aside(daemon: Host) -> None:
+    pid = daemon.status().daemon["pid"]
+    deep = b"\x91" * 200_000
+    payload = b"\x95\x00\xcf" + struct.pack(">Q", 1 << 60) + b"\x00\x00\x81\xa1a" + deep + b"\x00"
+    data = record.encode(0, payload)
+    with peer(daemon) as dealer:
+        dealer.send_multipart([deep])
+        dealer.send_multipart([b"\x93\x01\xa1s" + b"\x81\xa1a" * 100_000])
+        assert isinstance(answer_to(dealer, wire.Hello("s", META)), wire.Welcome)
+        data += body(3, len(data))
+        assert answer_to(dealer, wire.Data("s", 0, len(data), 0, [0, 0], data)) == wire.Ack("s", len(data))
+    run = daemon.the_run("hostile")
+    assert run.records == 3 and "malformed" in run.holes[0].cause
+    serves(daemon, pid)
+
+
+def test_giant_lengths_end_the_connection_and_take_no_memory(daemon: Host) -> None:
+    pid = daemon.status().daemon["pid"]
+    path = daemon.status().daemon["socket"]
+    for flags, size in ((2, 1 << 62), (2, 1 << 40), (3, (2 << 20) + 1), (6, 1 << 50)):
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.settimeout(10 * PATIENCE)
+            stranger.connect(path)
+            stranger.sendall(zmtp.Dealer.opening() + bytes((flags,)) + struct.pack(">Q", size) + b"x" * 1000)
+            while stranger.recv(4096):
+                continue  # its greeting; then it hangs up
+    serves(daemon, pid)
+
+
+def test_a_million_tiny_messages_from_one_that_never_reads_leave_it_small_and_answering(daemon: Host) -> None:
+    pid = daemon.status().daemon["pid"]
+    beat = [bytes(frame) for frame in wire.encode(wire.Heartbeat("nobody", 1, [0, 0]))]
+    with peer(daemon) as dealer:
+        for number in range(1_000_000):
+            dealer.send_multipart(beat if number % 4 else [b"\xc1"])
+        with peer(daemon) as other:
+            assert isinstance(answer_to(other, wire.StatusQuery()), wire.StatusReport), "others are answered meanwhile"
+    wait_for(lambda: resident_mb(daemon) < 250, 30)
+    assert os.path.getsize(daemon.data / "trackiod.log") < 100_000, "of a flood it says one line a second"
+    serves(daemon, pid)
+
+
+def test_a_replayed_stream_is_stored_once(daemon: Host) -> None:
+    pid = daemon.status().daemon["pid"]
+    first = body(100)
+    second = body(100, len(first))
+    end = len(first) + len(second)
+    with peer(daemon) as dealer:
+        for _ in range(3):
+            assert isinstance(answer_to(dealer, wire.Hello("s", META)), wire.Welcome)
+            answer_to(dealer, wire.Data("s", 0, len(first), 0, [0, 0], first))
+            assert answer_to(dealer, wire.Data("s", len(first), end, 0, [0, 0], second)) == wire.Ack("s", end)
+        tell(dealer, wire.Data("s", 0, end, 0, [0, 0], first + second))
+        assert wire.decode(dealer.recv_multipart()) == wire.Ack("s", end)
+    assert daemon.the_run("hostile").records == 200
+    serves(daemon, pid)
