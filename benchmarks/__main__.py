@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 
-from benchmarks import at_rest, client, folding, idle, ingest, reading
+from benchmarks import at_rest, client, folding, idle, ingest, peers, reading
 from benchmarks.report import Figure
 from trackio import places
 from trackio.places import Places
@@ -24,6 +24,7 @@ _PARTS: dict[str, Callable[[Places, int], Iterable[Figure]]] = {
     "idle": lambda where, pid: idle.measure(_restarted(where)),
     "folding": folding.measure,
     "ingest": ingest.measure,
+    "peers": peers.measure,
     "at_rest": lambda where, pid: at_rest.measure(),
     "reading": lambda where, pid: reading.measure(where),
 }

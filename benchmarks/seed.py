@@ -124,7 +124,7 @@ def fold_ripe(store: ProjectStore, stream: str) -> None:
         raw = store.raw(stream)
         folded = at_once(fold(read(data, start) for start, data in raw))
         with store.transaction():
-            store.replace_raw(stream, raw[-1][0], folded)
+            store.replace_raw(stream, raw[-1][0], folded, batches=len(raw))
 
 
 if __name__ == "__main__":

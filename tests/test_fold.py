@@ -64,7 +64,7 @@ class Stream:
             return 0
         folded = at_once(fold(read(data, start) for start, data in raw))
         with self.store.transaction():
-            self.store.replace_raw(self.name, raw[-1][0], folded)
+            self.store.replace_raw(self.name, raw[-1][0], folded, batches=len(raw))
         return len(raw)
 
     def read(self, *metrics: str) -> dict[str, Column]:

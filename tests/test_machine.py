@@ -25,11 +25,12 @@ from trackio.link import LinkError
 from trackio.record import Kind, Origin, pack
 from trackio.shipper import Shipper
 from trackio.spool import Spool
+from trackiod import folding
 from trackiod.committer import Append, Committer, Drain, Refused, Register, Reply
 from trackiod.exits import Exit
 from trackiod.lock import endpoint_at, write_endpoint
 from trackiod.recovery import read_folder
-from trackiod.store import points, schema
+from trackiod.store import points, project, schema
 from trackiod.store.reader import ProjectReader
 
 SEGMENT_BYTES = 8 << 10
@@ -127,7 +128,6 @@ class Machine(RuleBasedStateMachine):
         self.where = places.find(os.path.join(self.folder, "data"), os.path.join(self.folder, "spool"))
         places.make_private(self.where.live)
         self.network = FaultyLink.network = Network()
-        shipper.Link = FaultyLink  # type: ignore[assignment, misc]
         write_endpoint(self.where, endpoint_at(self.where, "anywhere", pid=os.getpid(), store="store"))
         self.now, self.value, self.dead = time.monotonic(), 0, []
         self.known: dict[str, int] = {}
@@ -258,10 +258,12 @@ class Machine(RuleBasedStateMachine):
                 self.network.to_client.append((outcome.peer, outcome.message))
 
     @precondition(lambda self: self.network.is_up)
-    @rule()
-    def fold(self) -> None:
+    @rule(slices=st.integers(1, 6))
+    def fold(self, slices: int) -> None:
+        """A part of what is due; more may be committed before the rest."""
         self.committer._folding._due = dict.fromkeys(self.committer._folding._due, 0.0)
-        self.committer._folding.step()
+        for _ in range(slices):
+            self.committer._folding.step()
 
     @rule()
     def kill_the_daemon(self) -> None:
@@ -334,10 +336,14 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.fixture(autouse=True)
-def _link() -> Any:
-    real = shipper.Link
-    yield
-    shipper.Link = real  # type: ignore[misc]
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's link, and folding of few records in the smallest slices: all of it happens in few steps."""
+    monkeypatch.setattr(shipper, "Link", FaultyLink)
+    monkeypatch.setattr(folding, "_SLICE_SECONDS", 0)
+    monkeypatch.setattr(folding, "_GOOD_RECORDS", 40)
+    monkeypatch.setattr(project, "_FOLD_RECORDS", 60)
+    monkeypatch.setattr(project, "_FOLD_BYTES", 16 << 10)
+    monkeypatch.setattr(project, "_FOLD_RECORDS_AT_LEAST", 5)
 
 
 TestMachine = Machine.TestCase

@@ -142,7 +142,7 @@ def long(host: Host) -> Host:
             axis = folded.axis._replace(
                 start=first, first_step=first, last_step=first + 9_999, data=codec.seal(places), blocks=blocks
             )
-            store.replace_raw("s", len(data), [Folded(axis, folded.chunks)])
+            store.replace_raw("s", len(data), [Folded(axis, folded.chunks)], batches=int(chunk == 0))
         store._do("UPDATE series SET points = 10000000, numbers = 10000000, max_step = 9999999, last_step = 9999999")
         store._do("UPDATE streams SET points = 10000000, state = 'finished', ended_ns = 1")
     store.close()

@@ -24,7 +24,7 @@ from trackiod import recovery
 from trackiod.databases import Databases
 from trackiod.errors import StoreDamaged, StoreError
 from trackiod.exits import Exit, verdict
-from trackiod.folding import Folding, store_batch
+from trackiod.folding import Folding
 from trackiod.ingest import Duplicate, Refuse, judge
 from trackiod.store.digest import End
 from trackiod.store.project import ProjectStore
@@ -302,7 +302,7 @@ class Committer:
         return wire.Ack(data.stream, data.end)
 
     def _store_batch(self, store: ProjectStore, stream: str, start: int, body: bytes) -> None:
-        self._raw_bytes += store_batch(store, stream, start, body)
+        self._raw_bytes += self._folding.store_batch(store, stream, start, body)
 
     @staticmethod
     def _add_hole(store: ProjectStore, stream: str, start: int, end: int, cause: str) -> None:

@@ -31,33 +31,6 @@ _GOOD_RECORDS = 1024
 """so many in one batch make columns that need not be made anew"""
 
 
-def store_batch(store: ProjectStore, stream: str, start: int, data: bytes) -> int:
-    """Stores a batch that begins at the committed offset, in a transaction of the caller's: raw, or in columns at
-    once, which spares writing it twice. Returns how many bytes are raw. Raises sqlite3.Error."""
-    contents = read(data, start)
-    said = digest_of(contents)
-    folded = _fold_at_once(store, stream, contents) if said.records >= _GOOD_RECORDS else None
-    if folded is None:
-        store.append(stream, start, data, said)
-        return len(data)
-    store.append_folded(stream, start + len(data), said, folded)
-    return 0
-
-
-def _fold_at_once(store: ProjectStore, stream: str, contents: Contents) -> list[Folded] | None:
-    """The columns of a batch and of what is raw before it; None if that is much, or cannot be folded."""
-    from trackiod.store.fold import at_once, fold
-
-    raw = store.raw_beside(stream)
-    if raw is None:
-        return None
-    try:
-        return at_once(fold((*(read(data, start) for start, data in raw), contents)))
-    except Exception:  # the border of the commit thread: raw batches are read as well as folded ones
-        log.exception("internal error while folding")
-        return None
-
-
 class Folding:
     """Knows which projects have something to fold, and has at most one fold in hand."""
 
@@ -74,6 +47,21 @@ class Folding:
         self._touched.setdefault(project, {}).update(dict.fromkeys(streams))
         self._due.setdefault(project, time.monotonic() + _LOOK_SECONDS)
         self._raw_bytes += raw_bytes
+
+    def store_batch(self, store: ProjectStore, stream: str, start: int, data: bytes) -> int:
+        """Stores a batch that begins at the committed offset, in a transaction of the caller's: raw, or in columns at
+        once, which spares writing it twice. Returns how many bytes are raw. Raises sqlite3.Error."""
+        contents = read(data, start)
+        said = digest_of(contents)
+        raw = store.raw_beside(stream) if said.records >= _GOOD_RECORDS else None
+        folded = None if raw is None else _fold_at_once([*(read(body, offset) for offset, body in raw), contents])
+        if raw is None or folded is None:
+            store.append(stream, start, data, said)
+            return len(data)
+        store.append_folded(stream, start + len(data), said, folded, batches=len(raw))
+        if (self._project, self._stream) == (store.project, stream):
+            self._job = None  # what it has in hand is folded now
+        return 0
 
     def is_due(self) -> bool:
         """Whether `step` has something to do now."""
@@ -96,8 +84,10 @@ class Folding:
             if self._job is None:
                 self._project = self._next() or ""
                 self._job = self._begin(self._project) if self._project else None
-            while self._job is not None and time.monotonic() < deadline:
+            while self._job is not None:
                 next(self._job)
+                if time.monotonic() >= deadline:
+                    break
         except StopIteration:
             self._job = None
         except (StoreError, sqlite3.Error, OSError) as error:
@@ -146,7 +136,7 @@ class Folding:
         folded = yield from fold(read(data, start) for start, data in raw)
         yield
         with store.transaction():
-            store.replace_raw(stream, raw[-1][0], folded)
+            store.replace_raw(stream, raw[-1][0], folded, batches=len(raw))
         self._raw_bytes = max(0, self._raw_bytes - sum(len(data) for _, data in raw))
 
     @staticmethod
@@ -158,3 +148,14 @@ class Folding:
             before, free = free, store.free_pages()
             if free >= before:
                 return
+
+
+def _fold_at_once(batches: Iterable[Contents]) -> list[Folded] | None:
+    """The columns of these batches; None if they cannot be folded."""
+    from trackiod.store.fold import at_once, fold
+
+    try:
+        return at_once(fold(batches))
+    except Exception:  # the border of the commit thread: raw batches are read as well as folded ones
+        log.exception("internal error while folding")
+        return None

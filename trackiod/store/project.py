@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from trackiod.errors import StoreError
 from trackiod.store import schema
 from trackiod.store.digest import Digest, End
 from trackiod.store.sums import Sums
@@ -115,10 +116,10 @@ class ProjectStore:
         )  # fmt: skip
         self._note(stream, end, digest)
 
-    def append_folded(self, stream: str, end: int, digest: Digest, folded: list[Folded]) -> None:
-        """Stores a batch up to offset `end`, and what it says, in columns that hold the raw batches before it too."""
+    def append_folded(self, stream: str, end: int, digest: Digest, folded: list[Folded], *, batches: int) -> None:
+        """Stores a batch up to offset `end`, and what it says, in columns that hold the raw `batches` before it too."""
         self._note(stream, end, digest)
-        self.replace_raw(stream, end, folded)
+        self.replace_raw(stream, end, folded, batches=batches)
 
     def _note(self, stream: str, end: int, digest: Digest) -> None:
         """Notes that a stream is stored up to `end`, and what its last batch says."""
@@ -269,8 +270,9 @@ class ProjectStore:
         except sqlite3.DatabaseError:
             return None  # a damaged page: what is new must not go down with it
 
-    def replace_raw(self, stream: str, last_start: int, folded: list[Folded]) -> None:
-        """Puts axes and chunks in the place of the raw batches up to the one that begins at `last_start`."""
+    def replace_raw(self, stream: str, last_start: int, folded: list[Folded], *, batches: int) -> None:
+        """Puts axes and chunks in the place of the raw batches up to the one that begins at `last_start`. Raises
+        StoreError, and nothing is changed then, if these are not as many as were folded."""
         known = self._connection.execute("SELECT name, id, ascending FROM series WHERE stream = ?", (stream,))
         series = {name: (id_, ascending) for name, id_, ascending in known}
         for axis, chunks in folded:
@@ -289,7 +291,9 @@ class ProjectStore:
                 " VALUES (?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
                 [(series[chunk.name][0], cursor.lastrowid, *chunk[1:]) for chunk in chunks],
             )
-        self._do("DELETE FROM batches WHERE stream = ? AND start <= ?", stream, last_start)
+        gone = self._connection.execute("DELETE FROM batches WHERE stream = ? AND start <= ?", (stream, last_start))
+        if gone.rowcount != batches:
+            raise StoreError(f"{batches} raw batches of stream {stream} were folded, and {gone.rowcount} are there.")
 
     def is_idle(self) -> bool:
         """Whether no stream is open."""
