@@ -265,6 +265,15 @@ class Machine(RuleBasedStateMachine):
         for _ in range(slices):
             self.committer._folding.step()
 
+    @precondition(lambda self: self.network.is_up)
+    @rule(counts=st.lists(st.sampled_from([10, 30, 50]), min_size=2, max_size=6), slices=st.integers(1, 3))
+    def fold_between_batches(self, counts: list[int], slices: int) -> None:
+        """Some are stored raw and others in columns at once, while a fold of the raw ones is in hand."""
+        for count in counts:
+            self.log(count, 0)
+            self.a_calm_moment()
+            self.fold(slices)
+
     @rule()
     def kill_the_daemon(self) -> None:
         self.network.is_up = False
