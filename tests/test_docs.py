@@ -57,6 +57,14 @@ def test_the_map_names_every_module_and_no_other() -> None:
             assert name in named or name.split("/")[-1] in named, f"{package}/{name} is not on the map"
 
 
+def test_every_test_that_the_page_on_faults_names_is_there() -> None:
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", (ROOT / "docs" / "faults.md").read_text()))
+    there = {
+        name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 60 and named <= there, named - there
+
+
 def test_every_link_between_documents_leads_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

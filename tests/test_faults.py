@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -426,6 +427,24 @@ for i in range(60_000):
     values = [(p.step, p.value) for p in shown(host.the_run("p"), "i")]
     assert values == [(i, i) for i in range(60_000)]
     assert [p.value for p in shown(host.the_run("p"), "half")] == [i / 2 for i in range(60_000)]
+
+
+def test_drops_are_counted_exactly_and_the_exit_line_says_them(host: Host) -> None:
+    """A small ring, a spill that may hold next to nothing, and no daemon."""
+    environ = {"TRACKIO_SPOOL_MIB": "1", "TRACKIO_SPILL_MIB": "1"}
+    done = host.run(BURST, str(host.data / "progress"), "40000", env=environ)
+    assert done.returncode == 0
+    (line,) = (line for line in done.stderr.splitlines() if "were dropped" in line)
+    calls, points = (int(number.replace(",", "")) for number in re.findall(r"[\d,]+(?= log| points)", line))
+    assert points == 2 * calls > 0
+    host.start()
+    run = host.ended_run("p")
+    wait_for(lambda: host.the_run("p").refused_records == calls)
+    run = host.the_run("p")
+    assert (run.records, run.refused_points, run.holes) == (40_000 - calls, points, [])
+    assert run.state.state in ("finished", "lost"), "its end may have found no room either, and says so"
+    assert run.state.state == "finished" or "finish found no room" in done.stderr
+    assert host.cli("status")["runs"][0]["refused_points"] == points
 
 
 def test_automatic_steps_of_threads_never_collide(daemon: Host) -> None:
