@@ -202,3 +202,30 @@ print(json.dumps([i, spent]), flush=True)
     run = daemon.the_run("p")
     assert run.refused_records == 0 and run.holes == [] and "dropped" not in err
     assert [p.value for p in shown(run, "i")] == list(range(count))
+
+
+def test_a_long_spill_is_drained_in_little_memory_and_others_are_served_meanwhile(host: Host) -> None:
+    done = host.run("""
+import random, time, trackio
+trackio.init(project="p", name="long")
+values = [random.random() for _ in range(100)]
+metrics = {f"train/metric_{n}": 0.5 for n in range(100)}
+for i in range(120_000):
+    metrics["train/metric_0"] = i
+    metrics["train/metric_1"] = values[i % 100]
+    trackio.log(metrics, step=i)
+    if i % 500 == 0: time.sleep(0.01)
+""", seconds=120)  # fmt: skip
+    assert done.returncode == 0
+    spilled = sum(path.stat().st_size for path in (host.data / "spill").rglob("seg-*"))
+    assert spilled > 200 << 20, "it is long"
+    host.start()
+    host.run("import trackio\ntrackio.init(project='q')\ntrackio.log({'a': 1})")
+    wait_for(lambda: host.runs("p") and host.the_run("p").state.state == "finished", 120, "the end")
+    run = host.the_run("p")
+    assert run.records + run.refused_records == 120_000 and run.holes == [] and run.refused_records == 0
+    assert host.ended_run("q").points == 1
+    status = Path(f"/proc/{host.status().daemon['pid']}/status").read_text()
+    peak = next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    assert peak < 200, "MB"
+    wait_for(lambda: not list((host.data / "spill").rglob("seg-*")))

@@ -25,11 +25,11 @@ from trackio.link import LinkError
 from trackio.record import Kind, Origin, pack
 from trackio.shipper import Shipper
 from trackio.spool import Spool
-from trackiod import folding
+from trackiod import committer, folding
 from trackiod.committer import Append, Committer, Drain, Refused, Register, Reply
 from trackiod.exits import Exit
 from trackiod.lock import endpoint_at, write_endpoint
-from trackiod.recovery import read_folder
+from trackiod.recovery import Source, read_folder
 from trackiod.store import points, project, schema
 from trackiod.store.reader import ProjectReader
 
@@ -172,8 +172,11 @@ class Machine(RuleBasedStateMachine):
         client = self.dead[which % len(self.dead)]
         places_left = [parent for parent in self.where.stream_folders if os.path.isdir(f"{parent}/{client.stream}")]
         folders = tuple(os.path.join(parent, client.stream) for parent in places_left)
-        contents = [content for path in folders for content in read_folder(path)]
-        self.committer.submit(Drain("p", client.stream, client.meta, folders, lambda: contents, Exit(signal=9)))
+
+        def sources() -> list[Source]:
+            return [source for path in folders for source in read_folder(path)]
+
+        self.committer.submit(Drain("p", client.stream, client.meta, folders, sources, Exit(signal=9)))
 
     # -- the link --------------------------------------------------------------------------------------------
 
@@ -350,6 +353,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipper, "Link", FaultyLink)
     monkeypatch.setattr(folding, "_SLICE_SECONDS", 0)
     monkeypatch.setattr(folding, "_GOOD_RECORDS", 40)
+    monkeypatch.setattr(committer, "_PORTION_BYTES", 6 << 10)
     monkeypatch.setattr(project, "_FOLD_RECORDS", 60)
     monkeypatch.setattr(project, "_FOLD_BYTES", 16 << 10)
     monkeypatch.setattr(project, "_FOLD_RECORDS_AT_LEAST", 5)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trackio import record
 from trackio.segment import Content
-from trackiod.recovery import batches
+from trackiod import recovery
+from trackiod.recovery import Batch, Source
+
+
+def batches(contents: list[Content], committed: int) -> Iterator[Batch]:
+    """Of segments that are read already."""
+    sources = [Source(c.base, c.base + len(c.data), lambda c=c: c) for c in contents]  # type: ignore[misc]
+    return recovery.batches(sources, committed)
 
 
 def stream_of(count: int, seed: int) -> tuple[bytes, list[int]]:
@@ -61,3 +70,18 @@ def test_records_of_an_earlier_lap_do_not_count(seed: int) -> None:
 def test_any_bytes_are_survived(blobs: list[bytes], base: int) -> None:
     for batch in batches([Content(base, blob) for blob in blobs], 0):
         assert batch.end > batch.start
+
+
+def test_segments_that_do_not_overlap_are_never_in_memory_together() -> None:
+    data, borders = stream_of(40, 1)
+    read: list[int] = []
+
+    def source(start: int, end: int) -> Source:
+        return Source(start, end, lambda: read.append(start) or Content(start, data[start:end]))  # type: ignore[func-returns-value]
+
+    cuts = [0, borders[10], borders[20], borders[30], len(data)]
+    sources = [source(a, b) for a, b in pairwise(cuts)]
+    got = recovery.batches(reversed(sources), borders[12])
+    assert not read
+    whole = b"".join(batch.data for batch in got)
+    assert whole == data[borders[12] :] and read == cuts[1:-1], "what is committed is not even read"

@@ -111,6 +111,16 @@ class Content(NamedTuple):
     data: bytes
 
 
+def range_of(fd: int) -> tuple[int, int] | None:
+    """The range [base, end) of the stream that the segment behind `fd` may hold, or None as `read_file` has it.
+    Raises OSError."""
+    start = os.pread(fd, HEADER_BYTES, 0)
+    if len(start) < HEADER_BYTES or start[:8] != MAGIC:
+        return None
+    (base,) = _BASE.unpack_from(start, 8)
+    return None if base == _NOWHERE else (base, base + os.fstat(fd).st_size - HEADER_BYTES)
+
+
 def read_file(fd: int) -> Content | None:
     """The segment behind `fd`, by plain reads (a mapping of a file that others truncate is a SIGBUS).
 

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 from trackio import folder, wire
 from trackio.places import COUNTERS
-from trackio.segment import Content
 from trackiod import recovery
 from trackiod.databases import Databases
 from trackiod.errors import StoreDamaged, StoreError
 from trackiod.exits import Exit, verdict
 from trackiod.folding import Folding
 from trackiod.ingest import Duplicate, Refuse, judge
+from trackiod.recovery import Source
 from trackiod.store.digest import End
 from trackiod.store.project import ProjectStore
 from trackiod.store.reader import project_names
@@ -35,6 +35,9 @@ log = logging.getLogger("trackiod.committer")
 _RETRY_SECONDS = 1.0
 _MAX_WORK_A_COMMIT = 512
 _MOST_JOINED_BYTES = 4 << 20
+_PORTION_BYTES = 32 << 20
+"""of a long spill in one transaction"""
+_DAMAGED = "the spool was damaged or deleted"
 
 
 class Register(NamedTuple):
@@ -65,13 +68,13 @@ class Refused(NamedTuple):
 
 
 class Drain(NamedTuple):
-    """A process is gone: store what it left in these folders and contents, then end its stream."""
+    """A process is gone: store what it left in these folders and segments, then end its stream."""
 
     project: str
     stream: str
     meta: dict[str, Any]
     folders: tuple[str, ...]
-    contents: Callable[[], list[Content]]
+    sources: Callable[[], list[Source]]
     exit: Exit
 
 
@@ -279,7 +282,10 @@ class Committer:
                 run, step = store.find_run(work.name, work.attempt)
                 return Reply(work.peer, wire.Found(work.project, work.name, run, step))
             case Drain():
-                is_whole = self._drain(store, work)
+                if not self._drain(store, work):
+                    after.append(lambda: self._go_on(work))
+                    return None
+                is_whole = not store.has_holes(work.stream, _DAMAGED)
                 after.append(lambda: _remove_all(work.folders) if is_whole else self._set_aside(work))
                 return Drained(work.stream)
 
@@ -320,16 +326,23 @@ class Committer:
             log.error("the spool of stream %s is damaged and cannot be set aside: %s", work.stream, error)
             _remove_all(work.folders)
 
+    def _go_on(self, work: Drain) -> None:
+        """The next portion, after what waits meanwhile; a daemon that leaves has the next one go on."""
+        if not self._stopping:
+            self.submit(work)
+
     def _drain(self, store: ProjectStore, work: Drain) -> bool:
-        """What a dead process left, each record once; then its end. False if something in between is missing."""
-        is_whole = True
+        """A portion of what a dead process left, each record once; with the last its end. False if there is more."""
+        portion = 0
         position = store.register(work.stream, work.meta)
-        for batch in recovery.batches(work.contents(), position):
+        for batch in recovery.batches(work.sources(), position):
+            if portion >= _PORTION_BYTES:
+                return False
             if batch.start > position:
-                self._add_hole(store, work.stream, position, batch.start, "the spool was damaged or deleted")
-                is_whole = False
+                self._add_hole(store, work.stream, position, batch.start, _DAMAGED)
             self._store_batch(store, work.stream, batch.start, batch.data)
             position = batch.end
+            portion += len(batch.data)
         for path in work.folders:
             store.set_refused(work.stream, *recovery.read_counters(os.path.join(path, COUNTERS)))
         state, explicit, last_ns = store.end_of(work.stream)
@@ -339,7 +352,7 @@ class Committer:
                 ruling = ("ended", "the kernel is gone")
             at_ns = time.time_ns() if work.exit.state else last_ns or int(work.meta["started_ns"])
             store.end(work.stream, End(*ruling, explicit=False, time_ns=at_ns))
-        return is_whole
+        return True
 
 
 def joined(items: Iterable[Work]) -> list[Work]:

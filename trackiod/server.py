@@ -278,7 +278,7 @@ class Server:
         stream.folders = list(folders)
         ended = stream.exit().cause or "nobody tells how"
         log.info("%s of run %s (%s) ended: %s", stream.name, stream.meta["run"], stream.id, ended)
-        self._committer.submit(Drain(stream.project, stream.id, stream.meta, folders, stream.contents, stream.exit()))
+        self._committer.submit(Drain(stream.project, stream.id, stream.meta, folders, stream.sources, stream.exit()))
 
     def drain_orphans(self) -> None:
         """Streams of dead processes that we never met, or met in a former life."""
@@ -293,7 +293,7 @@ class Server:
             log.info("draining orphan %s", found.id)
             orphan = LiveStream(found.id, found.meta, folders=list(found.folders))
             self._draining[found.id] = orphan
-            self._committer.submit(Drain(orphan.project, found.id, found.meta, found.folders, orphan.contents, Exit()))
+            self._committer.submit(Drain(orphan.project, found.id, found.meta, found.folders, orphan.sources, Exit()))
 
     def end_lost(self, open_streams: list[tuple[str, str, dict[str, Any]]]) -> None:
         """At start: streams without an end whose process nobody can find any more."""

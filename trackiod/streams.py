@@ -13,9 +13,9 @@ from typing import Any
 
 from trackio import folder
 from trackio.places import OWNER
-from trackio.segment import PREFIX, Content, read_file
+from trackio.segment import PREFIX
 from trackiod.exits import Exit, exit_of, is_gone, open_pidfd
-from trackiod.recovery import read_folder
+from trackiod.recovery import Source, held, read_folder
 
 _TEXTS = ("project", "run", "name", "role", "attempt")
 _NUMBERS = ("rank", "started_ns", "local_rank", "world_size")
@@ -133,16 +133,9 @@ class LiveStream:
         """How the process ended, once it has."""
         return exit_of(self.pidfd)
 
-    def contents(self) -> list[Content]:
-        """Everything the process left, from the descriptors we hold and from the folders."""
-        found = []
-        for fd in self._segments.values():
-            try:
-                content = read_file(fd)
-            except OSError:
-                continue
-            if content is not None:
-                found.append(content)
+    def sources(self) -> list[Source]:
+        """Everything the process left, behind the descriptors we hold and in the folders."""
+        found = [source for fd in self._segments.values() if (source := held(fd)) is not None]
         for path in self.folders:
             found += read_folder(path)
         return found

@@ -173,6 +173,10 @@ class ProjectStore:
         """Notes that a range of a stream is lost or unreadable."""
         self._do("INSERT OR REPLACE INTO holes VALUES (?, ?, ?, ?, ?)", stream, start, end, cause, at_ns)
 
+    def has_holes(self, stream: str, cause: str) -> bool:
+        """Whether something of a stream is missing for this cause."""
+        return self._one("SELECT 1 FROM holes WHERE stream = ? AND cause = ? LIMIT 1", stream, cause) is not None
+
     def skip_to(self, stream: str, offset: int) -> None:
         """Goes on behind a hole."""
         self._do("UPDATE streams SET committed = ? WHERE id = ?", offset, stream)
