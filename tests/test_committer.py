@@ -9,10 +9,11 @@ import pytest
 
 from trackio import record, wire
 from trackio.record import Kind
-from trackiod.committer import Append, Committer, Drain, Find, Register, Reply, joined
+from trackiod.committer import Committer
 from trackiod.exits import Exit
 from trackiod.store import points, schema
 from trackiod.store.reader import ProjectReader
+from trackiod.work import Append, Drain, Find, Register, Reply, joined
 
 
 def append(stream: str, start: int, end: int, *, size: int | None = None, project: str = "p") -> Append:

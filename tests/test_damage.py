@@ -13,10 +13,11 @@ from conftest import Host, shown, wait_for
 from trackio import record, wire
 from trackio.record import Kind
 from trackiod import committer
-from trackiod.committer import Append, Committer, Drain, Register
+from trackiod.committer import Committer
 from trackiod.exits import Exit
 from trackiod.store import points, schema
 from trackiod.store.reader import ProjectReader, project_names
+from trackiod.work import Append, Drain, Register
 
 COUNT = 6000
 LOG = f"""

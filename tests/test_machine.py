@@ -26,12 +26,13 @@ from trackio.record import Kind, Origin, pack
 from trackio.shipper import Shipper
 from trackio.spool import Spool
 from trackiod import committer, folding
-from trackiod.committer import Append, Committer, Drain, Refused, Register, Reply
+from trackiod.committer import Committer
 from trackiod.exits import Exit
 from trackiod.lock import endpoint_at, write_endpoint
 from trackiod.recovery import Source, read_folder
 from trackiod.store import points, project, schema
 from trackiod.store.reader import ProjectReader
+from trackiod.work import Append, Drain, Refused, Register, Reply
 
 SEGMENT_BYTES = 8 << 10
 RING_BYTES = 4 * SEGMENT_BYTES

@@ -16,9 +16,10 @@ from trackio import wire
 from trackio.places import Places
 from trackio.version import __version__
 from trackiod import orphans, streams
-from trackiod.committer import Append, Committer, Drain, Drained, Find, NotDrained, Refused, Register, Reply
+from trackiod.committer import Committer
 from trackiod.exits import Exit
 from trackiod.streams import LiveStream
+from trackiod.work import Append, Drain, Drained, Find, NotDrained, Refused, Register, Reply
 
 log = logging.getLogger("trackiod.server")
 

@@ -1,0 +1,112 @@
+"""What the loop gives the commit thread to do, and what it gets back. Pure values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from trackio import wire
+from trackiod.exits import Exit
+from trackiod.recovery import Source
+
+_MOST_JOINED_BYTES = 4 << 20
+
+
+class Register(NamedTuple):
+    """A stream introduced itself."""
+
+    project: str
+    stream: str
+    meta: dict[str, Any]
+    peer: Any
+
+
+class Append(NamedTuple):
+    """A batch arrived."""
+
+    project: str
+    stream: str
+    data: wire.Data
+    peer: Any
+
+
+class Refused(NamedTuple):
+    """A process told how much it had no room for."""
+
+    project: str
+    stream: str
+    records: int
+    points: int
+
+
+class Drain(NamedTuple):
+    """A process is gone: store what it left in these folders and segments, then end its stream."""
+
+    project: str
+    stream: str
+    meta: dict[str, Any]
+    folders: tuple[str, ...]
+    sources: Callable[[], list[Source]]
+    exit: Exit
+
+
+class Find(NamedTuple):
+    """Somebody looks for a run by name."""
+
+    project: str
+    name: str
+    attempt: str
+    peer: Any
+
+
+Work = Register | Append | Refused | Drain | Find
+
+
+class Reply(NamedTuple):
+    """An answer for a peer; `stream` is empty for questions."""
+
+    peer: Any
+    message: wire.Message
+
+
+class NotDrained(NamedTuple):
+    """A dead process's stream could not be stored now; its folders stay."""
+
+    stream: str
+
+
+class Drained(NamedTuple):
+    """A dead process's stream is stored whole and its folders are gone."""
+
+    stream: str
+
+
+def joined(items: Iterable[Work]) -> list[Work]:
+    """The same work, with batches of a stream that go on where the one before ended as one: they make better columns
+    and are acked together."""
+    done: list[Work] = []
+    last: dict[str, int] = {}
+    parts: dict[int, list[Append]] = {}
+    for work in items:
+        place = last.get(work.stream) if isinstance(work, Append) else None
+        if place is not None and isinstance(work, Append) and _goes_on(parts[place], work):
+            parts[place].append(work)
+            continue
+        if isinstance(work, Append):
+            last[work.stream] = len(done)
+            parts[len(done)] = [work]
+        elif not isinstance(work, Find):
+            last.pop(work.stream, None)
+        done.append(work)
+    for place, appends in parts.items():
+        if len(appends) > 1:
+            body = b"".join(append.data.body for append in appends)
+            done[place] = appends[-1]._replace(data=appends[-1].data._replace(start=appends[0].data.start, body=body))
+    return done
+
+
+def _goes_on(appends: list[Append], following: Append) -> bool:
+    """Whether a batch can be joined to these; a range that is not as long as it says is left to be found out."""
+    first, last, data = appends[0].data, appends[-1].data, following.data
+    is_whole = len(last.body) == last.end - last.start and len(data.body) == data.end - data.start
+    return is_whole and data.start == last.end and data.end - first.start <= _MOST_JOINED_BYTES
