@@ -27,12 +27,16 @@ from trackiod.store import schema
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LOOP = str(_ROOT / "benchmarks" / "loop.py")
-_CALLS, _SECONDS = 100_000, 8
+_CALLS, _SECONDS, _PATIENCE_SECONDS = 100_000, 8, 150
 _PACED_CALLS = 4_000
 _DISK = "/var/tmp"
 """a disk also where /tmp is none"""
 _CHECKPOINT = f"{_DISK}/trackio-bench-checkpoint"
 _COLUMNS = ("p50", "p90", "p99", "p999", "max")
+
+
+Row = dict[str, Any]
+"""what `loop.py` printed"""
 
 
 class Peer(NamedTuple):
@@ -56,14 +60,14 @@ _PEERS = (
 def measure(where: Places, pid: int) -> Iterable[Figure]:
     """Prints the table of all trackers and scenarios; returns the figures that have a goal."""
     pythons = {peer.name: _python_of(peer) for peer in _PEERS}
-    scenarios: dict[str, Callable[[str], dict[str, Any]]] = {
+    scenarios: dict[str, Callable[[str], Row | None]] = {
         "burst of 10": lambda name: _run(name, pythons, _CALLS, 10),
         "burst of 1,000": lambda name: _run(name, pythons, 1_000, 1_000),
         "10 at 1 kHz": lambda name: _run(name, pythons, _PACED_CALLS, 10, "paced"),
         "10, a busy thread beside": lambda name: _run(name, pythons, 20_000, 10, "busy"),
         "10, a saturated disk": lambda name: _beside_a_writer(lambda: _run(name, pythons, 20_000, 10)),
     }
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    found: dict[str, dict[str, Row | None]] = {}
     for scenario, run in scenarios.items():
         _print_head(scenario)
         for name in ("none", "ours", *pythons):
@@ -76,10 +80,12 @@ def measure(where: Places, pid: int) -> Iterable[Figure]:
     return _figures(found, faults)
 
 
-def _figures(found: dict[str, dict[str, dict[str, Any]]], faults: dict[str, dict[str, Any]]) -> Iterator[Figure]:
-    burst, paced = found["burst of 10"], found["10 at 1 kHz"]
+def _figures(found: dict[str, dict[str, Row | None]], faults: dict[str, Row]) -> Iterator[Figure]:
+    burst, paced = (
+        {name: row for name, row in found[scenario].items() if row} for scenario in ("burst of 10", "10 at 1 kHz")
+    )
 
-    def best(rows: dict[str, dict[str, Any]], key: str) -> tuple[str, float]:
+    def best(rows: dict[str, Row], key: str) -> tuple[str, float]:
         return min(((name, rows[name][key]) for name in rows if name not in ("none", "ours")), key=lambda r: r[1])
 
     for what, rows, key, least in (
@@ -106,36 +112,41 @@ def _python_of(peer: Peer) -> str:
         print(f"Setting up {folder.name} ...", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", peer.requirement]
-        subprocess.run(pip, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(pip, check=True, capture_output=True)
         (folder / "installed").touch()
     return str(python)
 
 
-def _run(name: str, pythons: dict[str, str], calls: int, width: int, *options: str) -> dict[str, Any]:
-    """One tracker in one fresh process and folder; ours with a daemon that runs."""
+def _run(name: str, pythons: dict[str, str], calls: int, width: int, *options: str) -> Row | None:
+    """One tracker in one fresh process and folder, ours with a daemon that runs; None if it did not come to an end."""
     if name == "ours":
         with _a_daemon() as where:
             figures = _loop(sys.executable, name, {"TRACKIO_DIR": where.data}, calls, width, *options)
+            assert figures is not None
             figures["bytes_per_point"] = _at_rest(where) / figures["points"]
             return figures
     environ = next((peer.environ for peer in _PEERS if peer.name == name), {})
     figures = _loop(pythons.get(name, sys.executable), name, environ, calls, width, *options)
-    figures["bytes_per_point"] = figures["bytes"] / figures["points"]
+    if figures is not None:
+        figures["bytes_per_point"] = figures["bytes"] / figures["points"]
     return figures
 
 
-def _loop(python: str, name: str, environ: dict[str, str], calls: int, width: int, *options: str) -> dict[str, Any]:
+def _loop(python: str, name: str, environ: dict[str, str], calls: int, width: int, *options: str) -> Row | None:
     with tempfile.TemporaryDirectory(prefix="trackio-bench-", dir=_DISK) as folder:
         folder = os.path.abspath(folder)
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("TRACKIO_")}
         theirs = {"TRACKIO_DIR": folder, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "HOME": folder}
         ours = {"BENCH_FOLDER": folder, "TRACKIO_AUTOSTART": "0", "TRACKIO_QUIET": "1"}
-        done = subprocess.run(
-            [python, _LOOP, name, str(calls), str(width), str(_SECONDS), *options],
-            env={**inherited, **theirs, **ours, **environ},
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        command = [python, _LOOP, name, str(calls), str(width), str(_SECONDS), *options]
+        try:
+            done = subprocess.run(
+                command, env={**inherited, **theirs, **ours, **environ}, timeout=_PATIENCE_SECONDS,
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return None
+        found: Row = json.loads(done.stdout.splitlines()[-1])
         return found
 
 
@@ -173,7 +184,7 @@ def _is_raw(path: str) -> bool:
         connection.close()
 
 
-def _beside_a_writer(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _beside_a_writer(run: Callable[[], Row | None]) -> Row | None:
     """While somebody writes a checkpoint, again and again, with fsync."""
     code = f"import os\nf = open('{_CHECKPOINT}', 'wb')\nwhile True:\n    f.seek(0)\n    for _ in range(256):"
     code += " f.write(bytes(1 << 20))\n    f.flush(); os.fsync(f.fileno())\n"
@@ -186,7 +197,7 @@ def _beside_a_writer(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         os.unlink(_CHECKPOINT)
 
 
-def _in_fault(fault: str) -> dict[str, Any]:
+def _in_fault(fault: str) -> Row:
     if fault == "on a full disk":
         return _on_a_full_disk()
     with _a_daemon() as where:
@@ -197,13 +208,13 @@ def _in_fault(fault: str) -> dict[str, Any]:
         else:
             os.kill(endpoint.pid, signal.SIGSTOP if fault == "stopped" else signal.SIGKILL)
         try:
-            return _loop(sys.executable, "ours", {"TRACKIO_DIR": where.data}, _CALLS, 10)
+            return _loop(sys.executable, "ours", {"TRACKIO_DIR": where.data}, _CALLS, 10) or {}
         finally:
             if fault == "stopped":
                 os.kill(endpoint.pid, signal.SIGCONT)
 
 
-def _on_a_full_disk() -> dict[str, Any]:
+def _on_a_full_disk() -> Row:
     """A device of 8 MiB with nothing free, under store and spill; needs root."""
     with tempfile.TemporaryDirectory(prefix="trackio-bench-") as folder:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], check=True)
@@ -214,7 +225,7 @@ def _on_a_full_disk() -> dict[str, Any]:
                         filler.write(bytes(4096))
                 except OSError:
                     pass
-                return _loop(sys.executable, "ours", {"TRACKIO_DIR": where.data}, _CALLS, 10)
+                return _loop(sys.executable, "ours", {"TRACKIO_DIR": where.data}, _CALLS, 10) or {}
         finally:
             subprocess.run(["umount", "-l", folder], check=True)
 
@@ -227,7 +238,10 @@ def _print_head(scenario: str) -> None:
     print(f"\n| {scenario} | {names.replace('|', ' | ')} |\n|---|" + "---:|" * 13, flush=True)
 
 
-def _print_row(name: str, row: dict[str, Any]) -> None:
+def _print_row(name: str, row: Row | None) -> None:
+    if row is None:
+        print(f"| {name} | did not end within {_PATIENCE_SECONDS} s |" + " |" * 12, flush=True)
+        return
     cells = [f"{row[key]:,.1f}" for key in _COLUMNS]
     cells += [f"{row['calls']:,}", f"{row['refused']:,}"]
     cells += [f"{row[key]:,.1f}" for key in ("cpu_us", "import_ms", "init_ms", "finish_ms")]
