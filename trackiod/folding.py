@@ -61,6 +61,7 @@ class Folding:
         store.append_folded(stream, start + len(data), said, folded, batches=len(raw))
         if (self._project, self._stream) == (store.project, stream):
             self._job = None  # what it has in hand is folded now
+        self._raw_bytes = max(0, self._raw_bytes - sum(len(body) for _, body in raw))
         return 0
 
     def is_due(self) -> bool:

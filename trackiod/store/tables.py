@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from trackio.record import COMMITTED, HEADER, HEADER_BYTES, Damage, Kind, Origin, Record, salvage
+from trackio.record import COMMITTED, HEADER, HEADER_BYTES, Damage, Kind, Origin, Record, framed_bytes, salvage
 from trackiod.store.sums import Stretch, Sums
 from trackiod.views.column import Ints, Values, is_ascending
 
@@ -57,7 +57,7 @@ def tabulate(
     positions, lengths, end = _scan(data, start)
     tables, kept = _tables(data, start, positions, lengths, wanted)
     others: list[Record | Damage] = [
-        Record(start + p, start + p + _framed(n), data[p + HEADER_BYTES : p + HEADER_BYTES + n])
+        Record(start + p, start + p + framed_bytes(n), data[p + HEADER_BYTES : p + HEADER_BYTES + n])
         for p, n in zip(positions[kept].tolist(), lengths[kept].tolist(), strict=True)
     ]
     if end < len(data):
@@ -126,10 +126,6 @@ def _sums_of_ints(column: Ints) -> Sums:
 # -- layouts -----------------------------------------------------------------------------------------------
 
 
-def _framed(length: int) -> int:
-    return (length + HEADER_BYTES + 7) & -8
-
-
 def _scan(data: bytes, start: int) -> tuple[Ints, Ints, int]:
     """Positions and payload lengths of the whole records that `data` begins with, and where these end."""
     unpack, view, size = HEADER.unpack_from, memoryview(data), len(data)
@@ -144,7 +140,7 @@ def _scan(data: bytes, start: int) -> tuple[Ints, Ints, int]:
         ):
             break
         count = _alike(data, start, position, length)
-        step = _framed(length)
+        step = framed_bytes(length)
         found.append(np.column_stack((position + np.arange(count) * step, np.full(count, length))))
         position += count * step
     places = np.concatenate(found) if found else np.empty((0, 2), np.int64)
@@ -153,7 +149,7 @@ def _scan(data: bytes, start: int) -> tuple[Ints, Ints, int]:
 
 def _alike(data: bytes, start: int, position: int, length: int) -> int:
     """How many whole records of this payload length follow each other from `position` on; the first is known."""
-    step, view = _framed(length), memoryview(data)
+    step, view = framed_bytes(length), memoryview(data)
     most = (len(data) - position - HEADER_BYTES - length) // step + 1
     headers = np.ndarray((most,), _HEADER, data, position, (step,))
     expected = (start + position + np.arange(most) * step) | COMMITTED
@@ -175,7 +171,7 @@ def _tables(
     tables = []
     kept = np.ones(len(positions), bool)
     for length in np.unique(lengths):
-        numbers = np.flatnonzero((lengths == length) & (positions + _framed(length) <= len(data)))
+        numbers = np.flatnonzero((lengths == length) & (positions + framed_bytes(length) <= len(data)))
         for _ in range(_MOST_LAYOUTS):
             if len(numbers) < _FEWEST:
                 break
@@ -196,7 +192,7 @@ def _tables(
 
 def _rows(data: bytes, positions: Ints, length: int) -> Rows:
     """The payloads at these positions, and their padding."""
-    width, buffer = _framed(length) - HEADER_BYTES, np.frombuffer(data, np.uint8)
+    width, buffer = framed_bytes(length) - HEADER_BYTES, np.frombuffer(data, np.uint8)
     step = width + HEADER_BYTES
     if (np.diff(positions) == step).all():  # one after the other: a copy by rows is the quickest
         first = int(positions[0])
