@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sqlite3
 import statistics
 import subprocess
@@ -64,7 +65,7 @@ def _measure(where: Places, pid: int, width: int) -> list[Figure]:
     for rank in ranks:
         rank.stdin.write("go\n")
         rank.stdin.flush()
-    meanwhile = _status_ms(where)
+    meanwhile, busy = _status_ms(where)
     said = [json.loads(rank.communicate()[0].splitlines()[-1]) for rank in ranks]
     acked = max(one["acked_at"] for one in said) - start
     points = sum(one["records"] for one in said) * width
@@ -74,7 +75,7 @@ def _measure(where: Places, pid: int, width: int) -> list[Figure]:
     folded = time.time() - start
     report = control.status(where)
     assert report is not None
-    at_rest = _status_ms(where)
+    at_rest, idle = _status_ms(where)
     shape = f"8 ranks, {width} metrics a call"
     return [
         Figure(f"{shape}: points acked, durable", points / acked / 1e6, "M/s", 3, least=True),
@@ -85,19 +86,26 @@ def _measure(where: Places, pid: int, width: int) -> list[Figure]:
         Figure(f"{shape}: the daemon's CPU for a million points", (_cpu_seconds(pid) - cpu) / points * 1e6, "s"),
         Figure(f"{shape}: the ranks' CPU for a million points", sum(one["cpu"] for one in said) / points * 1e6, "s"),
         Figure(f"{shape}: trackio status meanwhile", meanwhile, "ms", None, "at rest", at_rest),
+        Figure(f"{shape}: of this its own CPU", busy, "ms", None, "at rest", idle),
     ]
 
 
-def _status_ms(where: Places) -> float:
-    """The median of a few."""
+def _status_ms(where: Places) -> tuple[float, float]:
+    """How long it takes and what CPU of its own, the medians of a few."""
     command = [os.path.join(os.path.dirname(sys.executable), "trackio"), "status"]
-    times = []
+    walls, cpus = [], []
     for _ in range(5):
         time.sleep(0.5)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), _children_seconds()
         subprocess.run(command, env=os.environ | {"TRACKIO_DIR": where.data}, check=True, stdout=subprocess.DEVNULL)
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
+        walls.append((time.perf_counter() - start) * 1e3)
+        cpus.append((_children_seconds() - cpu) * 1e3)
+    return statistics.median(walls), statistics.median(cpus)
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _start(rank: int, width: int) -> Any:
