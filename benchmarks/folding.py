@@ -44,7 +44,7 @@ def measure(where: Places, pid: int) -> list[Figure]:
     """Figures of folding beside ingest; the daemon `pid` runs."""
     command = [sys.executable, "-c", _LOG]
     rate = [str(_SECONDS), str(_RECORDS_A_SECOND), str(_METRICS)]
-    cpu = _cpu_seconds(pid)
+    cpu = cpu_seconds(pid)
     start = time.perf_counter()
     loggers = [
         subprocess.Popen([*command, str(n), *rate], stdout=subprocess.PIPE, text=True) for n in range(_PROCESSES)
@@ -61,7 +61,7 @@ def measure(where: Places, pid: int) -> list[Figure]:
         Figure("of these refused", sum(one["refused"] for one in said), "records"),
         Figure("raw when the last arrived", raw / 1e6, "M points", 5),
         Figure("until these were folded too", time.perf_counter() - began, "s", 10),
-        Figure("daemon's CPU for a million points, folded", (_cpu_seconds(pid) - cpu) / points * 1e6, "s"),
+        Figure("daemon's CPU for a million points, folded", (cpu_seconds(pid) - cpu) / points * 1e6, "s"),
     ]
 
 
@@ -74,7 +74,8 @@ def _raw_points(where: Places) -> int:
         connection.close()
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of CPU so far."""
     with open(f"/proc/{pid}/stat", encoding="ascii") as file:
         fields = file.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

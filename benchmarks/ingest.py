@@ -17,6 +17,7 @@ import sys
 import time
 from typing import Any
 
+from benchmarks.folding import cpu_seconds
 from benchmarks.report import Figure
 from trackio.places import Places
 from trackiod import control
@@ -61,7 +62,7 @@ def _measure(where: Places, pid: int, width: int) -> list[Figure]:
     ranks = [_start(rank, width) for rank in range(_RANKS)]
     for rank in ranks:
         rank.stdout.readline()
-    cpu, start = _cpu_seconds(pid), time.time()
+    cpu, start = cpu_seconds(pid), time.time()
     for rank in ranks:
         rank.stdin.write("go\n")
         rank.stdin.flush()
@@ -83,7 +84,7 @@ def _measure(where: Places, pid: int, width: int) -> list[Figure]:
         Figure(f"{shape}: raw when the last was acked", raw / 1e6, "M points"),
         Figure(f"{shape}: refused", sum(one["refused"] for one in said), "records", 0),
         Figure(f"{shape}: the daemon's largest memory", _peak_bytes(pid) / _MB, "MB", 200),
-        Figure(f"{shape}: the daemon's CPU for a million points", (_cpu_seconds(pid) - cpu) / points * 1e6, "s"),
+        Figure(f"{shape}: the daemon's CPU for a million points", (cpu_seconds(pid) - cpu) / points * 1e6, "s"),
         Figure(f"{shape}: the ranks' CPU for a million points", sum(one["cpu"] for one in said) / points * 1e6, "s"),
         Figure(f"{shape}: trackio status meanwhile", meanwhile, "ms", None, "at rest", at_rest),
         Figure(f"{shape}: of this its own CPU", busy, "ms", None, "at rest", idle),
@@ -129,12 +130,6 @@ def _raw_points(where: Places, width: int) -> int:
         return int(connection.execute(sql).fetchone()[0]) * width
     finally:
         connection.close()
-
-
-def _cpu_seconds(pid: int) -> float:
-    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _peak_bytes(pid: int) -> int:
