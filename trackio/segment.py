@@ -114,11 +114,8 @@ class Content(NamedTuple):
 def range_of(fd: int) -> tuple[int, int] | None:
     """The range [base, end) of the stream that the segment behind `fd` may hold, or None as `read_file` has it.
     Raises OSError."""
-    start = os.pread(fd, HEADER_BYTES, 0)
-    if len(start) < HEADER_BYTES or start[:8] != MAGIC:
-        return None
-    (base,) = _BASE.unpack_from(start, 8)
-    return None if base == _NOWHERE else (base, base + os.fstat(fd).st_size - HEADER_BYTES)
+    base = _base_in(os.pread(fd, HEADER_BYTES, 0))
+    return None if base is None else (base, base + os.fstat(fd).st_size - HEADER_BYTES)
 
 
 def read_file(fd: int) -> Content | None:
@@ -130,7 +127,13 @@ def read_file(fd: int) -> Content | None:
     data = os.pread(fd, size, 0)
     while len(data) < size and (more := os.pread(fd, size - len(data), len(data))):
         data += more
+    base = _base_in(data)
+    return None if base is None else Content(base, data[HEADER_BYTES:])
+
+
+def _base_in(data: bytes) -> int | None:
+    """The base that the header at the beginning of `data` gives; None if there is no header, or none yet."""
     if len(data) < HEADER_BYTES or data[:8] != MAGIC:
         return None
-    (base,) = _BASE.unpack_from(data, 8)
-    return None if base == _NOWHERE else Content(base, data[HEADER_BYTES:])
+    base: int = _BASE.unpack_from(data, 8)[0]
+    return None if base == _NOWHERE else base

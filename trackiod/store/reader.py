@@ -70,9 +70,12 @@ class ProjectReader:
         self._connection = schema.open_for_reading(path)
         try:
             self.project = schema.project_of(self._connection, path)
-        except (sqlite3.Error, UnicodeDecodeError, StoreDamaged) as error:
+        except StoreDamaged:
             self._connection.close()
-            raise error if isinstance(error, StoreDamaged) else StoreDamaged(f"{path} is damaged ({error}).") from error
+            raise
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            self._connection.close()
+            raise StoreDamaged(f"{path} is damaged ({error}).") from error
 
     def __enter__(self) -> ProjectReader:
         return self
