@@ -21,7 +21,7 @@ import pytest
 
 from trackio import places
 from trackio.places import Places
-from trackiod import catalog, control, curves
+from trackiod import catalog, control, curves, orphans
 from trackiod.answers import RunView
 from trackiod.store.reader import ProjectReader, project_names
 from trackiod.views.reduction import Shown
@@ -133,13 +133,21 @@ class Host:
         assert len(views) == 1, [v.name for v in views]
         return views[0]
 
+    def ended_runs(self, project: str, seconds: float = 20) -> list[RunView]:
+        """The project's runs, once all that processes have logged on this host is stored and none is running."""
+
+        def found() -> list[RunView]:
+            if orphans.find(self.places):
+                return []
+            runs = self.runs(project)
+            return runs if all(run.state.state != "running" for run in runs) else []
+
+        runs: list[RunView] = wait_for(found, seconds, f"the end of the runs in {project}")
+        return runs
+
     def ended_run(self, project: str, seconds: float = 20) -> RunView:
-        """The project's one run, once it is no longer running."""
-        wait_for(
-            lambda: self.runs(project) and all(v.state.state != "running" for v in self.runs(project)),
-            seconds,
-            f"the end of the run in {project}",
-        )
+        """The project's one run, once all that was logged on this host is stored and it is no longer running."""
+        self.ended_runs(project, seconds)
         return self.the_run(project)
 
     def values(self, project: str, metric: str, **options: Any) -> list[Any]:

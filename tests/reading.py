@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from conftest import Host, wait_for
+from conftest import Host
 
 Points = dict[str, list[tuple[int, Any]]]
 """(step, value) by metric, in the order in which they are shown."""
@@ -38,14 +38,9 @@ class Stored(NamedTuple):
 
 def ended_runs(host: Host, project: str) -> list[Stored]:
     """The project's runs, oldest first, once all that was logged is stored and all of them have ended."""
-    wait_for(lambda: not list(host.spool.rglob("seg-*")), what="the end of all streams")
-    runs = wait_for(lambda: _ended(host, project), what=f"the end of the runs in {project}")
-    return [Stored(host, host.cli("get", "run", "--project", project, "--run", run["id"])) for run in runs]
-
-
-def _ended(host: Host, project: str) -> Any:
+    host.ended_runs(project)
     runs = host.cli("get", "project", "--project", project)["runs"]
-    return runs if all(run["state"] != "running" for run in runs) else None
+    return [Stored(host, host.cli("get", "run", "--project", project, "--run", run["id"])) for run in runs]
 
 
 def ended_run(host: Host, project: str) -> Stored:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import PATIENCE, Host, shown, wait_for
+from conftest import PATIENCE, Host, shown
 
 from trackiod.answers import RunView
 
@@ -138,14 +138,8 @@ def shape(run: RunView) -> Shape:
 
 
 def ended_runs(host: Host, streams: int, project: str = "p") -> list[RunView]:
-    """The project's runs once this many processes' streams have come and all have ended."""
-
-    def found() -> list[RunView]:
-        runs = host.runs(project)
-        have = [s for run in runs for s in run.streams]
-        return runs if len(have) >= streams and all(s.state is not None for s in have) else []
-
-    runs: list[RunView] = wait_for(found, what=f"the end of {streams} streams")
+    """The project's runs, which are of this many processes, once all of these have ended."""
+    runs = host.ended_runs(project)
     assert sum(len(run.streams) for run in runs) == streams
     return runs
 
