@@ -13,9 +13,10 @@ import click
 from trackiod import catalog
 from trackiod.answers import RunView
 from trackiod.errors import TrackiodError
+from trackiod.exhibits import Exhibits
 from trackiod.overview import Overview
 
-from .output import print_json, print_long_json, say, table, timestamp, warn, where
+from .output import in_words, print_json, print_long_json, say, table, timestamp, warn, where
 
 if TYPE_CHECKING:  # numpy: only where there are points to show
     from trackiod.curves import Series
@@ -122,6 +123,9 @@ def run_facts(project: str, view: RunView, rank: int | None) -> dict[str, Any]:
     """Everything `get run` says."""
     state, steps, overview = view.state, view.steps, Overview(view)
     summary = {name: overview.summary(name) for name in overview.metrics}
+    exhibits = Exhibits(view.reader, whole=False)
+    for figures in summary.values():
+        figures["last"] = exhibits.shown(figures["last"])
     for key, value in view.own_summary.items():
         summary.setdefault(key, {})["set"] = value
     return {
@@ -137,6 +141,8 @@ def run_facts(project: str, view: RunView, rank: int | None) -> dict[str, Any]:
         "state": state.state,
         "cause": state.cause,
         "group": view.group,
+        **view.about,
+        "files": exhibits.saved(view.run_ids),
         "created_at": timestamp(view.created_ns),
         "ended_at": timestamp(view.ended_ns),
         "attempts": view.attempts,
@@ -214,23 +220,26 @@ def get_metric(
         else:
             series = curves.series(view, metric, choice)
         warn(reader.problems)
-    if buckets is not None or is_unread:
-        _show_buckets(facts, found, as_json=as_json, is_unasked=buckets is None)
-    else:
-        _show_series(facts, series._replace(curve=within(series.curve)) if within else series, as_json=as_json)
+        if buckets is not None or is_unread:
+            _show_buckets(facts, found, as_json=as_json, is_unasked=buckets is None)
+        else:
+            chosen = series._replace(curve=within(series.curve)) if within else series
+            _show_series(facts, chosen, Exhibits(reader, whole=as_json), as_json=as_json)
 
 
-def _show_series(facts: dict[str, Any], series: Series, *, as_json: bool) -> None:
+def _show_series(facts: dict[str, Any], series: Series, exhibits: Exhibits, *, as_json: bool) -> None:
     curve = series.curve
     if as_json:
         reduced = {} if series.reduce is None else {"reduce": series.reduce, "ranks": series.ranks}
-        print_long_json(facts | reduced | {"hidden": series.hidden}, "values", map(_point, curve.points()))
+        print_long_json(
+            facts | reduced | {"hidden": series.hidden}, "values", (_point(p, exhibits) for p in curve.points())
+        )
     elif not curve.size:
         say("No metric values found.")
     else:
         how = f", {series.reduce} of {series.ranks} ranks" if series.reduce and series.ranks > 1 else ""
         say(f"Found {curve.size} value(s){how}:\n")
-        lines = _lines(curve)
+        lines = _lines(curve, exhibits)
         while some := list(islice(lines, _LINES_AT_ONCE)):
             say("\n".join(some))
 
@@ -250,8 +259,8 @@ def _show_buckets(facts: dict[str, Any], blocks: Blocks, *, as_json: bool, is_un
     say(table([name.replace("_", " ").upper() for name in names], rows))
 
 
-def _point(p: Shown) -> dict[str, Any]:
-    facts = {"timestamp": timestamp(p.time_ns), "step": p.step, "value": p.value}
+def _point(p: Shown, exhibits: Exhibits) -> dict[str, Any]:
+    facts = {"timestamp": timestamp(p.time_ns), "step": p.step, "value": exhibits.shown(p.value)}
     if p.origin is not None:
         facts |= {"rank": p.origin[0], "attempt": p.origin[1]}
     if p.is_partial:
@@ -261,7 +270,7 @@ def _point(p: Shown) -> dict[str, Any]:
     return facts
 
 
-def _lines(curve: Curve) -> Iterator[str]:
+def _lines(curve: Curve, exhibits: Exhibits) -> Iterator[str]:
     """A table's lines, as they are made: a long series does not wait for its last value."""
     width = max(len("Step"), len(str(int(curve.steps.min()))), len(str(int(curve.steps.max()))))
     yield f"{'Step':>{width}}  {'Timestamp':<32}  Value"
@@ -269,7 +278,9 @@ def _lines(curve: Curve) -> Iterator[str]:
         notes = [] if p.origin is None else [f"rank {p.origin[0]}, attempt {p.origin[1]}"]
         notes += [f"{p.ranks} of {p.of} ranks"] if p.is_partial else []
         notes += [f"NaN from rank {p.nan_rank}"] if p.nan_rank is not None else []
-        yield f"{p.step:>{width}}  {timestamp(p.time_ns):<32}  {p.value}" + (f"  ({', '.join(notes)})" if notes else "")
+        yield f"{p.step:>{width}}  {timestamp(p.time_ns):<32}  {in_words(exhibits.shown(p.value))}" + (
+            f"  ({', '.join(notes)})" if notes else ""
+        )
 
 
 @get.command("snapshot")
@@ -302,21 +313,22 @@ def get_snapshot(
         view = catalog.find_run(reader, run)
         found = curves.snapshot(view, curves.Choice(rank, attempt, all_points))
         warn(reader.problems)
-    chosen = {name: within(curve) for name, curve in found.items()}
-    shown = {name: curve for name, curve in chosen.items() if curve.size}
-    if as_json:
-        facts: dict[str, Any] = {"project": project, "run": view.name, "run_id": view.id}
-        facts["metrics"] = {name: [_point(p) for p in curve.points()] for name, curve in shown.items()}
-        asked = {"step": step, "around": around, "at_time": at_time}
-        facts |= {k: v for k, v in asked.items() if v is not None}
-        if step is None:
-            facts["window"] = window
-        print_json(facts)
-        return
-    if not shown:
-        say("No metrics found in the specified range.")
-    for name, curve in shown.items():
-        say("\n".join([f"\n{name}:", *(f"  {line}" for line in _lines(curve))]))
+        exhibits = Exhibits(reader, whole=as_json)
+        chosen = {name: within(curve) for name, curve in found.items()}
+        shown = {name: curve for name, curve in chosen.items() if curve.size}
+        if as_json:
+            facts: dict[str, Any] = {"project": project, "run": view.name, "run_id": view.id}
+            facts["metrics"] = {name: [_point(p, exhibits) for p in curve.points()] for name, curve in shown.items()}
+            asked = {"step": step, "around": around, "at_time": at_time}
+            facts |= {k: v for k, v in asked.items() if v is not None}
+            if step is None:
+                facts["window"] = window
+            print_json(facts)
+            return
+        if not shown:
+            say("No metrics found in the specified range.")
+        for name, curve in shown.items():
+            say("\n".join([f"\n{name}:", *(f"  {line}" for line in _lines(curve, exhibits))]))
 
 
 def _window(step: int | None, around: int | None, at_time: str | None, window: int) -> Callable[[Curve], Curve] | None:

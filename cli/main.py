@@ -6,6 +6,8 @@ import click
 
 from trackio.version import __version__
 
+from .alerts import alerts
+from .artifacts import get_artifact, list_artifacts
 from .get import get
 from .list import list_
 from .output import SpokenErrors
@@ -22,3 +24,7 @@ def trackio() -> None:
 trackio.add_command(status)
 trackio.add_command(list_)
 trackio.add_command(get)
+list_.add_command(alerts)
+get.add_command(alerts)
+list_.add_command(list_artifacts)
+get.add_command(get_artifact)

@@ -115,6 +115,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
+def in_words(value: Any) -> Any:
+    """What stands on a line for media and tables; anything else as it is."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "_type" in item for item in value):
+        return f"{len(value)} x {in_words(value[0])}"
+    if not isinstance(value, dict) or "_type" not in value:
+        return value
+    kind = str(value["_type"]).removeprefix("trackio.")
+    if value.get("incomplete"):
+        return f"<{kind}: {value['incomplete']}>"
+    if value.get("file_path"):
+        return f"<{kind} {value['file_path']}>"
+    if kind == "table":
+        return f"<table of {value.get('rows_count', len(value.get('_value', ())))} rows>"
+    return f"<{kind}>"
+
+
 def cell(value: Any) -> str:
     """A value as it stands in a table."""
     if value is None:
@@ -125,6 +141,7 @@ def cell(value: Any) -> str:
         return str(value)
     if isinstance(value, float):
         return f"{value:.4g}"
+    value = in_words(value)
     text = clean(str(value)).replace("\n", " ")
     return text if len(text) <= _CELL_CHARS else text[: _CELL_CHARS - 1] + "…"
 

@@ -15,6 +15,7 @@ import pytest
 from conftest import Host, shown, wait_for
 
 from trackio import mounts, places
+from trackiod.store import layout
 
 
 def run_well(host: Host, code: str, **env: str) -> list[str]:
@@ -135,7 +136,7 @@ def test_a_store_of_a_newer_layout_is_refused_and_the_data_are_kept(daemon: Host
     assert done.returncode == 1 and "upgrade trackio" in done.stderr
     daemon.stop()
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute(f"PRAGMA user_version = {layout.VERSION}")
     connection.close()
     daemon.start()
     wait_for(lambda: len(daemon.runs("p")) == 2 and all(r.state.state == "finished" for r in daemon.runs("p")))

@@ -58,6 +58,13 @@ RECORDS: list[tuple[Kind, tuple[Any, ...], str]] = [
     (Kind.FINISH, ("failed", "ValueError", True), "9503cf17979cfe362a0000a66661696c6564aa56616c75654572726f72c3"),
     (Kind.CLOCK, (12345,), "9304cf17979cfe362a0000cd3039"),
     (Kind.SUMMARY, ({"best": 0.5},), "9305cf17979cfe362a000081a462657374cb3fe0000000000000"),
+    (Kind.FILE, (3, {"size": 9, "suffix": ".png", "encode": "image"}),
+     "9406cf17979cfe362a00000383a473697a6509a6737566666978a42e706e67a6656e636f6465a5696d616765"),
+    (Kind.ALERT, ({"level": "warn", "title": "t", "text": None, "step": 4, "webhook": None},),
+     "9307cf17979cfe362a000085a56c6576656ca47761726ea57469746c65a174a474657874c0a47374657004a7776562686f6f6bc0"),
+    (Kind.ARTIFACT, (0, "output", "m", {"files": 1}), "960acf17979cfe362a000000a66f7574707574a16d81a566696c657301"),
+    (Kind.NAME, ("new",), "9308cf17979cfe362a0000a36e6577"),
+    (Kind.SYSTEM, ({"fan": 0.5},), "9309cf17979cfe362a000081a366616ecb3fe0000000000000"),
 ]  # fmt: skip
 
 
@@ -117,7 +124,7 @@ def test_what_the_first_release_left_behind_is_stored(host: Host) -> None:
     leave(host.places.spill, borders[2], data[borders[2] :])
     host.start()
     run = host.ended_run("p")
-    assert (run.id, run.name, run.state) == ("run-1", "old", ("failed", "ValueError"))
+    assert (run.id, run.name, run.state) == ("run-1", "new", ("failed", "ValueError"))
     assert run.config() == {"lr": 0.1, "layers": [1, 2]} and run.holes == []
     assert host.values("p", "loss") == [0.5] and host.values("p", "t") == ["é"]
     assert (run.records, run.refused_records, run.refused_points) == (1, 2, 3)

@@ -18,7 +18,10 @@ from trackiod.store import schema
 from trackiod.store.digest import End, Tally, digest, log_records
 from trackiod.store.sums import Sums, sums_of
 
-LAYOUT_2 = {
+LAYOUT_3 = {
+    "alerts": ["stream", "start", "time_ns", "step", "level", "title", "text", "webhook", "sent"],
+    "aliases": ["name", "alias", "version"],
+    "artifacts": ["stream", "number", "time_ns", "role", "name", "facts", "version"],
     "axes": [
         "id", "stream", "start", "count", "shown", "first_step", "last_step", "first_ns", "last_ns", "data", "blocks",
     ],
@@ -29,6 +32,7 @@ LAYOUT_2 = {
     "clocks": ["stream", "time_ns", "monotonic_ns"],
     "configs": ["stream", "key", "value"],
     "definitions": ["run", "name", "options"],
+    "files": ["id", "stream", "at_ns", "facts", "artifact", "state", "digest", "size", "suffix", "cause"],
     "holes": ["stream", "start", "end", "cause", "at_ns"],
     "meta": ["key", "value"],
     "runs": ["id", "name", "name_rank", "run_group", "created_ns", "resumes"],
@@ -36,6 +40,8 @@ LAYOUT_2 = {
         "id", "stream", "name", "points", "counted", "first_step", "max_step", "last_step", "last_ns", "last",
         "ascending", "numbers", "nans", "low", "high", "total",
     ],
+    "system": ["stream", "start", "time_ns", "metrics"],
+    "versions": ["name", "version", "created_ns", "type", "digest", "size", "facts", "manifest"],
     "summaries": ["stream", "key", "value"],
     "streams": [
         "id", "run", "role", "rank", "attempt", "process", "started_ns", "world_size", "meta", "committed", "records",
@@ -55,14 +61,14 @@ def log(step: int, metrics: Any, origin: int = Origin.EXPLICIT, time_ns: int = 1
     return record.pack(Kind.LOG, time_ns, step, int(origin), metrics)
 
 
-def test_the_layout_is_that_of_version_2(tmp_path: Path) -> None:
+def test_the_layout_is_that_of_version_3(tmp_path: Path) -> None:
     connection = schema.open_for_writing(str(tmp_path / "x.db"), "p", "s")
     tables = [r[0] for r in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     found = {t: [c[1] for c in connection.execute(f"PRAGMA table_info({t})")] for t in tables}
     facts = [connection.execute(f"PRAGMA {p}").fetchone()[0] for p in ("user_version", "page_size", "auto_vacuum")]
     connection.close()
-    assert found == LAYOUT_2
-    assert facts == [2, 4096, 2]
+    assert found == LAYOUT_3
+    assert facts == [3, 4096, 2]
 
 
 def test_a_newer_layout_and_a_strange_file_are_named(tmp_path: Path) -> None:

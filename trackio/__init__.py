@@ -14,19 +14,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trackio import context_vars, opening, process, voice
-from trackio.configuration import Config, CurrentConfig
+from trackio import context_vars, opening, process, surface, voice
+from trackio.alerts import AlertLevel
+from trackio.configuration import Config, Current, Summary
 from trackio.runs import Run
-from trackio.unbuilt import Image, Table, Trace
 from trackio.version import __upstream__, __version__
 
 __all__ = [
-    "Image",
+    "AlertLevel",
     "Run",
-    "Table",
-    "Trace",
     "__upstream__",
     "__version__",
+    "alert",
     "config",
     "context_vars",
     "define_metric",
@@ -34,7 +33,17 @@ __all__ = [
     "freeze",
     "init",
     "log",
+    "log_artifact",
+    "log_cpu",
+    "log_gpu",
+    "log_system",
+    "login",
+    "save",
+    "summary",
     "sync",
+    "use_artifact",
+    *surface.ELSEWHERE,
+    *surface.ABSENT,
 ]
 
 _current_run = context_vars.current_run.get
@@ -55,7 +64,8 @@ def init(
     Every rank of a torchrun, accelerate, SLURM or MPI job may call it: they are one run. `resume="allow"`
     goes on with the newest run of that name, or without a name with the run this process has;
     `"must"` raises ValueError if there is none. `mode` is `online`, `offline` or `disabled`.
-    `project_name`, `experiment_name` and `run_name` are taken too; unknown keywords are named once.
+    `id`, `tags`, `notes`, `job_type`, `reinit`, `settings`, `webhook_url` and `webhook_min_level` are wandb's
+    and upstream's; `project_name`, `experiment_name` and `run_name` are taken too; unknown keywords are named once.
     Takes a few milliseconds; with `resume="allow"` up to 50 more, with `"must"` up to some seconds.
     """
     return opening.open_run(project, name, group, config, resume, mode, others)
@@ -81,27 +91,85 @@ def log(
 
 def finish(exit_code: int | None = None, quiet: bool | None = None) -> None:
     """Ends the current run: `Run.finish`. Does nothing without one."""
-    run = _current_run() or process.here.latest
+    run = _current()
     if run is not None:
         run.finish(exit_code, quiet)
 
 
 def define_metric(name: str, step_metric: str | None = None, **options: Any) -> None:
     """Says how metrics are read: `Run.define_metric`. Raises RuntimeError before any `init()`."""
-    run = _current_run() or process.here.latest
-    if run is None:
-        raise RuntimeError("Call trackio.init() before trackio.define_metric().")
-    run.define_metric(name, step_metric, **options)
+    _needed("define_metric").define_metric(name, step_metric, **options)
 
 
-def sync(**where: Any) -> None:
+def alert(
+    title: str, text: str | None = None, level: AlertLevel | str = AlertLevel.WARN, webhook_url: str | None = None,
+    **others: Any,
+) -> None:  # fmt: skip
+    """Says that something wants attention: `Run.alert`. Raises RuntimeError before any `init()`."""
+    _needed("alert").alert(title, text, level, webhook_url=webhook_url, **others)
+
+
+def log_system(metrics: Mapping[str, Any]) -> None:
+    """Records metrics of the machine, which have no step: `Run.log_system`. Raises RuntimeError before any `init()`."""
+    _needed("log_system").log_system(metrics)
+
+
+def log_gpu(run: Run | None = None, device: int | None = None) -> dict[str, Any]:
+    """The newest sample of the GPUs: not built yet. Says so once and returns an empty dict."""
+    _needed("log_gpu", run)
+    voice.warn_once("sampler", "GPUs and the host are not sampled yet; log_gpu() and log_cpu() return nothing.")
+    return {}
+
+
+def log_cpu(run: Run | None = None) -> dict[str, Any]:
+    """The newest sample of the host: not built yet, as `log_gpu`."""
+    _needed("log_cpu", run)
+    return log_gpu(run)
+
+
+def log_artifact(artifact_or_path: Any, *names: Any, **options: Any) -> Any:
+    """Logs an artifact, a file or a folder: `Run.log_artifact`. Raises RuntimeError before any `init()`."""
+    return _needed("log_artifact").log_artifact(artifact_or_path, *names, **options)
+
+
+def use_artifact(artifact_or_name: Any, type: str | None = None, **options: Any) -> Any:
+    """A logged artifact, noted as used: `Run.use_artifact`. Raises RuntimeError before any `init()`."""
+    return _needed("use_artifact").use_artifact(artifact_or_name, type, **options)
+
+
+def save(glob_str: Any, base_path: Any = None, policy: str | None = None, *, project: str | None = None) -> str:
+    """Keeps the files that a path or pattern names with the current run: `Run.save`. Returns the folder that they come
+    to lie in. Raises ValueError if there is none, RuntimeError before any `init()`."""
+    run = _needed("save")
+    if project not in (None, run.project):
+        voice.warn_once("save project", f"save() keeps files with the current run, whose project is {run.project!r}.")
+    return run.save(glob_str, base_path, policy)
+
+
+def login(*args: Any, **kwargs: Any) -> bool:
+    """Does nothing: nobody has to log in to log. Returns True, as wandb's does."""
+    return True
+
+
+def sync(project: str | None = None, **where: Any) -> None:
     """Uploads a project: not built yet. Says so once and returns None; the data stay on this host."""
     voice.warn_once("upload", "uploads are not built yet; the data stay on this host.")
 
 
-def freeze(**where: Any) -> None:
+def freeze(space_id: str | None = None, project: str | None = None, **where: Any) -> None:
     """Uploads a frozen copy: not built yet, as `sync`."""
-    sync(**where)
+    sync(project)
+
+
+def _current() -> Run | None:
+    return _current_run() or process.here.latest
+
+
+def _needed(function: str, run: Run | None = None) -> Run:
+    run = run or _current()
+    if run is None:
+        raise RuntimeError(f"Call trackio.init() before trackio.{function}().")
+    return run
 
 
 def _current_config() -> Config:
@@ -109,5 +177,27 @@ def _current_config() -> Config:
     return opening.pending_config if run is None else run.config
 
 
-config = CurrentConfig(_current_config)
+config = Current(_current_config)
 """The current run's configuration; before init(), what the next run will start with."""
+
+
+def _current_summary() -> Summary:
+    return _needed("summary").summary
+
+
+summary = Current(_current_summary)
+"""The current run's summary. Using it raises RuntimeError before any init()."""
+
+
+def __getattr__(name: str) -> Any:
+    """`run`, the current run or None, and every name that is loaded at its first use."""
+    if name == "run":
+        return _current()
+    found = surface.find(name)
+    if name in surface.ELSEWHERE:
+        globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "run"})

@@ -104,10 +104,10 @@ def as_mapping(source: Any) -> dict[str, Any]:
     return plain if isinstance(plain, dict) else {"config": plain}
 
 
-class CurrentConfig(MutableMapping[str, Any]):
-    """`trackio.config`: the current run's config; before the first init(), what the next run will start with."""
+class Current(MutableMapping[str, Any]):
+    """`trackio.config` and `trackio.summary`: whatever is the current run's when they are used."""
 
-    def __init__(self, current: Callable[[], Config]) -> None:
+    def __init__(self, current: Callable[[], Told]) -> None:
         object.__setattr__(self, "_current", current)
 
     def __getitem__(self, key: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from trackio import (
     context_vars,
@@ -15,52 +15,26 @@ from trackio import (
     places,
     process,
     rendezvous,
+    request,
     settings,
     voice,
     wire,
 )
-from trackio.configuration import Config, as_mapping
+from trackio.configuration import Config
 from trackio.identity import Job, Rank
 from trackio.places import Places
-from trackio.runs import Identity, Run, warn_unknown
+from trackio.request import Misuse, Request
+from trackio.runs import Identity, Run
 from trackio.settings import Settings
 from trackio.stream import Stream
 from trackio.values import clean_text
 
-MAX_NAME_CHARS = 128
-_RESUMES = ("never", "allow", "must")
 _ALLOW_SECONDS = 0.05
 _MUST_SECONDS = 5.0
 _HF_DEFAULT_PROJECT = "huggingface"
-_UNUSED = frozenset(
-    (
-        "space_id server_url dataset_id dataset_repo bucket_id private embed settings auto_log_gpu "
-        "gpu_log_interval auto_log_cpu cpu_log_interval webhook_url webhook_min_level trackio_url trackio_token "
-        "hf_token monitoring_mode dir entity tags notes job_type save_code reinit allow_val_change"
-    ).split()
-)
-"""Words of upstream, wandb and earlier trackers that are taken without a word; what they ask for is not
-there yet, or goes without saying."""
 
 pending_config = Config()
 """What users set on `trackio.config` before init(); the next run starts with it."""
-
-
-class Misuse(Exception):
-    """The caller asked for what cannot be; init() raises it as a ValueError."""
-
-
-class Request(NamedTuple):
-    """What the caller of init() asked for, aliases resolved."""
-
-    project: str
-    name: str | None
-    group: str | None
-    config: dict[str, Any]
-    resume: str
-    run_id: str
-    asked: tuple[str | None, str | None]
-    """the name and the id that the call itself gives; those above may be the environment's"""
 
 
 def open_run(
@@ -76,7 +50,7 @@ def open_run(
         raise ValueError(str(error)) from None
     except Exception as error:  # noqa: BLE001 the border to the user's process
         voice.warn_once("init", f"init() failed ({error!r}); this process logs nothing.")
-        return _made_current(_disabled(Request(str(project), None, None, {}, "never", "", (None, None))))
+        return _made_current(_disabled(request.nothing(project)))
 
 
 def _opened(
@@ -86,85 +60,41 @@ def _opened(
     voice.quiet = ours.quiet
     for problem in problems:
         voice.warn_once(problem, problem)
-    request = _understood(project, name, group, config, resume, others, ours)
-    if (mode or ours.mode) == "disabled":
-        return _made_current(_disabled(request))
-    if (run := _continued(request)) is not None:
+    asked = request.understood(project, name, group, config, resume, mode, others, ours)
+    if asked.mode == "disabled":
+        return _made_current(_disabled(asked))
+    if (run := _continued(asked)) is not None:
         return _made_current(run)
-    if process.here.latest is not None:
+    if process.here.latest is not None and asked.reinit != "create_new":
         process.here.latest.finish()
     process.install()
-    run = _new_run(request, ours)
-    return _made_current(run)
+    return _made_current(_new_run(asked, ours))
 
 
-def _understood(
-    project: Any, name: Any, group: Any, config: Any, resume: Any, others: Mapping[str, Any], ours: Settings
-) -> Request:
-    unknown = dict(others)
-    project = project or unknown.pop("project_name", None) or ours.project or "default"
-    aliases = (unknown.pop("experiment_name", None), unknown.pop("run_name", None))
-    asked_name = _name_or_none(name or next((a for a in aliases if a), None))
-    asked_id = _text_or_none(unknown.pop("id", None))
-    name = asked_name or _name_or_none(ours.run_name)
-    run_id = asked_id or _text_or_none(ours.run_id) or ""
-    warn_unknown("init", {k: v for k, v in unknown.items() if k not in _UNUSED})
-    if resume in (None, False):
-        resume = "never"
-    elif resume is True or resume == "auto":
-        resume = "allow"
-    if resume not in _RESUMES:
-        raise Misuse(f"resume must be one of: 'must', 'allow', or 'never', not {resume!r}")
-    if resume == "must" and name is None and not asked_id:
-        raise Misuse("Must provide a run name when resume='must'")
-    return Request(
-        project=_name(project, "project"),
-        name=name,
-        group=None if group is None else clean_text(str(group)),
-        config=as_mapping(config),
-        resume=resume,
-        run_id=run_id,
-        asked=(asked_name, asked_id),
-    )
+def _disabled(asked: Request) -> Run:
+    run_id = asked.run_id or names.random_id()
+    identity = Identity(run_id, asked.name or names.readable(run_id), asked.project, asked.group, asked.about)
+    return Run(identity, None, config=asked.config, webhook=asked.webhook)
 
 
-def _name_or_none(value: Any) -> str | None:
-    return _name(value, "run") if value else None
-
-
-def _text_or_none(value: Any) -> str | None:
-    return clean_text(str(value)) if value else None
-
-
-def _name(value: Any, what: str) -> str:
-    text = clean_text(str(value))
-    if len(text) > MAX_NAME_CHARS:
-        voice.warn_once(f"long {what}", f"the {what} name is cut to {MAX_NAME_CHARS} characters.")
-    return text[:MAX_NAME_CHARS]
-
-
-def _disabled(request: Request) -> Run:
-    run_id = request.run_id or names.random_id()
-    identity = Identity(run_id, request.name or names.readable(run_id), request.project, request.group)
-    return Run(identity, None, config=request.config)
-
-
-def _continued(request: Request) -> Run | None:
+def _continued(asked: Request) -> Run | None:
     """`resume="allow"`, nameless or with its name, goes on with the run that is open, or was finished last,
     in this process: a script's own init() and the trainer's callback are one run, and so are `train()` and
     `evaluate()`. The callback's default project does not take an open run away."""
     run = process.here.latest
-    if run is None or request.resume != "allow":
+    if run is not None and asked.reinit == "return_previous" and not run.is_finished:
+        return run
+    if run is None or asked.resume != "allow":
         return None
-    name, run_id = request.asked
+    name, run_id = asked.asked
     if name not in (None, run.name) or run_id not in (None, run.id):
         return None
-    if request.project == _HF_DEFAULT_PROJECT and not run.is_finished:
-        run.answers_to.add(request.project)
-    if request.project not in run.answers_to:
+    if asked.project == _HF_DEFAULT_PROJECT and not run.is_finished:
+        run.answers_to.add(asked.project)
+    if asked.project not in run.answers_to:
         return None
     voice.say(f"continuing run {run.name!r} ({run.id}) in project {run.project!r}")
-    run.config.update(request.config)
+    run.config.update(asked.config)
     return run
 
 
@@ -175,28 +105,28 @@ def _made_current(run: Run) -> Run:
     return run
 
 
-def _new_run(request: Request, ours: Settings) -> Run:
+def _new_run(asked: Request, ours: Settings) -> Run:
     where = places.find(ours.data_dir, ours.spool_dir)
     _warn_of_folder(where)
     facts = identity.facts_of_this_process()
     process.here.interactive = facts.interactive
     job = Job(Rank()) if ours.run_per_rank else identity.job_of(facts)
-    run_id = _run_id(request, job)
+    run_id = _run_id(asked, job)
     resumed, highest_step = run_id, -1
-    attempt = _attempt(request, job, run_id)
-    if request.resume != "never" and (request.run_id or request.name):
-        found = _find(where, request, attempt, ours)
+    attempt = _attempt(asked, job, run_id)
+    if asked.resume != "never" and (asked.run_id or asked.name):
+        found = _find(where, asked, attempt, ours)
         if found is not None and found.run:
             resumed, highest_step = found.run, found.step
-    name = request.name or names.readable(resumed)
+    name = asked.name or names.readable(resumed)
     rank = job.rank
     stream_facts = {
-        "project": request.project,
+        "project": asked.project,
         "run": resumed,
         "name": name,
-        "named": request.name is not None,
-        "group": request.group,
-        "resume": request.resume,
+        "named": asked.name is not None,
+        "group": asked.group,
+        "resume": asked.resume,
         "role": "rank",
         "rank": rank.rank,
         "local_rank": rank.local_rank,
@@ -204,46 +134,48 @@ def _new_run(request: Request, ours: Settings) -> Run:
         "launcher": rank.launcher,
         "attempt": attempt,
         "interactive": facts.interactive,
+        **asked.about,
         "data": clean_text(where.data),
     }
 
     def open_stream(stream_facts: dict[str, Any]) -> Stream:
         return process.here.open_stream(where, ours, stream_facts)
 
-    config = {**pending_config._take(), **request.config}
+    config = {**pending_config._take(), **asked.config}
     run = Run(
-        Identity(resumed, name, request.project, request.group, stream_facts),
+        Identity(resumed, name, asked.project, asked.group, stream_facts),
         open_stream,
         highest_step=highest_step,
         config=config,
+        webhook=asked.webhook,
     )
     process.here.adopt(run, str(rank.rank) if rank.launcher != "none" else "")
     if rank.local_rank == 0:
-        voice.say(f"run {name!r} ({resumed}) in project {request.project!r}; see it with: trackio status")
+        voice.say(f"run {name!r} ({resumed}) in project {asked.project!r}; see it with: trackio status")
     return run
 
 
-def _attempt(request: Request, job: Job, run_id: str) -> str:
+def _attempt(asked: Request, job: Job, run_id: str) -> str:
     """What the ranks of one start of the job have in common; where nodes share only the id, it is that."""
     if not job.key:
         return os.urandom(8).hex()
-    shared = (run_id,) if request.run_id or job.needs_store else job.key
+    shared = (run_id,) if asked.run_id or job.needs_store else job.key
     return names.derived_id(*shared, job.attempt)
 
 
-def _run_id(request: Request, job: Job) -> str:
+def _run_id(asked: Request, job: Job) -> str:
     """The id all ranks of this launch arrive at, each alone (docs/semantics.md)."""
-    ordinal, is_first = process.here.ordinal(request.project, request.name)
-    if request.run_id:
-        return request.run_id if ordinal == 0 else f"{request.run_id}-{ordinal + 1}"
+    ordinal, is_first = process.here.ordinal(asked.project, asked.name)
+    if asked.run_id:
+        return asked.run_id if ordinal == 0 else f"{asked.run_id}-{ordinal + 1}"
     if not job.key:
         return names.random_id()
     is_label = job.name_blind and is_first  # whatever each rank calls it, it is the same run
-    which = "first" if is_label else f"name {request.name or ''} {ordinal}"
-    mine = names.derived_id(*job.key, request.project, which)
+    which = "first" if is_label else f"name {asked.name or ''} {ordinal}"
+    mine = names.derived_id(*job.key, asked.project, which)
     if not job.needs_store:
         return mine
-    shared = rendezvous.shared_id(mine, f"{request.project}/{which}", job.rank.rank)
+    shared = rendezvous.shared_id(mine, f"{asked.project}/{which}", job.rank.rank)
     if shared is None:
         voice.warn_once(
             "nodes", "the launcher gives the nodes nothing to tell this job by, so each node is a run of its "
@@ -253,17 +185,17 @@ def _run_id(request: Request, job: Job) -> str:
     return shared
 
 
-def _find(where: Places, request: Request, attempt: str, ours: Settings) -> wire.Found | None:
+def _find(where: Places, asked: Request, attempt: str, ours: Settings) -> wire.Found | None:
     """Asks the daemon for a run of that id or name: briefly for "allow", with patience for "must"."""
-    wanted = request.run_id or request.name or ""
-    question = wire.Find(request.project, wanted, attempt)
-    must = request.resume == "must"
+    wanted = asked.run_id or asked.name or ""
+    question = wire.Find(asked.project, wanted, attempt)
+    must = asked.resume == "must"
     if must and ours.autostart and not launch.is_running(where):
         _start_and_wait(where)
     answer = inquiry.ask(where, question, _MUST_SECONDS if must else _ALLOW_SECONDS)
     if isinstance(answer, wire.Found):
         if must and not answer.run:
-            raise Misuse(f"Run '{wanted}' does not exist in project '{request.project}'")
+            raise Misuse(f"Run '{wanted}' does not exist in project '{asked.project}'")
         return answer
     if must or launch.is_running(where):
         voice.warn_once(

@@ -59,6 +59,16 @@ class Places(NamedTuple):
         return os.path.join(self.live, "spill")
 
     @property
+    def incoming(self) -> str:
+        """Where processes stage files for the daemon, in a folder for each stream."""
+        return os.path.join(self.live, "incoming")
+
+    @property
+    def blobs(self) -> str:
+        """Where the daemon keeps files, by project and content."""
+        return os.path.join(self.live, "blobs")
+
+    @property
     def lock(self) -> str:
         return os.path.join(self.live, "trackiod.lock")
 

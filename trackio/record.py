@@ -47,6 +47,16 @@ class Kind(IntEnum):
     """monotonic_ns: int; written when the wall clock jumped against it"""
     SUMMARY = 5
     """values: map; what the user sets in the run's summary"""
+    FILE = 6
+    """number: int, facts: map; a file of the stream was staged (`staging`), before the record that speaks of it"""
+    ALERT = 7
+    """facts: map (title, text, level, step, webhook)"""
+    NAME = 8
+    """name: str; what the run is called from here on"""
+    SYSTEM = 9
+    """metrics: map of str to value; of the machine, by time"""
+    ARTIFACT = 10
+    """number: int, role: str, name: str, facts: map; an artifact was logged (after the FILEs of its files) or used"""
 
 
 class Origin(IntEnum):

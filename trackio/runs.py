@@ -10,8 +10,9 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from trackio import voice
+from trackio import alerts, voice
 from trackio.configuration import Config, Summary
+from trackio.likeness import Likeness
 from trackio.record import Kind, Origin
 from trackio.ring import Retired
 from trackio.steps import HF_STEP_METRIC, Steps, integral
@@ -40,7 +41,7 @@ class Identity(NamedTuple):
     """what every stream of this process tells the daemon about run and rank"""
 
 
-class Run:
+class Run(Likeness):
     """One execution of one training job, as this process sees it.
 
     Usable from any thread, after `finish()` (which `log()` undoes) and after a later `init()`. Compares
@@ -54,10 +55,11 @@ class Run:
         *,
         highest_step: int = -1,
         config: Mapping[str, Any] | None = None,
+        webhook: alerts.Webhook = alerts.NO_WEBHOOK,
     ) -> None:
         """`open_stream` makes the stream for given facts; None makes a disabled run that stores nothing."""
         self.id = identity.id
-        self.name = identity.name
+        self._name = identity.name
         self.project = identity.project
         self.group = identity.group
         self.url: str | None = None
@@ -69,9 +71,13 @@ class Run:
         """values that could not be stored, beyond the first of each key and type, which was named"""
         self._space_id: str | None = None
         self._stop_flag = threading.Event()
-        self._facts = dict(identity.facts)
+        self._watched: list[Any] = []
+        """what `watch` adds to log() calls"""
+        self._facts: dict[str, Any] = dict(identity.facts)
+        self._webhook = webhook
         self._open_stream = open_stream
         self._steps = Steps(highest_step)
+        self._goes_on = highest_step >= 0
         self._stream: Stream | None = None
         if open_stream is not None:
             self._stream = open_stream(self._facts)
@@ -108,8 +114,10 @@ class Run:
             if stream is None:
                 return
         try:
+            if self._watched:
+                metrics = self._with_watched(metrics)
             if not (are_plain(map(type, metrics.values())) and (are_known(metrics) or are_names(metrics))):
-                metrics = self._plain(metrics)
+                metrics = self._plain(metrics, stream)
             if step is None:
                 steps = self._steps
                 if commit is None and not steps.rules and HF_STEP_METRIC not in metrics:
@@ -135,7 +143,7 @@ class Run:
 
     def _log_with_care(self, stream: Stream, step: int, origin: int, metrics: dict[str, Any]) -> None:
         """Values that looked plain and did not pack: ints beyond 64 bits, lone surrogates, giant strings."""
-        metrics = self._plain(metrics)
+        metrics = self._plain(metrics, stream)
         try:
             stream.log(step, origin, metrics)
         except PACK_ERRORS:
@@ -143,17 +151,26 @@ class Run:
                 try:
                     stream.log(step, origin, {key: value})
                 except PACK_ERRORS:
-                    self._refuse_value(key, f"{type(value).__name__} of this size")
+                    self._refuse_value(key, f"a value of type {type(value).__name__} of this size cannot be stored")
 
-    def _plain(self, metrics: Mapping[Any, Any]) -> dict[str, Any]:
-        plain, left_out = plain_metrics(metrics)
-        for key, type_name in left_out:
-            self._refuse_value(key, type_name)
+    def _plain(self, metrics: Mapping[Any, Any], stream: Stream) -> dict[str, Any]:
+        def keep(value: Any) -> Any:
+            from trackio.keeping import keeper  # only where there are media
+
+            return keeper(stream.staging)(value)
+
+        plain, left_out = plain_metrics(metrics, keep)
+        for key, why in left_out:
+            self._refuse_value(key, why)
         return plain
 
-    def _refuse_value(self, key: str, type_name: str) -> None:
-        sentence = f"{key!r} was left out: a value of type {type_name} cannot be stored as a metric."
-        if not voice.warn_once(f"value {key} {type_name}", sentence):
+    def _with_watched(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        for watch in self._watched:
+            metrics = {**watch.metrics(), **metrics}
+        return metrics
+
+    def _refuse_value(self, key: str, why: str) -> None:
+        if not voice.warn_once(f"value {key} {why}", f"{key!r} was left out: {why}."):
             self.refused_values += 1
 
     def _odd_step(self, step: Any, metrics: Mapping[str, Any], commit: bool | None) -> tuple[int, int]:
@@ -171,6 +188,17 @@ class Run:
             self._stream = self._open_stream(self._facts)
         self.is_finished = False
         return self._stream
+
+    def _open(self) -> Stream | None:
+        """The stream for what is no metric, which does not undo finish()."""
+        stream = self._stream
+        return self._reopened() if stream is None or stream.is_retired else stream
+
+    def log_system(self, metrics: Mapping[str, Any]) -> None:
+        """Records metrics of the machine: they have a time and no step. Raises TypeError if `metrics` is no mapping."""
+        stream = self._open()
+        if stream is not None and (plain := self._plain(_as_dict(metrics, {}), stream)):
+            self._note(Kind.SYSTEM, plain)
 
     # -- what readers need to know --------------------------------------------------------------------------
 
@@ -213,6 +241,25 @@ class Run:
                 voice.warn_once(f"note {kind}", f"{kind.name.lower()} found no room and was not stored.")
         except Exception as error:  # noqa: BLE001 the border to the user's process
             voice.warn_once(f"note {kind}", f"{kind.name.lower()} could not be stored: {error!r}")
+
+    def alert(
+        self, title: str, text: str | None = None, level: Any = "warn", step: int | None = None,
+        webhook_url: str | None = None, **unknown: Any,
+    ) -> None:  # fmt: skip
+        """Says that something wants attention: stored with the run, printed in a line, and sent by the daemon to
+        `webhook_url` or the one of init(), from `webhook_min_level` on. `level`: info, warn or error."""
+        if unknown:
+            warn_unknown("alert", unknown)
+        try:
+            grade = alerts.level_of(level)
+            hook = webhook_url or (self._webhook.url if grade >= self._webhook.least else None)
+            facts = alerts.facts(grade, title, text, self._steps.highest if step is None else integral(step), hook)
+            voice.say(alerts.line(facts))
+            stream = self._open()
+            if stream is not None and not stream.note(Kind.ALERT, facts, seconds=_FINISH_SECONDS):
+                self._refuse_value("alert", "there was no room for it")
+        except Exception as error:  # noqa: BLE001 the border to the user's process
+            voice.warn_once("alert", f"alert() failed and was skipped: {error!r}")
 
     # -- the end --------------------------------------------------------------------------------------------
 

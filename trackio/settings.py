@@ -25,6 +25,8 @@ class Settings(NamedTuple):
     run_id: str = ""
     run_per_rank: bool = False
     idle_seconds: float = 600.0
+    webhook_url: str = ""
+    webhook_min_level: str = ""
 
 
 class Variable(NamedTuple):
@@ -98,6 +100,14 @@ VARIABLES: dict[str, Variable] = {
         ("TRACKIO_IDLE_SECONDS",),
         _seconds,
         "An autostarted daemon leaves after this long with nothing to do. Default: 600.",
+    ),
+    "webhook_url": Variable(
+        ("TRACKIO_WEBHOOK_URL",), _text, "Where alerts are sent: Slack, Discord, or any that takes JSON."
+    ),
+    "webhook_min_level": Variable(
+        ("TRACKIO_WEBHOOK_MIN_LEVEL",),
+        _text,
+        "`info`, `warn` or `error`: the least grave alert that is sent. Default: all.",
     ),
 }
 

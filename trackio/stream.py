@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from trackio.record import MAX_PAYLOAD_BYTES, Kind, pack
 from trackio.settings import Settings
 from trackio.shipper import Shipper
 from trackio.spool import Spool
+from trackio.staging import Staging
 from trackio.values import clean_text
 from trackio.version import __version__
 
@@ -58,6 +60,8 @@ class Stream:
         self._shipper = shipper
         self.shipment = shipper.add(self.spool, self.check_clock)
         self._ring = self.spool.ring
+        self._artifacts = itertools.count()
+        self.staging = Staging(shipper.places.incoming, self.id, self._note_file, settings.spill_bytes)
 
     def log(self, step: int, origin: int, metrics: dict[str, Any], _time_ns: Any = time.time_ns) -> bool:
         """Stores one log() call of plain values. False if there was no room. Raises PACK_ERRORS."""
@@ -88,6 +92,17 @@ class Stream:
         while not (accepted := self._ring.append(payload, None)) and time.monotonic() < deadline:
             time.sleep(0.002)  # the shipper was told that there is no room
         return accepted
+
+    def next_artifact(self) -> int:
+        """The number of the stream's next artifact."""
+        return next(self._artifacts)
+
+    def note_artifact(self, number: int, role: str, name: str, facts: dict[str, Any]) -> bool:
+        """Stores that an artifact was logged or used."""
+        return self.note(Kind.ARTIFACT, number, role, name, facts, seconds=1.0)
+
+    def _note_file(self, number: int, facts: dict[str, Any]) -> bool:
+        return self.note(Kind.FILE, number, facts)
 
     def check_clock(self) -> None:
         """Notes that the wall clock jumped against the monotonic one, so that durations can be told."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 are_plain = frozenset({float, int, bool, str}).issuperset
@@ -24,8 +24,13 @@ are_known = _known_names.issuperset
 _MOST_KNOWN_NAMES = 10_000
 
 
+Keep = Callable[[Any], Any]
+"""Gives the plain form of media, tables and figures, whose files it keeps; None for what it does not know. May raise
+Unstorable."""
+
+
 class Unstorable(Exception):
-    """A value that has no plain form."""
+    """A value that has no plain form; its text says why, or is empty where the type alone does."""
 
 
 def are_names(metrics: Mapping[Any, Any]) -> bool:
@@ -39,10 +44,10 @@ def are_names(metrics: Mapping[Any, Any]) -> bool:
     return True
 
 
-def plain_metrics(metrics: Mapping[Any, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Flattens nested maps with `/`, drops None, resolves scalars.
+def plain_metrics(metrics: Mapping[Any, Any], keep: Keep | None = None) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Flattens nested maps with `/`, drops None, resolves scalars, has media kept.
 
-    Returns the storable metrics and, for each value left out, its key and its type's name.
+    Returns the storable metrics and, for each value left out, its key and why.
     """
     kept: dict[str, Any] = {}
     left_out: list[tuple[str, str]] = []
@@ -50,9 +55,10 @@ def plain_metrics(metrics: Mapping[Any, Any]) -> tuple[dict[str, Any], list[tupl
         if value is None:
             continue
         try:
-            kept[key] = plain(value)
-        except Unstorable:
-            left_out.append((key, type(value).__name__))
+            kept[key] = plain(value, 0, keep)
+        except Unstorable as error:
+            why = str(error) or f"a value of type {type(value).__name__} cannot be stored as a metric"
+            left_out.append((key, why))
     return kept, left_out
 
 
@@ -65,7 +71,7 @@ def _flatten(metrics: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tu
             yield name, value
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any, depth: int = 0, keep: Keep | None = None) -> Any:
     """The plain form of `value`. Raises Unstorable."""
     if value is None or type(value) is bool or type(value) is float:
         return value
@@ -78,10 +84,15 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, float):
         return float(value)
     if depth < _MAX_DEPTH and isinstance(value, (list, tuple)):
-        return [plain(v, depth + 1) for v in value]
+        return [plain(v, depth + 1, keep) for v in value]
     if depth < _MAX_DEPTH and isinstance(value, Mapping):
-        return {_key(k): plain(v, depth + 1) for k, v in value.items()}
-    return _plain_scalar(value, depth)
+        return {_key(k): plain(v, depth + 1, keep) for k, v in value.items()}
+    try:
+        return _plain_scalar(value, depth)
+    except Unstorable:
+        if keep is not None and (kept := keep(value)) is not None:
+            return kept
+        raise
 
 
 def _plain_int(value: int) -> int | float:

@@ -1,17 +1,21 @@
-"""`python -m trackiod run`: how a daemon process begins, without the command line's packages."""
+"""`python -m trackiod run`: how a daemon process begins, without the command line's packages; `keep`: its child."""
 
 from __future__ import annotations
 
 import sys
 
-from trackiod.daemon import run
-
 
 def main(arguments: list[str]) -> int:
-    """Takes `run` with `--detach` and `--autostarted`; the full command line is `trackiod`."""
+    """Takes `keep`, and `run` with `--detach` and `--autostarted`; the full command line is `trackiod`."""
+    if arguments == ["keep"]:
+        from trackiod import keeper
+
+        return keeper.main()
     if arguments[:1] != ["run"] or not {*arguments[1:]} <= {"--detach", "--autostarted"}:
         sys.stderr.write("usage: python -m trackiod run [--detach] [--autostarted]\n")
         return 2
+    from trackiod.daemon import run
+
     return run(detach="--detach" in arguments, autostarted="--autostarted" in arguments)
 
 

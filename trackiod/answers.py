@@ -40,6 +40,11 @@ class RunView:
         self.streams = list(streams)
         self.places: dict[str, Place] = place(streams)
 
+    @property
+    def run_ids(self) -> list[str]:
+        """Its id and those of the runs that go on with it."""
+        return [row.id for row in self._rows]
+
     # -- who and how -------------------------------------------------------------------------------------
 
     @property
@@ -84,7 +89,14 @@ class RunView:
     @cached_property
     def metas(self) -> dict[str, dict[str, Any]]:
         """Everything the streams said of themselves, by stream."""
-        return self.reader.metas([row.id for row in self._rows])
+        return self.reader.metas(self.run_ids)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The tags, notes and kind of job that the lowest rank gave, later attempts' before earlier ones'."""
+        metas = [self.metas[stream.id] for stream in self._of_rank(None)]
+        return {word: next((m[word] for m in reversed(metas) if m.get(word)), None)
+                for word in ("tags", "notes", "job_type")}  # fmt: skip
 
     # -- how much -----------------------------------------------------------------------------------------
 
@@ -106,11 +118,11 @@ class RunView:
 
     @cached_property
     def holes(self) -> list[HoleRow]:
-        return [hole for row in self._rows for hole in self.reader.holes(row.id)]
+        return [hole for run in self.run_ids for hole in self.reader.holes(run)]
 
     @cached_property
     def _series(self) -> list[SeriesRow]:
-        return self.reader.series([row.id for row in self._rows])
+        return self.reader.series(self.run_ids)
 
     @cached_property
     def metric_names(self) -> list[str]:

@@ -7,6 +7,7 @@ same work is tried again later; meanwhile the senders keep their data.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -28,7 +29,23 @@ from trackiod.ingest import Duplicate, Refuse, judge
 from trackiod.store.digest import End
 from trackiod.store.project import ProjectStore
 from trackiod.store.reader import project_names
-from trackiod.work import Append, Drain, Drained, Find, NotDrained, Refused, Register, Reply, Work, joined
+from trackiod.work import (
+    AlertSent,
+    Append,
+    Drain,
+    Drained,
+    Errand,
+    FileKept,
+    Find,
+    NotDrained,
+    Refused,
+    Register,
+    Reply,
+    ToKeep,
+    ToSend,
+    Work,
+    joined,
+)
 
 log = logging.getLogger("trackiod.committer")
 
@@ -42,8 +59,15 @@ _DAMAGED = "the spool was damaged or deleted"
 class Committer:
     """Owns the thread and every project's writing connection. `stop` commits what is queued first."""
 
-    def __init__(self, projects: str, store_id: str, on_outcome: Callable[[], None]) -> None:
-        """`on_outcome` is called in the thread when outcomes wait in `outcomes`."""
+    def __init__(
+        self,
+        projects: str,
+        store_id: str,
+        on_outcome: Callable[[], None],
+        on_errand: Callable[[Errand], None] = lambda _: None,
+    ) -> None:
+        """`on_outcome` is called in the thread when outcomes wait in `outcomes`, `on_errand` with everything that is to
+        be done beside storing, more than once if need be."""
         self.outcomes: deque[Reply | Drained | NotDrained] = deque()
         self.problem = ""
         """why nothing can be committed now, or empty"""
@@ -51,10 +75,13 @@ class Committer:
         self._projects = projects
         self._store_id = store_id
         self._on_outcome = on_outcome
+        self._on_errand = on_errand
         self._databases = Databases(projects, store_id)
         self._folding = Folding(self._databases)
         self._raw_bytes = 0
         """of what the transaction in hand stored, to be folded later"""
+        self._with_errands: set[str] = set()
+        """the streams in which the transaction in hand stored files or alerts"""
         self._work: deque[Work] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -94,6 +121,7 @@ class Committer:
                 found += [(project, stream, meta) for stream, meta, _ in store.open_streams()]
                 if raw := store.raw_streams():
                     self._folding.note(project, raw)
+                self._hand_out(store)
             except Exception as error:  # noqa: BLE001 one damaged project must not keep the daemon from starting
                 log.error("project %r: %s", project, error)
             self._databases.close(project)
@@ -145,6 +173,7 @@ class Committer:
         except (sqlite3.Error, OSError) as error:
             return f"project {project!r} cannot be opened: {error}"
         self._raw_bytes = 0
+        self._with_errands.clear()
         outcomes: list[Reply | Drained] = []
         after: list[Callable[[], None]] = []
         try:
@@ -170,9 +199,18 @@ class Committer:
         self._folding.note(project, streams, self._raw_bytes)
         for act in after:
             act()
+        for stream in self._with_errands:
+            self._hand_out(store, stream)
         self.outcomes.extend(outcomes)
         self._on_outcome()
         return ""
+
+    def _hand_out(self, store: ProjectStore, stream: str | None = None) -> None:
+        """Says what is to be done for a stream, or for all, beside storing."""
+        for file, facts in store.shelf.files_to_keep(stream):
+            self._on_errand(ToKeep(store.project, file, facts))
+        for its_stream, facts in store.shelf.alerts_to_send(stream):
+            self._on_errand(ToSend(store.project, its_stream, facts))
 
     def _commit_apart(self, project: str, items: list[Work]) -> str:
         """Finds the piece of work that cannot be done by doing each alone; that one is refused."""
@@ -208,6 +246,13 @@ class Committer:
             case Refused():
                 store.set_refused(work.stream, work.records, work.points)
                 return None
+            case FileKept():
+                store.shelf.note_file(work.file, *work[3:])
+                after.append(lambda: self._unstage(work.file))
+                return None
+            case AlertSent():
+                store.shelf.note_sent(work.stream, work.start, work.sent)
+                return None
             case Find():
                 run, step = store.find_run(work.name, work.attempt)
                 return Reply(work.peer, wire.Found(work.project, work.name, run, step))
@@ -215,6 +260,7 @@ class Committer:
                 if not self._drain(store, work):
                     after.append(lambda: self._go_on(work))
                     return None
+                after.append(lambda: self._unstage_strays(work.stream, store.shelf.files_to_keep(work.stream)))
                 is_whole = not store.has_holes(work.stream, _DAMAGED)
                 after.append(lambda: _remove_all(work.folders) if is_whole else self._set_aside(work))
                 return Drained(work.stream)
@@ -238,12 +284,30 @@ class Committer:
         return wire.Ack(data.stream, data.end)
 
     def _store_batch(self, store: ProjectStore, stream: str, start: int, body: bytes) -> None:
-        self._raw_bytes += self._folding.store_batch(store, stream, start, body)
+        stored = self._folding.store_batch(store, stream, start, body)
+        self._raw_bytes += stored.raw_bytes
+        if stored.has_errands:
+            self._with_errands.add(stream)
 
     @staticmethod
     def _add_hole(store: ProjectStore, stream: str, start: int, end: int, cause: str) -> None:
         store.add_hole(stream, start, end, cause, time.time_ns())
         store.skip_to(stream, end)
+
+    def _unstage(self, file: str) -> None:
+        """The store knows what became of it: what was staged may go, and its folder with the last."""
+        path = os.path.join(os.path.dirname(self._projects), "incoming", file)
+        for remove, each in ((os.unlink, path), (os.rmdir, os.path.dirname(path))):
+            with contextlib.suppress(OSError):
+                remove(each)
+
+    def _unstage_strays(self, stream: str, waiting: list[tuple[str, dict[str, Any]]]) -> None:
+        """The process is gone: what it staged and never spoke of is nobody's."""
+        folder = os.path.join(os.path.dirname(self._projects), "incoming", stream)
+        with contextlib.suppress(OSError):
+            for name in os.listdir(folder):
+                if f"{stream}/{name}" not in dict(waiting):
+                    self._unstage(f"{stream}/{name}")
 
     def _set_aside(self, work: Drain) -> None:
         """Keeps the files of a spool in which something could not be read; all that could is stored."""

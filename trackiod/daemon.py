@@ -69,6 +69,7 @@ def _give_up(error: TrackiodError, report: int | None) -> int:
 
 def _serve(where: Places, lock: FolderLock, life: str, *, idle_seconds: float | None, ready: int | None) -> None:
     from trackiod.committer import Committer  # after the fork: zmq and SQLite want a process of their own
+    from trackiod.errands import Errands
     from trackiod.server import Server
 
     _be_modest()
@@ -76,8 +77,9 @@ def _serve(where: Places, lock: FolderLock, life: str, *, idle_seconds: float | 
     listener = passed or bind(where)
     socket_path = listener.getsockname()
     store_id = _store_id(where)
-    committer = Committer(where.projects, store_id, lambda: server.wake())
-    server = Server(where, committer, idle_seconds=idle_seconds)
+    errands = Errands(where, lambda work: committer.submit(work))
+    committer = Committer(where.projects, store_id, lambda: server.wake(), errands.take)
+    server = Server(where, committer, idle_seconds=idle_seconds, busy_with=lambda: errands.backlog)
     open_streams = committer.open_streams()
     endpoint = endpoint_at(where, socket_path, pid=os.getpid(), store=store_id)
     server.listen(listener, _facts(where, endpoint, life))
@@ -101,11 +103,12 @@ def _serve(where: Places, lock: FolderLock, life: str, *, idle_seconds: float | 
         log.info("stopping: %s", server.stop_reason)
     finally:
         remove_endpoint(where, socket_path, is_passed=passed is not None)
-        _stop(committer, server)
+        _stop(errands, committer, server)
 
 
-def _stop(committer: Any, server: Any) -> None:
+def _stop(errands: Any, committer: Any, server: Any) -> None:
     """In this order: no new connections, everything received is committed, everything committed is acked."""
+    errands.stop()
     if not committer.stop(_STOP_SECONDS):
         log.error("the disk did not take the last batches in time; their senders still hold them")
     server.close()

@@ -8,7 +8,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Generator, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from trackiod.databases import Databases
 from trackiod.errors import StoreError
@@ -31,6 +31,13 @@ _GOOD_RECORDS = 1024
 """so many in one batch make columns that need not be made anew"""
 
 
+class Stored(NamedTuple):
+    """How a batch was stored: bytes that are raw, and whether it speaks of files or alerts."""
+
+    raw_bytes: int
+    has_errands: bool
+
+
 class Folding:
     """Knows which projects have something to fold, and has at most one fold in hand."""
 
@@ -48,21 +55,22 @@ class Folding:
         self._due.setdefault(project, time.monotonic() + _LOOK_SECONDS)
         self._raw_bytes += raw_bytes
 
-    def store_batch(self, store: ProjectStore, stream: str, start: int, data: bytes) -> int:
+    def store_batch(self, store: ProjectStore, stream: str, start: int, data: bytes) -> Stored:
         """Stores a batch that begins at the committed offset, in a transaction of the caller's: raw, or in columns at
-        once, which spares writing it twice. Returns how many bytes are raw. Raises sqlite3.Error."""
+        once, which spares writing it twice. Raises sqlite3.Error."""
         contents = read(data, start)
         said = digest_of(contents)
+        has_errands = bool(said.files or said.alerts or said.artifacts)
         raw = store.raw_beside(stream) if said.records >= _GOOD_RECORDS else None
         folded = None if raw is None else _fold_at_once([*(read(body, offset) for offset, body in raw), contents])
         if raw is None or folded is None:
             store.append(stream, start, data, said)
-            return len(data)
+            return Stored(len(data), has_errands)
         store.append_folded(stream, start + len(data), said, folded, batches=len(raw))
         if (self._project, self._stream) == (store.project, stream):
             self._job = None  # what it has in hand is folded now
         self._raw_bytes = max(0, self._raw_bytes - sum(len(body) for _, body in raw))
-        return 0
+        return Stored(0, has_errands)
 
     def is_due(self) -> bool:
         """Whether `step` has something to do now."""

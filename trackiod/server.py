@@ -34,12 +34,21 @@ _PEER = struct.Struct("3i")
 class Server:
     """Owns the ROUTER socket and the live streams. `serve` runs until `stop` is called."""
 
-    def __init__(self, places: Places, committer: Committer, *, idle_seconds: float | None) -> None:
-        """`idle_seconds`: leave after this long with nothing to do; None stays for ever."""
+    def __init__(
+        self,
+        places: Places,
+        committer: Committer,
+        *,
+        idle_seconds: float | None,
+        busy_with: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`idle_seconds`: leave after this long with nothing to do; None stays for ever. `busy_with`: how much is being
+        done elsewhere."""
         self.stop_reason = ""
         self._places = places
         self._committer = committer
         self._idle_seconds = idle_seconds
+        self._busy_with = busy_with
         self._streams: dict[str, LiveStream] = {}
         self._draining: dict[str, LiveStream | None] = {}
         self._drain_again_at: dict[str, float] = {}
@@ -265,7 +274,7 @@ class Server:
         for check in self._each_tick:
             if reason := check():
                 self.stop(reason)
-        if self._streams or self._draining or self._committer.backlog:
+        if self._streams or self._draining or self._committer.backlog or self._busy_with():
             self._busy_at = now
         elif self._idle_seconds is not None and now - self._busy_at > self._idle_seconds:
             self.stop("idle")
@@ -313,6 +322,7 @@ class Server:
             "uptime_seconds": round(now - self._started_at, 1),
             "commits": self._committer.commits,
             "backlog": self._committer.backlog,
+            "errands": self._busy_with(),
             "problem": self._committer.problem,
         }
         return wire.StatusReport(daemon, [s.report(now) for s in self._streams.values()])

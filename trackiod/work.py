@@ -59,7 +59,29 @@ class Find(NamedTuple):
     peer: Any
 
 
-Work = Register | Append | Refused | Drain | Find
+class FileKept(NamedTuple):
+    """What became of a staged file: `state` is kept or incomplete, for the `cause` given."""
+
+    project: str
+    stream: str
+    file: str
+    state: str
+    digest: str | None = None
+    size: int | None = None
+    suffix: str = ""
+    cause: str = ""
+
+
+class AlertSent(NamedTuple):
+    """An alert was sent, or given up for the reason in `sent`."""
+
+    project: str
+    stream: str
+    start: int
+    sent: str
+
+
+Work = Register | Append | Refused | Drain | Find | FileKept | AlertSent
 
 
 class Reply(NamedTuple):
@@ -79,6 +101,26 @@ class Drained(NamedTuple):
     """A dead process's stream is stored whole and its folders are gone."""
 
     stream: str
+
+
+class ToKeep(NamedTuple):
+    """A file waits to be kept."""
+
+    project: str
+    file: str
+    facts: dict[str, Any]
+
+
+class ToSend(NamedTuple):
+    """An alert waits to be sent."""
+
+    project: str
+    stream: str
+    facts: dict[str, Any]
+
+
+Errand = ToKeep | ToSend
+"""What is to be done in a child, since it may hang; its end comes back as work."""
 
 
 def joined(items: Iterable[Work]) -> list[Work]:

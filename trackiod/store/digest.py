@@ -58,6 +58,36 @@ class End:
     time_ns: int
 
 
+class StagedFile(NamedTuple):
+    """A file that a process staged for us."""
+
+    number: int
+    time_ns: int
+    facts: dict[str, Any]
+
+
+class Alert(NamedTuple):
+    """What a process wants to be heard at once. `webhook`: where it is to be sent, or None."""
+
+    start: int
+    time_ns: int
+    step: int | None
+    level: str
+    title: str
+    text: str | None
+    webhook: str | None
+
+
+class ArtifactSaid(NamedTuple):
+    """An artifact that a process logged (role output) or used (input)."""
+
+    number: int
+    time_ns: int
+    role: str
+    name: str
+    facts: dict[str, Any]
+
+
 @dataclass(slots=True)
 class Digest:
     """Everything a batch changes in the store besides holding it."""
@@ -72,6 +102,13 @@ class Digest:
     definitions: dict[str, dict[str, Any]] = field(default_factory=dict)
     clocks: list[tuple[int, int]] = field(default_factory=list)
     """(wall, monotonic) where the wall clock jumped"""
+    files: list[StagedFile] = field(default_factory=list)
+    alerts: list[Alert] = field(default_factory=list)
+    system: list[tuple[int, int, dict[str, Any]]] = field(default_factory=list)
+    """(offset, time, metrics) of what was said of the machine"""
+    artifacts: list[ArtifactSaid] = field(default_factory=list)
+    name: str = ""
+    """what the run is called now, if that was said"""
     end: End | None = None
     is_open: bool = False
     """whether something was logged after the last end in it, or there was none"""
@@ -101,7 +138,7 @@ def digest_of(contents: Contents) -> Digest:
             if fields[0] == Kind.LOG:
                 places.append(_take_log(shapes, fields, item.start))
             else:
-                _take(result, fields)
+                _take(result, fields, item.start)
         except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
             result.damages.append((item.start, item.end, f"malformed record: {error}"))
             continue
@@ -176,7 +213,7 @@ def _tally(tallies: dict[str, Tally], stretch: Stretch, *, ascending: bool) -> N
         )
 
 
-def _take(result: Digest, fields: list[Any]) -> None:
+def _take(result: Digest, fields: list[Any], start: int) -> None:
     kind, time_ns = fields[0], fields[1]
     if kind == Kind.CONFIG:
         result.config.update({str(key): value for key, value in fields[2].items()})
@@ -188,6 +225,29 @@ def _take(result: Digest, fields: list[Any]) -> None:
         result.definitions.setdefault(str(fields[2]), {}).update(fields[3])
     elif kind == Kind.FINISH:
         result.end = End(str(fields[2]), str(fields[3]), bool(fields[4]), time_ns)
+    elif kind == Kind.FILE:
+        if type(fields[2]) is not int or not 0 <= fields[2] <= _INT64_MAX or type(fields[3]) is not dict:
+            raise ValueError("not a file's number and facts")
+        result.files.append(StagedFile(fields[2], time_ns, fields[3]))
+    elif kind == Kind.ALERT:
+        result.alerts.append(_alert(fields[2], start, time_ns))
+    elif kind == Kind.ARTIFACT:
+        number, role, name, facts = fields[2:6]
+        if type(number) is not int or not 0 <= number <= _INT64_MAX or type(facts) is not dict:
+            raise ValueError("not an artifact's number and facts")
+        result.artifacts.append(ArtifactSaid(number, time_ns, str(role), str(name), facts))
+    elif kind == Kind.NAME:
+        result.name = str(fields[2])
+    elif kind == Kind.SYSTEM:
+        result.system.append((start, time_ns, {str(name): value for name, value in fields[2].items()}))
+
+
+def _alert(facts: dict[str, Any], start: int, time_ns: int) -> Alert:
+    step, text, webhook = facts.get("step"), facts.get("text"), facts.get("webhook")
+    if type(step) is not int or not _INT64_MIN <= step <= _INT64_MAX:
+        step = None
+    text, webhook = (None if value is None else str(value) for value in (text, webhook))
+    return Alert(start, time_ns, step, str(facts["level"]), str(facts["title"]), text, webhook)
 
 
 def _check_log(step: Any, origin: Any, metrics: Any) -> None:

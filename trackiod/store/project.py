@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from trackiod.errors import StoreError
-from trackiod.store import schema
+from trackiod.store import schema, shelf
 from trackiod.store.digest import Digest, End
 from trackiod.store.sums import Sums
 from trackiod.views.lineage import RunRow, roots
@@ -35,6 +35,7 @@ class ProjectStore:
         self.project = project
         self.path = schema.path_of(projects, project)
         self._connection = schema.open_for_writing(self.path, project, store_id)
+        self.shelf = shelf.Shelf(self._connection)
         info = os.stat(self.path)
         self._file = (info.st_dev, info.st_ino)
 
@@ -156,6 +157,7 @@ class ProjectStore:
             self._define(stream, name, options)
         for damage_start, damage_end, cause in digest.damages:
             self.add_hole(stream, damage_start, damage_end, cause, digest.last_ns or 0)
+        shelf.note(self._connection, stream, digest)
         if digest.end is not None:
             self.end(stream, digest.end)
         elif digest.is_open:

@@ -17,6 +17,7 @@ from trackio.record import salvage
 from trackiod.errors import StoreDamaged, StoreError
 from trackiod.store import schema
 from trackiod.store.digest import log_records
+from trackiod.store.shelf_reader import ShelfReader
 from trackiod.views.attempts import Stream
 from trackiod.views.lineage import RunRow
 
@@ -59,7 +60,7 @@ class HoleRow(NamedTuple):
     cause: str
 
 
-class ProjectReader:
+class ProjectReader(ShelfReader):
     """One project's database. Owns the connection; use as a context manager."""
 
     def __init__(self, path: str) -> None:

@@ -1,0 +1,77 @@
+"""Alerts: their levels, and what of one is stored. Pure; the daemon sends them (`trackiod.webhooks`)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from trackio.values import clean_text
+
+_MOST_CHARS = 20_000
+
+
+class AlertLevel(StrEnum):
+    """How grave an alert is. Equal to its word."""
+
+    INFO = "info"
+    WARN = "warn"
+    ERROR = "error"
+
+    @property
+    def _rank(self) -> int:
+        return _ORDER.index(self)
+
+    def __ge__(self, other: str) -> bool:
+        return self._rank >= level_of(other)._rank
+
+    def __gt__(self, other: str) -> bool:
+        return self._rank > level_of(other)._rank
+
+    def __le__(self, other: str) -> bool:
+        return self._rank <= level_of(other)._rank
+
+    def __lt__(self, other: str) -> bool:
+        return self._rank < level_of(other)._rank
+
+
+_ORDER = list(AlertLevel)
+_OTHER_WORDS = {"warning": "warn", "critical": "error", "fatal": "error", "debug": "info"}
+
+
+class Webhook(NamedTuple):
+    """Where a run's alerts go, from which level on."""
+
+    url: str | None = None
+    least: AlertLevel = AlertLevel.INFO
+
+
+NO_WEBHOOK = Webhook()
+
+
+def level_of(level: Any) -> AlertLevel:
+    """The level of that name, in any case; wandb's and logging's words too. Raises ValueError."""
+    if isinstance(level, AlertLevel):
+        return level
+    word = str(getattr(level, "value", level)).strip().lower()
+    try:
+        return AlertLevel(_OTHER_WORDS.get(word, word))
+    except ValueError:
+        raise ValueError(f"Invalid alert level {level!r}. Expected one of: info, warn, error.") from None
+
+
+def facts(level: AlertLevel, title: Any, text: Any, step: int | None, webhook: str | None) -> dict[str, Any]:
+    """What a record of an alert holds."""
+    return {
+        "level": level.value,
+        "title": clean_text(str(title))[:_MOST_CHARS],
+        "text": None if text is None else clean_text(str(text))[:_MOST_CHARS],
+        "step": step,
+        "webhook": None if webhook is None else clean_text(str(webhook))[:_MOST_CHARS],
+    }
+
+
+def line(alert: dict[str, Any]) -> str:
+    """An alert in one line."""
+    said = alert["title"] if alert["text"] is None else f"{alert['title']}: {alert['text']}"
+    at = "" if alert["step"] is None else f" (step {alert['step']})"
+    return f"{alert['level'].upper()} {' '.join(said.split())[:500]}{at}"

@@ -1,0 +1,300 @@
+"""`Artifact`: a named, versioned set of files and references. Collects; hands its files over; waits when asked to.
+
+The daemon gives the version, once it has the files and so knows whether this content was there before. Until then
+`log_artifact()` has long returned: whoever reads `version` waits for it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from trackio import surface, voice
+from trackio.values import Unstorable, plain_config
+
+if TYPE_CHECKING:
+    from trackio.stream import Stream
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+_VERSION = re.compile(r"v\d+\Z")
+_MAX_OBJECTS = 10_000
+_SIGNED = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig|token|access_token)=", re.IGNORECASE)
+
+
+def checked_name(name: Any) -> str:
+    """An artifact's name. Raises ValueError for what is none."""
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise ValueError(f"Artifact name {str(name)[:140]!r} is not of 1 to 128 letters, digits, '.', '_' and '-'.")
+    return name
+
+
+def checked_aliases(aliases: Any) -> list[str]:
+    """Aliases as a list. Raises ValueError."""
+    if aliases is None:
+        return []
+    if isinstance(aliases, str) or not isinstance(aliases, Iterable):
+        raise ValueError(f"aliases must be a list of strings, not a {type(aliases).__name__}.")
+    found = [checked_name(alias) for alias in aliases]
+    for alias in found:
+        if _VERSION.match(alias):
+            raise ValueError(f"Alias {alias!r} is reserved for version pointers (vN); choose another.")
+    return found
+
+
+def checked_path(path: Any) -> str:
+    """A path inside an artifact: relative, with no way out. Raises ValueError."""
+    text = os.fspath(path)
+    parts = text.split("/") if isinstance(text, str) else []
+    if not parts or any(part in ("", ".", "..") for part in parts) or "\0" in text or "\\" in text or len(text) > 4096:
+        raise ValueError(
+            f"Invalid artifact path {str(text)[:140]!r}: it must be relative, without '..' and backslashes."
+        )
+    return str(text)
+
+
+class Artifact:
+    """Files and references under a name, each content a version of its own: `v0`, `v1` and so on.
+
+    `add_file`, `add_dir` and `add_reference` collect, `trackio.log_artifact` hands over. `version`, `aliases`, `size`,
+    `manifest` and `digest` wait until the daemon has the files, at most as long as `wait()` does.
+    Raises ValueError for a name that is none.
+    """
+
+    def __init__(
+        self, name: str, type: str = "unspecified", description: str | None = None, metadata: Any = None
+    ) -> None:
+        self.name = checked_name(name)
+        self.type = str(type)
+        self.description = description
+        self.metadata: dict[str, Any] = dict(metadata) if metadata else {}
+        self._files: list[tuple[str, str]] = []
+        self._references: list[dict[str, Any]] = []
+        self._at: tuple[str, str, int] | None = None
+        """where it was logged: data folder, stream and number"""
+        self._found: Any = None
+        """`library.Version`, once it is known"""
+
+    # -- collecting ---------------------------------------------------------------------------------------------
+
+    def add_file(self, local_path: Any, name: Any = None, **unused: Any) -> None:
+        """Adds a file, under its own name or another. Raises ValueError if it is none, or the name is taken."""
+        path = os.path.realpath(os.fspath(local_path))
+        if not os.path.isfile(path):
+            raise ValueError(f"Not a regular file: {local_path}")
+        self._add(path, checked_path(name if name is not None else os.path.basename(path)))
+
+    def add_dir(self, local_dir: Any, name: Any = None, **unused: Any) -> None:
+        """Adds every regular file below a folder; links are left out. Raises ValueError if it is none."""
+        root = os.path.realpath(os.fspath(local_dir))
+        if not os.path.isdir(root):
+            raise ValueError(f"Not a directory: {local_dir}")
+        prefix = checked_path(str(name).rstrip("/")) + "/" if name else ""
+        for folder, folders, names in os.walk(root):
+            folders.sort()
+            for each in sorted(names):
+                path = os.path.join(folder, each)
+                if os.path.isfile(path) and not os.path.islink(path):
+                    self._add(path, checked_path(prefix + os.path.relpath(path, root)))
+
+    def add_reference(self, uri: str, name: Any = None, checksum: bool = True, max_objects: int | None = None) -> None:
+        """Adds an address without its bytes. What `file://` addresses name is looked at, a folder file by file (at most
+        `max_objects`, 10,000 without); others are recorded as they are, and their address stands for their content.
+        Raises ValueError for what is no address or names nothing."""
+        self._check_open()
+        parts = urlsplit(str(uri))
+        if not parts.scheme or not (parts.netloc or parts.path):
+            raise ValueError(f"Invalid reference URI {str(uri)[:200]!r}: it has no scheme.")
+        if _SIGNED.search(str(uri)):
+            voice.warn_once("signed", "a reference looks like a signed address; it is recorded whole, secret included.")
+        if parts.scheme != "file":
+            self._refer(checked_path(name or parts.path.rstrip("/").rpartition("/")[2] or parts.netloc), uri, uri, 0)
+            return
+        for path, relative in _local(parts.path, max_objects or _MAX_OBJECTS):
+            inside = "/".join(filter(None, [str(name).rstrip("/") if name else "", relative])) or os.path.basename(path)
+            digest = _sha256(path) if checksum else f"file://{path}"
+            self._refer(checked_path(inside), f"file://{path}", digest, os.stat(path).st_size)
+
+    def _add(self, path: str, inside: str) -> None:
+        self._check_open()
+        self._check_free(inside)
+        self._files.append((path, inside))
+
+    def _refer(self, inside: str, uri: str, digest: str, size: int) -> None:
+        self._check_free(inside)
+        self._references.append({"path": inside, "ref": str(uri), "digest": str(digest), "size": size})
+
+    def _check_open(self) -> None:
+        if self._at is not None or self._found is not None:
+            raise RuntimeError("Artifact has already been logged or fetched; make a new Artifact to log again.")
+
+    def _check_free(self, inside: str) -> None:
+        for taken in (*(path for _, path in self._files), *(r["path"] for r in self._references)):
+            if inside == taken or inside.startswith(taken + "/") or taken.startswith(inside + "/"):
+                raise ValueError(f"Artifact path {inside!r} collides with {taken!r}.")
+
+    # -- handing over ---------------------------------------------------------------------------------------------
+
+    def _hand_over(self, stream: Stream, data: str, aliases: list[str], *, overwrite: bool) -> list[str]:
+        """Puts its files and itself into the stream; returns a sentence for each file that could not be taken."""
+        number = stream.next_artifact()
+        problems = []
+        lost = []
+        for path, inside in self._files:
+            try:
+                stream.staging.take(path, artifact=number, path=inside)
+            except Unstorable as error:
+                problems.append(f"{inside!r} of artifact {self.name!r} is missing: {error}.")
+                lost.append({"path": inside, "incomplete": str(error)})
+        facts = {
+            "type": self.type, "description": self.description, "metadata": plain_config(self.metadata),
+            "aliases": aliases, "references": self._references, "lost": lost, "files": len(self._files) - len(lost),
+            "overwrite": overwrite,
+        }  # fmt: skip
+        if stream.note_artifact(number, "output", self.name, facts):
+            self._at = (data, stream.id, number)
+        else:
+            problems.append(f"artifact {self.name!r} found no room and was not logged.")
+        return problems
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def wait(self, timeout: float | None = None) -> Artifact:
+        """Waits until the daemon has its files, and so its version: `timeout` seconds, else a minute and what its size
+        takes. Raises RuntimeError if it was not logged, TimeoutError if it took longer."""
+        self._known(timeout)
+        return self
+
+    def _known(self, timeout: float | None = None) -> Any:
+        if self._found is None:
+            if self._at is None:
+                raise RuntimeError(f"Artifact {self.name!r} was not logged yet; call log_artifact first.")
+            self._found = surface.daemons("library").awaited(*self._at, timeout)
+        return self._found
+
+    @property
+    def version(self) -> str | None:
+        """`"v3"`; None if it was not logged."""
+        return None if self._is_new else f"v{self._known().version}"
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """What else this version is called, `latest` among them."""
+        return () if self._is_new else self._known().aliases
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of all files and of references whose size is known."""
+        return None if self._is_new else self._known().size
+
+    @property
+    def manifest(self) -> list[dict[str, Any]] | None:
+        """A map for each file (`path`, `digest`, `size`) and reference (`ref`); `incomplete` where one is missing."""
+        return None if self._is_new else [dict(entry) for entry in self._known().manifest]
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 over its paths and their content."""
+        return None if self._is_new else self._known().digest
+
+    manifest_digest = digest
+
+    @property
+    def project(self) -> str | None:
+        return None if self._is_new else self._known().project
+
+    @property
+    def qualified_name(self) -> str:
+        """`project/name:v3`. Raises RuntimeError if it was not logged."""
+        found = self._known()
+        return f"{found.project}/{self.name}:v{found.version}"
+
+    @property
+    def _is_new(self) -> bool:
+        return self._at is None and self._found is None
+
+    def download(self, root: Any = None) -> str:
+        """Puts its files below `root` (else `artifacts/<name>:v<n>` here), by clone, link or copy, and fetches `file://`
+        references; returns that folder. Raises RuntimeError if a file is missing or changed."""
+        folder: str = surface.daemons("library").download(self._known(), root)
+        return folder
+
+    def get_entry_uri(self, name: str) -> str | None:
+        """The address of a reference in it; None for a file. Raises KeyError if there is nothing of that path."""
+        for entry in self._known().manifest:
+            if entry["path"] == name:
+                return None if "ref" not in entry else str(entry["ref"])
+        raise KeyError(name)
+
+    def references(self) -> list[dict[str, Any]]:
+        """The entries that are addresses."""
+        return [dict(entry) for entry in self._known().manifest if "ref" in entry]
+
+    def __repr__(self) -> str:
+        return f"<Artifact {self.name!r} of type {self.type!r}>"
+
+
+def made_of(artifact_or_path: Any, name: str | None, type_: str | None) -> Artifact:
+    """The artifact, or one made of a file or folder. Raises ValueError."""
+    if isinstance(artifact_or_path, Artifact):
+        if name is not None or type_ is not None:
+            raise ValueError("name/type can only be passed when logging a path; set them on the Artifact instead.")
+        return artifact_or_path
+    path = os.fspath(artifact_or_path)
+    base = os.path.basename(os.path.abspath(path))
+    artifact = Artifact(name or re.sub(r"[^A-Za-z0-9._-]", "_", base)[:128], type_ or "unspecified")
+    if os.path.isdir(path):
+        artifact.add_dir(path)
+    else:
+        artifact.add_file(path)
+    return artifact
+
+
+def _local(path: str, most: int) -> list[tuple[str, str]]:
+    """(path, path below the folder or nothing) of what a local address names. Raises ValueError."""
+    from urllib.parse import unquote
+
+    path = os.path.realpath(unquote(path))
+    if os.path.isfile(path):
+        return [(path, "")]
+    found = []
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted(names):
+            each = os.path.join(folder, name)
+            if os.path.isfile(each):
+                found.append((each, os.path.relpath(each, path)))
+            if len(found) > most:
+                raise ValueError(f"Reference {path!r} has more than {most:,} files; pass max_objects.")
+    if not found:
+        raise ValueError(f"Reference {path!r} matched no file.")
+    return found
+
+
+def _sha256(path: str) -> str:
+    import hashlib
+
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def used(data: str, project: str, artifact_or_name: Any, type_: str | None) -> Artifact:
+    """A logged artifact by `name`, `name:alias`, `name:v3` or `project/name:...`. Raises ValueError if there is none,
+    or it is of another type."""
+    if isinstance(artifact_or_name, Artifact):
+        artifact_or_name._known()
+        return artifact_or_name
+    found = surface.daemons("library").find(data, project, str(artifact_or_name))
+    if type_ is not None and found.type != type_:
+        raise ValueError(f"Artifact {artifact_or_name!r} has type {found.type!r}, not {type_!r}.")
+    artifact = Artifact(found.name, found.type, found.description, found.metadata)
+    artifact._found = found
+    return artifact
+
+
+def use_facts(artifact: Artifact) -> Mapping[str, Any]:
+    """What the record of its use says."""
+    found = artifact._known()
+    return {"project": found.project, "version": found.version, "digest": found.digest}

@@ -1,0 +1,207 @@
+"""What the daemon does for the processes beside storing: keeps their files, sends their alerts. It may hang, so each
+kind has a thread, and what may never come back a child. The store remembers what is open; the next daemon does it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import queue
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from trackio.places import Places
+from trackiod import webhooks
+from trackiod.keeper import Kept
+from trackiod.store.schema import project_id
+from trackiod.work import AlertSent, Errand, FileKept, ToKeep, ToSend, Work
+
+log = logging.getLogger("trackiod.errands")
+
+_CHILD_IDLE_SECONDS = 10.0
+_SLOWEST_BYTES_A_SECOND = 2 << 20
+_PATIENCE_SECONDS = 900.0
+_TRIES = 3
+_AGAIN_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 600.0
+_GIVE_UP_SECONDS = 3600.0
+
+
+class Errands:
+    """Takes errands from any thread, gives their ends to `submit`. Its threads end with the process."""
+
+    def __init__(self, places: Places, submit: Callable[[Work], None]) -> None:
+        self._submit = submit
+        self._open: set[tuple[Any, ...]] = set()
+        self._keeping = _Keeping(places, self._done)
+        self._sending = _Sending(self._done)
+
+    def take(self, errand: Errand) -> None:
+        """Does it soon; one that is in hand already is not taken twice."""
+        key = _key(errand)
+        if key in self._open:
+            return
+        self._open.add(key)
+        if isinstance(errand, ToKeep):
+            self._keeping.take(errand)
+        else:
+            self._sending.take(errand)
+
+    @property
+    def backlog(self) -> int:
+        """Errands not done yet."""
+        return len(self._open)
+
+    def _done(self, errand: Errand, work: Work) -> None:
+        self._submit(work)
+        self._open.discard(_key(errand))
+
+    def stop(self) -> None:
+        """Ends the child; what is not done is done by the next daemon."""
+        self._keeping.stop()
+
+
+def _key(errand: Errand) -> tuple[Any, ...]:
+    return (
+        (errand.project, errand.file)
+        if isinstance(errand, ToKeep)
+        else (errand.project, errand.stream, errand.facts["start"])
+    )
+
+
+class _Keeping:
+    """One thread and, while there is something to keep, one child, which gets a file at a time."""
+
+    def __init__(self, places: Places, done: Callable[[Errand, Work], None]) -> None:
+        self._places = places
+        self._done = done
+        self._queue: queue.SimpleQueue[ToKeep] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+
+    def take(self, errand: ToKeep) -> None:
+        self._queue.put(errand)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="keep", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        if (child := self._child) is not None:
+            child.kill()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                errand = self._queue.get(timeout=_CHILD_IDLE_SECONDS if self._child else None)
+            except queue.Empty:
+                self._end_child()
+                continue
+            kept = self._kept(errand)
+            if kept is not None:
+                stream = errand.file.partition("/")[0]
+                self._done(errand, FileKept(errand.project, stream, errand.file, *kept))
+
+    def _kept(self, errand: ToKeep) -> Kept | None:
+        """None when the daemon stops. A file that ends the child again and again is given up."""
+        folder = os.path.join(self._places.blobs, project_id(errand.project))
+        task = [os.path.join(self._places.incoming, errand.file), folder, errand.facts]
+        tries = 0
+        while not self._stopping:
+            try:
+                return self._asked(task, int(errand.facts.get("size") or 0))
+            except (OSError, ValueError) as error:
+                if self._stopping:
+                    break
+                tries += 1
+                log.warning("%s of project %r was not kept (%s)", errand.file, errand.project, error)
+                self._end_child()
+                if tries >= _TRIES and not isinstance(error, _Refused):
+                    return Kept("incomplete", cause=f"keeping it failed {tries} times ({error})")
+                time.sleep(min(_AGAIN_SECONDS * tries, 60.0))
+        return None
+
+    def _asked(self, task: list[Any], size: int) -> Kept:
+        """The child's answer. Raises OSError or ValueError if it gives none."""
+        if self._child is None or self._child.poll() is not None:
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "trackiod", "keep"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
+            )
+        child = self._child
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.write(json.dumps(task).encode() + b"\n")
+        child.stdin.flush()
+        seconds = _PATIENCE_SECONDS + size / _SLOWEST_BYTES_A_SECOND
+        if not select.select([child.stdout], [], [], seconds)[0]:
+            raise TimeoutError(f"no answer in {seconds:.0f} s")
+        line = child.stdout.readline()
+        if not line:
+            raise (
+                _Refused("the disk is full")
+                if child.wait() == errno.ENOSPC
+                else OSError(f"the child ended with {child.wait()}")
+            )
+        return Kept(*json.loads(line))
+
+    def _end_child(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.communicate()
+
+
+class _Refused(OSError):
+    """The disk is full: it is tried until there is room."""
+
+
+class _Sending:
+    """One thread, which sends what is due and tries again what failed, ever more rarely, for an hour."""
+
+    def __init__(self, done: Callable[[Errand, Work], None]) -> None:
+        self._done = done
+        self._due: list[tuple[float, int, ToSend]] = []
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def take(self, errand: ToSend) -> None:
+        with self._wake:
+            self._due.append((time.monotonic(), 0, errand))
+            self._wake.notify()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="send", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._due:
+                    self._wake.wait()
+                at, tries, errand = due = min(self._due, key=lambda item: item[0])
+                if (seconds := at - time.monotonic()) > 0:
+                    self._wake.wait(seconds)
+                    continue
+                self._due.remove(due)
+            self._send(errand, tries)
+
+    def _send(self, errand: ToSend, tries: int) -> None:
+        sent = "sent"
+        try:
+            webhooks.send(errand.project, errand.facts)
+        except webhooks.NotSent as error:
+            age = time.time() - errand.facts["time_ns"] / 1e9
+            if not error.is_final and age < _GIVE_UP_SECONDS:
+                pause = min(_AGAIN_SECONDS * 2**tries, _LONGEST_PAUSE_SECONDS)
+                with self._wake:
+                    self._due.append((time.monotonic() + pause, tries + 1, errand))
+                return
+            sent = f"not sent: {error}"
+            log.warning("alert %r of project %r was not sent: %s", errand.facts["title"], errand.project, error)
+        self._done(errand, AlertSent(errand.project, errand.stream, errand.facts["start"], sent))

@@ -1,0 +1,155 @@
+"""Artifacts as they are read: a version by name, one that is awaited, its files put where the user wants them.
+
+Reads files; needs no daemon but where something is awaited.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from trackio import places
+from trackiod.catalog import open_project
+from trackiod.errors import NotFound, StoreError
+from trackiod.keeper import blob_path
+from trackiod.store.reader import ProjectReader, paths
+from trackiod.store.schema import project_id
+
+_WAIT_SECONDS = 60.0
+_BYTES_A_SECOND = 20 << 20
+_LOOK_SECONDS = 0.05
+_FICLONE = 0x40049409
+
+
+class Version(NamedTuple):
+    """One version of an artifact."""
+
+    data: str
+    """the data folder"""
+    project: str
+    name: str
+    version: int
+    type: str
+    digest: str
+    size: int
+    created_ns: int
+    description: str | None
+    metadata: dict[str, Any]
+    manifest: list[dict[str, Any]]
+    aliases: tuple[str, ...]
+
+
+def _places(data: str) -> places.Places:
+    return places.find(data, "")
+
+
+def find(data: str, project: str, spec: str) -> Version:
+    """The version that `name`, `name:alias`, `name:v3` or `project/name:...` means. Raises ValueError."""
+    its_project, _, rest = spec.rpartition("/")
+    name, _, which = rest.partition(":")
+    try:
+        with open_project(_places(data).projects, its_project or project) as reader:
+            return named(reader, data, name, which or "latest")
+    except (NotFound, StoreError) as error:
+        raise ValueError(f"Artifact {spec!r} does not exist: {error}") from None
+
+
+def named(reader: ProjectReader, data: str, name: str, which: str = "latest") -> Version:
+    """A version by its alias or `v<n>`. Raises NotFound."""
+    row = reader.version(name, which)
+    if row is None:
+        raise NotFound("Artifact", f"{name}:{which}", f" in project '{reader.project}'", reader.artifact_names())
+    return Version(data, reader.project, *row)
+
+
+def awaited(data: str, stream: str, number: int, timeout: float | None) -> Version:
+    """The version that an artifact became, once the daemon has its files. Raises TimeoutError."""
+    start = time.monotonic()
+    patience = _WAIT_SECONDS if timeout is None else timeout
+    while True:
+        found, size = _look(data, stream, number)
+        if found is not None:
+            return found
+        if time.monotonic() - start > patience + (size / _BYTES_A_SECOND if timeout is None else 0.0):
+            raise TimeoutError("The daemon does not have all files of this artifact yet; nothing is lost.")
+        time.sleep(_LOOK_SECONDS)
+
+
+def _look(data: str, stream: str, number: int) -> tuple[Version | None, int]:
+    """The version if it is there, and the bytes that are to be kept before."""
+    for path in paths(_places(data).projects):
+        try:
+            with ProjectReader(path) as reader:
+                if (key := reader.artifact_of(stream, number)) is not None:
+                    return named(reader, data, key[0], f"v{key[1]}"), 0
+                if (size := reader.bytes_to_keep(stream, number)) is not None:
+                    return None, size
+        except StoreError:
+            continue
+    return None, 0
+
+
+def all_versions(projects: str, project: str) -> list[dict[str, Any]]:
+    """Every version of a project's artifacts, in upstream's words."""
+    with open_project(projects, project) as reader:
+        return [described(reader, name, version) for name, version in reader.versions()]
+
+
+def described(reader: ProjectReader, name: str, version: int) -> dict[str, Any]:
+    """A version with its lineage."""
+    found = named(reader, "", name, f"v{version}")
+    links = reader.artifact_links(name, version)
+    facts = {k: v for k, v in found._asdict().items() if k != "data"}
+    return facts | {"version": f"v{version}", "aliases": list(found.aliases),
+                    "logged_by": [run for role, run in links if role == "output"],
+                    "used_by": [run for role, run in links if role == "input"]}  # fmt: skip
+
+
+def download(version: Version, root: Any) -> str:
+    """`Artifact.download`. Raises RuntimeError, once everything that can be had is there."""
+    folder = os.path.abspath(os.fspath(root) if root is not None else f"artifacts/{version.name}:v{version.version}")
+    blobs = os.path.join(_places(version.data).blobs, project_id(version.project))
+    problems = []
+    for entry in version.manifest:
+        target = os.path.join(folder, entry["path"])
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        try:
+            _put(_source(blobs, entry), target, entry)
+        except RuntimeError as error:
+            problems.append(str(error))
+    if problems:
+        raise RuntimeError(problems[0] + (f" Missing too: {len(problems) - 1} more." if problems[1:] else ""))
+    return folder
+
+
+def _source(blobs: str, entry: Mapping[str, Any]) -> str:
+    if entry.get("incomplete"):
+        raise RuntimeError(f"{entry['path']!r} is incomplete: {entry['incomplete']}.")
+    if "ref" in entry:
+        parts = urlsplit(entry["ref"])
+        if parts.scheme != "file":
+            raise RuntimeError(f"{entry['path']!r} is a reference; fetch it yourself from {entry['ref']}")
+        return unquote(parts.path)
+    return blob_path(os.path.dirname(blobs), os.path.basename(blobs), entry["digest"], entry.get("suffix", ""))
+
+
+def _put(source: str, target: str, entry: Mapping[str, Any]) -> None:
+    """A copy, or a clone: never a link, since what is kept must not change with what is done to a download."""
+    try:
+        if os.stat(source).st_size != entry["size"]:
+            raise RuntimeError(f"{entry['path']!r} has changed since it was logged.")
+        if os.path.exists(target):
+            os.unlink(target)
+        with open(source, "rb") as old, open(target, "xb") as new:
+            try:
+                fcntl.ioctl(new, _FICLONE, old.fileno())
+                return
+            except OSError:
+                shutil.copyfileobj(old, new, 1 << 20)
+    except FileNotFoundError:
+        raise RuntimeError(f"The file of {entry['path']!r} was removed.") from None

@@ -1,0 +1,152 @@
+"""Writing what stands beside the points of a project: files, alerts, artifacts, what was said of the machine.
+
+Runs inside the transaction its caller opened, as `project` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from typing import Any
+
+import msgpack
+
+from trackiod.store.digest import Digest
+
+
+def note(connection: sqlite3.Connection, stream: str, digest: Digest) -> None:
+    """Notes what a batch says of these; what is known already stays as it is."""
+    many = connection.executemany
+    many(
+        "INSERT OR IGNORE INTO files (id, stream, at_ns, facts, artifact) VALUES (?, ?, ?, ?, ?)",
+        [
+            (f"{stream}/{f.number}", stream, f.time_ns, msgpack.packb(f.facts), _number_in(f.facts))
+            for f in digest.files
+        ],
+    )
+    many("INSERT OR IGNORE INTO alerts VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", [(stream, *a) for a in digest.alerts])
+    many("INSERT OR IGNORE INTO system VALUES (?, ?, ?, ?)",
+         [(stream, start, at_ns, msgpack.packb(metrics)) for start, at_ns, metrics in digest.system])  # fmt: skip
+    many(
+        "INSERT OR IGNORE INTO artifacts VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [(stream, a.number, a.time_ns, a.role, a.name, msgpack.packb(a.facts),
+          _number_in(a.facts, "version") if a.role == "input" else None) for a in digest.artifacts],
+    )  # fmt: skip
+    if digest.artifacts:
+        Shelf(connection).number_artifacts(stream)
+    if digest.name:
+        connection.execute(
+            "UPDATE runs SET name = ? WHERE id = (SELECT run FROM streams WHERE id = ? AND rank <= name_rank)",
+            (digest.name, stream),
+        )
+
+
+def _number_in(facts: dict[str, Any], name: str = "artifact") -> int | None:
+    number = facts.get(name)
+    return number if type(number) is int and 0 <= number < 1 << 63 else None
+
+
+class Shelf:
+    """The rows that wait for something: files to be kept, alerts to be sent, artifacts to be numbered."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def files_to_keep(self, stream: str | None = None) -> list[tuple[str, dict[str, Any]]]:
+        """(id, facts) of the files that are to be kept yet, the oldest first; of one stream, or of all."""
+        rows = self._connection.execute(
+            "SELECT id, facts FROM files WHERE state IS NULL AND (?1 IS NULL OR stream = ?1) ORDER BY at_ns, id",
+            (stream,),
+        )
+        return [(row[0], _unpacked(row[1])) for row in rows.fetchall()]
+
+    def note_file(self, file: str, state: str, digest: str | None, size: int | None, suffix: str, cause: str) -> None:
+        """Notes what became of a file; the artifact that waited for it gets its version."""
+        self._connection.execute(
+            "UPDATE files SET state = ?, digest = ?, size = ?, suffix = ?, cause = ? WHERE id = ?",
+            (state, digest, size, suffix, cause, file),
+        )
+        row = self._connection.execute("SELECT stream, artifact FROM files WHERE id = ?", (file,)).fetchone()
+        if row is not None and row[1] is not None:
+            self.number_artifacts(row[0])
+
+    def alerts_to_send(self, stream: str | None = None) -> list[tuple[str, dict[str, Any]]]:
+        """(stream, facts) of the alerts that are to be sent yet, the oldest first; of one stream, or of all."""
+        rows = self._connection.execute(
+            "SELECT a.stream, a.start, a.time_ns, a.step, a.level, a.title, a.text, a.webhook, s.run, r.name"
+            " FROM alerts a JOIN streams s ON s.id = a.stream JOIN runs r ON r.id = s.run"
+            " WHERE a.webhook IS NOT NULL AND (?1 IS NULL OR a.stream = ?1) ORDER BY a.time_ns",
+            (stream,),
+        )
+        names = ("start", "time_ns", "step", "level", "title", "text", "webhook", "run_id", "run")
+        return [(row[0], dict(zip(names, row[1:], strict=True))) for row in rows.fetchall()]
+
+    def note_sent(self, stream: str, start: int, sent: str) -> None:
+        """Notes that an alert was sent, or why it was given up; its address is forgotten."""
+        self._connection.execute(
+            "UPDATE alerts SET webhook = NULL, sent = ? WHERE stream = ? AND start = ?", (sent, stream, start)
+        )
+
+    # -- artifacts -------------------------------------------------------------------------------------------------
+
+    def number_artifacts(self, stream: str) -> None:
+        """Gives a version to each of the stream's artifacts whose files are all kept, or known to be missing."""
+        waiting = self._connection.execute(
+            "SELECT number, time_ns, name, facts FROM artifacts WHERE stream = ? AND version IS NULL ORDER BY number",
+            (stream,),
+        ).fetchall()
+        for number, time_ns, name, packed in waiting:
+            facts = _unpacked(packed)
+            rows = self._connection.execute(
+                "SELECT facts, state, digest, size, ifnull(suffix, ''), cause FROM files"
+                " WHERE stream = ? AND artifact = ?", (stream, number),
+            ).fetchall()  # fmt: skip
+            if len(rows) >= int(facts.get("files", 0)) and all(row[1] is not None for row in rows):
+                self._number(stream, number, time_ns, name, facts, _manifest(facts, rows))
+
+    def _number(
+        self, stream: str, number: int, time_ns: int, name: str, facts: dict[str, Any], manifest: list[dict[str, Any]]
+    ) -> None:
+        do = self._connection.execute
+        digest = manifest_digest(manifest)
+        highest, known = do("SELECT max(version), max(CASE WHEN digest = ?2 THEN version END) FROM versions"
+                            " WHERE name = ?1", (name, digest)).fetchone()  # fmt: skip
+        overwrite = bool(facts.get("overwrite"))
+        version = known
+        if version is None or overwrite:
+            version = 0 if highest is None else highest + 1
+            about = msgpack.packb({"description": facts.get("description"), "metadata": facts.get("metadata") or {}})
+            do("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+               (name, version, time_ns, str(facts.get("type")), digest, sum(int(e.get("size") or 0) for e in manifest),
+                about, msgpack.packb(manifest)))  # fmt: skip
+            if overwrite:
+                do("DELETE FROM versions WHERE name = ? AND version <> ?", (name, version))
+                do("DELETE FROM aliases WHERE name = ?", (name,))
+            do("INSERT OR REPLACE INTO aliases VALUES (?, 'latest', ?)", (name, version))
+        for alias in facts.get("aliases") or []:  # forward only: content that was there before takes no alias back
+            do("INSERT INTO aliases VALUES (?, ?, ?)"
+               " ON CONFLICT DO UPDATE SET version = max(version, excluded.version)",
+               (name, str(alias), version))  # fmt: skip
+        do("UPDATE artifacts SET version = ? WHERE stream = ? AND number = ?", (version, stream, number))
+
+
+def _manifest(facts: dict[str, Any], rows: list[Any]) -> list[dict[str, Any]]:
+    """A map for each file and reference, in the order of paths."""
+    entries = [dict(entry) for entry in (*facts.get("references", ()), *facts.get("lost", ()))]
+    for packed, state, digest, size, suffix, cause in rows:
+        entry = {"path": str(_unpacked(packed).get("path")), "digest": digest, "size": size}
+        entries.append(
+            entry | ({"suffix": suffix} if suffix else {}) | ({} if state == "kept" else {"incomplete": cause})
+        )
+    return sorted(entries, key=lambda entry: str(entry.get("path")))
+
+
+def manifest_digest(manifest: list[dict[str, Any]]) -> str:
+    """SHA-256 over paths and digests: equal for equal content."""
+    lines = (f"{entry.get('path')}\0{entry.get('digest')}\n" for entry in manifest)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _unpacked(packed: bytes) -> dict[str, Any]:
+    facts: dict[str, Any] = msgpack.unpackb(packed, strict_map_key=False)
+    return facts

@@ -1,0 +1,111 @@
+"""Reading what stands beside the points of a project: files, alerts, artifacts, what was said of the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import msgpack
+
+
+class FileRow(NamedTuple):
+    """What became of a file that a process handed over: `state` is kept, incomplete, or None while it waits."""
+
+    state: str | None
+    digest: str | None
+    size: int | None
+    suffix: str
+    cause: str
+
+
+class AlertRow(NamedTuple):
+    """An alert and the run that raised it. `sent`: what became of its webhook; None without one, or while it waits."""
+
+    time_ns: int
+    run: str
+    run_id: str
+    title: str
+    text: str | None
+    level: str
+    step: int | None
+    sent: str | None
+
+
+class ShelfReader:
+    """The part of `ProjectReader` that reads these."""
+
+    def _all(self, sql: str, *values: Any) -> list[Any]:
+        raise NotImplementedError
+
+    def _each(self, sql: str, values: Collection[str]) -> list[Any]:
+        raise NotImplementedError
+
+    def has_stream(self, stream: str) -> bool:
+        raise NotImplementedError
+
+    def files(self, ids: Collection[str]) -> dict[str, FileRow]:
+        """What is known of these files, by id."""
+        rows = self._each("SELECT id, state, digest, size, ifnull(suffix, ''), ifnull(cause, '') FROM files"
+                          " WHERE id IN ({})", ids)  # fmt: skip
+        return {row[0]: FileRow._make(row[1:]) for row in rows}
+
+    def saved(self, runs: Collection[str]) -> list[tuple[str, FileRow]]:
+        """The files that the user saved with these runs, by name, in the order of their saving."""
+        rows = self._each("SELECT f.at_ns, f.id, f.facts, f.state, f.digest, f.size, ifnull(f.suffix, ''),"
+                          " ifnull(f.cause, '') FROM files f JOIN streams s ON s.id = f.stream WHERE s.run IN ({})",
+                          runs)  # fmt: skip
+        found = [(msgpack.unpackb(row[2], strict_map_key=False).get("saved"), row) for row in sorted(rows)]
+        return [(name, FileRow._make(row[3:])) for name, row in found if name is not None]
+
+    # -- artifacts -----------------------------------------------------------------------------------------------
+
+    def version(self, name: str, which: str) -> tuple[Any, ...] | None:
+        """A version by alias or `v<n>`, in the order of `library.Version`; None if there is none."""
+        number: Any = int(which[1:]) if which[:1] == "v" and which[1:].isdigit() and len(which) < 19 else None
+        if number is None:
+            rows = self._all("SELECT version FROM aliases WHERE name = ? AND alias = ?", name, which)
+            if not rows:
+                return None
+            number = rows[0][0]
+        rows = self._all("SELECT name, version, type, digest, size, created_ns, facts, manifest FROM versions"
+                         " WHERE name = ? AND version = ?", name, number)  # fmt: skip
+        if not rows:
+            return None
+        facts, manifest = (msgpack.unpackb(part, strict_map_key=False) for part in rows[0][-2:])
+        aliases = self._all("SELECT alias FROM aliases WHERE name = ? AND version = ? ORDER BY alias", name, number)
+        return (*rows[0][:-2], facts["description"], facts["metadata"], manifest, tuple(row[0] for row in aliases))
+
+    def versions(self) -> list[tuple[str, int]]:
+        """(name, version) of every artifact, in their order."""
+        return [tuple(row) for row in self._all("SELECT name, version FROM versions ORDER BY name, version")]
+
+    def artifact_names(self) -> list[str]:
+        return [row[0] for row in self._all("SELECT DISTINCT name FROM versions ORDER BY name")]
+
+    def artifact_of(self, stream: str, number: int) -> tuple[str, int] | None:
+        """(name, version) that a stream's artifact became; None while it has none."""
+        rows = self._all("SELECT name, version FROM artifacts WHERE stream = ? AND number = ? AND version IS NOT NULL",
+                         stream, number)  # fmt: skip
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    def bytes_to_keep(self, stream: str, number: int) -> int | None:
+        """Bytes of a stream's artifact that are to be kept yet; None if nothing is known of the stream."""
+        if not self.has_stream(stream):
+            return None
+        rows = self._all("SELECT facts FROM files WHERE stream = ? AND artifact = ? AND state IS NULL", stream, number)
+        return sum(int(msgpack.unpackb(row[0], strict_map_key=False).get("size") or 0) for row in rows)
+
+    def artifact_links(self, name: str, version: int) -> list[tuple[str, str]]:
+        """(role, name of the run) of every run that logged or used a version."""
+        rows = self._all(
+            "SELECT a.role, r.name FROM artifacts a JOIN streams s ON s.id = a.stream JOIN runs r ON r.id = s.run"
+            " WHERE a.name = ? AND a.version = ? ORDER BY a.time_ns", name, version,
+        )  # fmt: skip
+        return [tuple(row) for row in rows]
+
+    def alerts(self, runs: Collection[str] | None = None) -> list[AlertRow]:
+        """The alerts of these runs or of all, the newest first."""
+        sql = ("SELECT a.time_ns, r.name, r.id, a.title, a.text, a.level, a.step, a.sent FROM alerts a"
+               " JOIN streams s ON s.id = a.stream JOIN runs r ON r.id = s.run")  # fmt: skip
+        rows = self._all(sql) if runs is None else self._each(sql + " WHERE r.id IN ({})", runs)
+        return sorted(map(AlertRow._make, rows), key=lambda row: row.time_ns, reverse=True)

@@ -1,0 +1,76 @@
+"""Alerts as Slack, Discord and others want them, and sending one. `payload` is pure."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+SECONDS = 10.0
+_COLORS = {"info": 3447003, "warn": 16776960, "error": 15158332}
+_MOST_CHARS = {"slack": 2900, "discord": 4000, "other": 100_000}
+
+
+class NotSent(Exception):
+    """It could not be sent: `is_final` if another try would end no better. Its text holds no address."""
+
+    def __init__(self, why: str, *, is_final: bool) -> None:
+        super().__init__(why)
+        self.is_final = is_final
+
+
+def kind_of(url: str) -> str:
+    """Whose webhook an address is: slack, discord or other."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if host == "hooks.slack.com" or host.endswith(".hooks.slack.com"):
+        return "slack"
+    if host in ("discord.com", "discordapp.com") and parts.path.startswith("/api/webhooks"):
+        return "discord"
+    return "other"
+
+
+def payload(kind: str, project: str, alert: dict[str, Any]) -> dict[str, Any]:
+    """The JSON that a webhook of that kind takes."""
+    level, title, step = alert["level"], alert["title"], alert["step"]
+    most = _MOST_CHARS[kind]
+    text = alert["text"] if alert["text"] is None else alert["text"][:most]
+    where = f"Project: {project}  •  Run: {alert['run']}" + (f"  •  Step {step}" if step is not None else "")
+    head = f"[{level.upper()}] {title}"
+    if kind == "slack":
+        sections = [f"*{_slack(head[:most])}*", *([_slack(text)] if text else [])]
+        blocks: list[dict[str, Any]] = [{"type": "section", "text": {"type": "mrkdwn", "text": s}} for s in sections]
+        blocks.append({"type": "context", "elements": [{"type": "mrkdwn", "text": _slack(where)}]})
+        return {"text": _slack(head[:most]), "blocks": blocks}
+    if kind == "discord":
+        embed = {"title": head[:256], "color": _COLORS.get(level, 0), "footer": {"text": where[:2000]}}
+        return {"embeds": [embed | ({"description": text} if text else {})], "allowed_mentions": {"parse": []}}
+    moment = datetime.fromtimestamp(alert["time_ns"] / 1e9, UTC).isoformat()
+    return {"level": level, "title": title, "text": text, "project": project, "run": alert["run"],
+            "run_id": alert["run_id"], "step": step, "timestamp": moment}  # fmt: skip
+
+
+def _slack(text: str) -> str:
+    """Text in which nothing is a mention or a link."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def send(project: str, alert: dict[str, Any]) -> None:
+    """Posts an alert to its webhook. Raises NotSent."""
+    url = alert["webhook"]
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise NotSent("its webhook is no http address", is_final=True)
+    body = json.dumps(payload(kind_of(url), project, alert)).encode()
+    try:
+        request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=SECONDS):
+            return
+    except urllib.error.HTTPError as error:
+        is_final = 400 <= error.code < 500 and error.code not in (408, 425, 429)
+        raise NotSent(f"its webhook answered {error.code}", is_final=is_final) from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", None) or type(error).__name__
+        raise NotSent(f"its webhook cannot be reached ({why})", is_final=isinstance(error, ValueError)) from None
