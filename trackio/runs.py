@@ -251,7 +251,11 @@ class Run(Likeness):
         if unknown:
             warn_unknown("alert", unknown)
         try:
-            grade = alerts.level_of(level)
+            try:
+                grade = alerts.level_of(level)
+            except ValueError as error:
+                voice.warn_once(str(error), f"{error} The alert is kept as a warning.")
+                grade = alerts.AlertLevel.WARN
             hook = webhook_url or (self._webhook.url if grade >= self._webhook.least else None)
             facts = alerts.facts(grade, title, text, self._steps.highest if step is None else integral(step), hook)
             voice.say(alerts.line(facts))
