@@ -11,7 +11,9 @@ from .artifacts import get_artifact, list_artifacts
 from .get import get
 from .list import list_
 from .output import SpokenErrors
+from .show import show_command
 from .status import status
+from .system import get_system_metric, list_system_metrics
 
 
 @click.group(cls=SpokenErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,7 +26,10 @@ def trackio() -> None:
 trackio.add_command(status)
 trackio.add_command(list_)
 trackio.add_command(get)
+trackio.add_command(show_command)
 list_.add_command(alerts)
 get.add_command(alerts)
 list_.add_command(list_artifacts)
+list_.add_command(list_system_metrics)
+get.add_command(get_system_metric)
 get.add_command(get_artifact)

@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -14,6 +13,7 @@ import click
 from trackio import places, settings
 from trackio.places import Places
 from trackiod.errors import TrackiodError
+from trackiod.moments import timestamp as timestamp
 
 EXIT_INTERRUPTED = 130
 _CELL_CHARS = 60
@@ -88,19 +88,6 @@ def _valid(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     return value if value is None or isinstance(value, (str, int, float)) else str(value)
-
-
-def timestamp(time_ns: int | None) -> str | None:
-    """UTC, ISO 8601, microseconds: `2026-11-23T04:37:22.543615+00:00`."""
-    if time_ns is None:
-        return None
-    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
-    try:
-        return (
-            datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000).isoformat("T", "microseconds")
-        )
-    except (OverflowError, ValueError, OSError):
-        return None
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -37,7 +37,7 @@ def status(as_json: bool, watch: bool, recent: int) -> None:
         else:
             if watch:
                 click.clear()
-            click.echo(_text(facts))
+            click.echo(text(facts))
         if not watch:
             return
         time.sleep(2)
@@ -119,11 +119,13 @@ def _live(view: RunView, streams: Sequence[dict[str, Any]]) -> list[dict[str, An
     return [s for s in streams if s["stream"] in ours]
 
 
-def _text(facts: dict[str, Any]) -> str:
+def text(facts: dict[str, Any]) -> str:
     lines = [_daemon_line(facts)]
     lines += [f"Problem: {problem}" for problem in facts["problems"]]
     if facts["waiting"]:
         lines.append(f"Of {facts['waiting']} more process(es) the data wait on this host to be stored.")
+    if facts["daemon"] and facts["daemon"].get("errands"):
+        lines.append(f"{facts['daemon']['errands']} file(s) to keep or alert(s) to send.")
     if not facts["runs"]:
         return "\n".join([*lines, *([] if facts["waiting"] or facts["has_runs"] else ["No runs yet."])])
     header = ["PROJECT", "RUN", "STATE", "RANKS", "STEP", "STEPS/S", "POINTS", "LAG", "LOST", "SUMMARY"]

@@ -71,12 +71,13 @@ trackio.alert("kept" * 10_000, level="info", wait_duration=3)
 """)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "trackio: ERROR Loss up: it went <b>up</b> (step 7)\n" in done.stderr
-    assert "Invalid alert level 'purple'. Expected one of: info, warn, error. The alert is kept as" in done.stderr
+    assert "'purple'. Expected one of: info, warn, error. The alert is kept as a warning." in done.stderr
     assert "alert() knows no 'wait_duration'" in done.stderr
     daemon.ended_run("p")
     found = alerts(daemon)
     assert [(a["level"], a["title"][:8], a["step"]) for a in found] == [
-        ("info", "keptkept", 7), ("warn", "odd", 7), ("warn", "warned", 3), ("warn", "plain", 7), ("error", "Loss\nup", 7),
+        ("info", "keptkept", 7), ("warn", "odd", 7), ("warn", "warned", 3), ("warn", "plain", 7),
+        ("error", "Loss\nup", 7),
     ]  # fmt: skip
     assert found[4]["text"] == "it went\n<b>up</b>" and found[4]["run"] == "r" and found[4]["webhook"] is None
     assert len(alerts(daemon, "--level", "warn")) == 3 and len(alerts(daemon, "--run", "r")) == 5

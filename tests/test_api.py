@@ -34,10 +34,11 @@ def test_the_public_names_are_these() -> None:
     assert sorted(trackio.__all__) == [
         "AlertLevel", "Api", "Artifact", "ArtifactTTL", "Audio", "Classes", "Collection", "Config", "EvalTable",
         "Graph", "Histogram", "Html", "Image", "JoinedTable", "Markdown", "Molecule", "Object3D", "Plotly",
-        "ReferenceHandler", "Registry", "ResolvedReference", "Run", "Table", "Trace", "Video", "__upstream__",
-        "__version__", "alert", "config", "context_vars", "define_metric", "delete_project", "finish", "freeze",
-        "import_csv", "import_tf_events", "init", "log", "log_artifact", "log_cpu", "log_gpu", "log_system",
-        "login", "register_reference_handler", "save", "summary", "sync", "unwatch", "use_artifact", "watch",
+        "ReferenceHandler", "Registry", "ResolvedReference", "Run", "Settings", "TRACKIO_LOGO_DIR", "Table",
+        "Trace", "Video", "__upstream__", "__version__", "agent", "alert", "config", "context_vars", "controller",
+        "define_metric", "delete_project", "errors", "finish", "freeze", "import_csv", "import_tf_events", "init",
+        "log", "log_artifact", "log_cpu", "log_gpu", "log_system", "login", "plot", "register_reference_handler",
+        "restore", "save", "show", "summary", "sweep", "sync", "unwatch", "use_artifact", "watch",
     ]  # fmt: skip
     assert all(hasattr(trackio, name) for name in trackio.__all__)
 

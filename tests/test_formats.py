@@ -33,6 +33,8 @@ MESSAGES: list[tuple[wire.Message, str]] = [
     (wire.StatusReport({"pid": 1}, [{"stream": "s"}]), "930b81a3706964019181a673747265616da173"),
     (wire.Stop("why"), "920ca3776879"),
     (wire.Stopping(1), "920d01"),
+    (wire.Edit("p", "rename", "r", "n"), "950ea170a672656e616d65a172a16e"),
+    (wire.Edited(False, "no"), "930fc2a26e6f"),
 ]
 
 

@@ -22,6 +22,7 @@ from trackio.version import __upstream__, __version__
 
 __all__ = [
     "AlertLevel",
+    "Config",
     "Run",
     "__upstream__",
     "__version__",
@@ -200,4 +201,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "run"})
+    return sorted({*globals(), *__all__, "run", "util"})

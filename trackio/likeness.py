@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 MAX_NAME_CHARS = 128
 
 
+class Settings:
+    """wandb's settings: takes any keyword. `init(settings=)` heeds `mode`, `project`, `run_name` and `run_id`."""
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
 class Likeness:
     """The part of `Run` that scripts written for others read."""
 

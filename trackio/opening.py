@@ -105,7 +105,19 @@ def _made_current(run: Run) -> Run:
     return run
 
 
-def _new_run(asked: Request, ours: Settings) -> Run:
+def imported_run(project: str, name: str) -> Run:
+    """A run that nobody in this process logs to by the way: its caller writes and finishes it. Starts a daemon if none
+    runs."""
+    ours, _ = settings.of_this_process()
+    where = places.find(ours.data_dir, ours.spool_dir)
+    if ours.autostart and not launch.is_running(where):
+        _start_and_wait(where)
+    process.install()
+    asked = request.understood(project, name, None, None, "never", "online", {}, ours._replace(run_id=""))
+    return _new_run(asked, ours, is_ours=False)
+
+
+def _new_run(asked: Request, ours: Settings, *, is_ours: bool = True) -> Run:
     where = places.find(ours.data_dir, ours.spool_dir)
     _warn_of_folder(where)
     facts = identity.facts_of_this_process()
@@ -149,6 +161,8 @@ def _new_run(asked: Request, ours: Settings) -> Run:
         config=config,
         webhook=asked.webhook,
     )
+    if not is_ours:
+        return run
     process.here.adopt(run, str(rank.rank) if rank.launcher != "none" else "")
     if rank.local_rank == 0:
         voice.say(f"run {name!r} ({resumed}) in project {asked.project!r}; see it with: trackio status")

@@ -257,13 +257,17 @@ class Run(Likeness):
                 voice.warn_once(str(error), f"{error} The alert is kept as a warning.")
                 grade = alerts.AlertLevel.WARN
             hook = webhook_url or (self._webhook.url if grade >= self._webhook.least else None)
-            facts = alerts.facts(grade, title, text, self._steps.highest if step is None else integral(step), hook)
+            facts = alerts.facts(grade, title, text, self._last_step if step is None else integral(step), hook)
             voice.say(alerts.line(facts))
             stream = self._open()
             if stream is not None and not stream.note(Kind.ALERT, facts, seconds=_FINISH_SECONDS):
                 self._refuse_value("alert", "there was no room for it")
         except Exception as error:  # noqa: BLE001 the border to the user's process
             voice.warn_once("alert", f"alert() failed and was skipped: {error!r}")
+
+    @property
+    def _last_step(self) -> int | None:
+        return self._steps.highest if self._steps.highest >= 0 else None
 
     # -- the end --------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import importlib
 from typing import Any, NoReturn
 
 ELSEWHERE = {
+    "Api": "trackiod.api",
     "Artifact": "trackio.artifacts",
     "Audio": "trackio.clips",
     "Histogram": "trackio.rich",
@@ -21,6 +22,11 @@ ELSEWHERE = {
     "Trace": "trackio.rich",
     "Video": "trackio.clips",
     "watch": "trackio.watching",
+    "delete_project": "trackiod.api",
+    "import_csv": "trackio.imports",
+    "import_tf_events": "trackio.imports",
+    "Settings": "trackio.likeness",
+    "show": "trackio_cli.show",
     "unwatch": "trackio.watching",
 }
 """name: the module that has it"""
@@ -28,21 +34,23 @@ ELSEWHERE = {
 ABSENT = {
     "ArtifactTTL": "artifacts are kept until they are deleted",
     "Classes": "labels on images are not drawn",
-    "Config": "use trackio.config, or init(config=)",
     "EvalTable": "log a trackio.Table",
     "Graph": "graphs of models are not drawn",
     "JoinedTable": "log one trackio.Table",
     "Molecule": "log a trackio.Object3D or trackio.Html",
     "Plotly": "log the plotly figure itself",
+    "TRACKIO_LOGO_DIR": "it has no logo",
+    "agent": "sweeps are not built",
+    "controller": "sweeps are not built",
+    "errors": "nothing of it raises errors of its own",
+    "plot": "log a trackio.Table, or a figure of matplotlib or plotly",
+    "restore": "use trackio.use_artifact(...).download()",
+    "sweep": "sweeps are not built",
     "Registry": "registries of artifacts are not built",
     "Collection": "registries of artifacts are not built",
     "ReferenceHandler": "references are recorded and not fetched",
     "ResolvedReference": "references are recorded and not fetched",
     "register_reference_handler": "references are recorded and not fetched",
-    "Api": "reading runs from Python is not built yet; use `trackio list` and `trackio get --json`",
-    "delete_project": "deleting is not built yet; remove its database while no daemon runs",
-    "import_csv": "imports are not built yet",
-    "import_tf_events": "imports are not built yet",
 }
 """Names of upstream's and wandb's that exist and do nothing but say what to do instead."""
 
@@ -73,6 +81,8 @@ def daemons(room: str) -> Any:
 
 def find(name: str) -> Any:
     """The public name. Raises AttributeError."""
+    if name == "util":  # wandb's word for it
+        return importlib.import_module("trackio.utils")
     if (module := ELSEWHERE.get(name)) is not None:
         return getattr(importlib.import_module(module), name)
     if (instead := ABSENT.get(name)) is not None:

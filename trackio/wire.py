@@ -127,6 +127,23 @@ class Stopping(NamedTuple):
     pid: int
 
 
+class Edit(NamedTuple):
+    """Change what is stored: `action` is delete, move or rename of a `run`, or delete_project; `argument` is the other
+    project's or the new name."""
+
+    project: str
+    action: str
+    run: str = ""
+    argument: str = ""
+
+
+class Edited(NamedTuple):
+    """Whether it was done; if not, one sentence says why."""
+
+    done: bool
+    sentence: str = ""
+
+
 Message = (
     Hello
     | Welcome
@@ -141,6 +158,8 @@ Message = (
     | StatusReport
     | Stop
     | Stopping
+    | Edit
+    | Edited
 )
 
 _TYPES: dict[int, type[Message]] = {
@@ -157,6 +176,8 @@ _TYPES: dict[int, type[Message]] = {
     11: StatusReport,
     12: Stop,
     13: Stopping,
+    14: Edit,
+    15: Edited,
 }
 _KINDS = {kind: number for number, kind in _TYPES.items()}
 _PLAIN: dict[str, type] = {"str": str, "int": int, "bool": bool}

@@ -22,6 +22,7 @@ from trackio import folder, wire
 from trackio.places import COUNTERS
 from trackiod import recovery
 from trackiod.databases import Databases
+from trackiod.editing import edit
 from trackiod.errors import StoreDamaged, StoreError
 from trackiod.exits import verdict
 from trackiod.folding import Folding
@@ -34,6 +35,7 @@ from trackiod.work import (
     Append,
     Drain,
     Drained,
+    Edit,
     Errand,
     FileKept,
     Find,
@@ -151,8 +153,14 @@ class Committer:
         for work in taken:
             by_project.setdefault(work.project, []).append(work)
         problem = ""
-        for project, items in by_project.items():
-            if failed := self._commit(project, items):
+        for project, all_items in by_project.items():
+            items: list[Work] = [work for work in all_items if not isinstance(work, Edit)]
+            failed = self._commit(project, items) if items else ""
+            for work in all_items:
+                if isinstance(work, Edit):
+                    self.outcomes.append(Reply(work.peer, edit(self._databases, work)))
+                    self._on_outcome()
+            if failed:
                 problem = failed
                 log.warning("%s", failed)
                 self._work.extendleft(reversed(items))
@@ -264,6 +272,8 @@ class Committer:
                 is_whole = not store.has_holes(work.stream, _DAMAGED)
                 after.append(lambda: _remove_all(work.folders) if is_whole else self._set_aside(work))
                 return Drained(work.stream)
+            case Edit():
+                raise AssertionError("edits are done outside of a commit's transaction")
 
     def _append(self, store: ProjectStore, data: wire.Data) -> wire.Message:
         committed = store.committed(data.stream)

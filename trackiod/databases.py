@@ -34,6 +34,11 @@ class Databases:
         """Whether the project's database is there."""
         return os.path.exists(schema.path_of(self._projects, project))
 
+    @property
+    def blobs(self) -> str:
+        """The folder of all projects' files."""
+        return os.path.join(os.path.dirname(self._projects), "blobs")
+
     def close(self, project: str) -> None:
         """Ends the connection; the next `get` opens another."""
         store = self._stores.pop(project, None)

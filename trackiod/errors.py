@@ -53,6 +53,7 @@ class NotFound(TrackiodError):
     """What was asked for is not there; the message names the nearest that is."""
 
     def __init__(self, what: str, name: str, where: str, known: Iterable[str]) -> None:
+        self.what = what
         nearest = get_close_matches(name, list(known), n=1, cutoff=0.4)
         hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
         super().__init__(f"{what} '{name}' not found{where}.{hint}")

@@ -19,7 +19,7 @@ from trackiod import orphans, streams
 from trackiod.committer import Committer
 from trackiod.exits import Exit
 from trackiod.streams import LiveStream
-from trackiod.work import Append, Drain, Drained, Find, NotDrained, Refused, Register, Reply
+from trackiod.work import Append, Drain, Drained, Edit, Find, NotDrained, Refused, Register, Reply
 
 log = logging.getLogger("trackiod.server")
 
@@ -170,6 +170,8 @@ class Server:
                 self._on_heartbeat(peer, message)
             case wire.Find():
                 self._committer.submit(Find(message.project, message.name, message.attempt, peer))
+            case wire.Edit():
+                self._committer.submit(Edit(*message, peer))
             case wire.StatusQuery():
                 self._send(peer, self._report())
             case wire.Stop():

@@ -81,7 +81,18 @@ class AlertSent(NamedTuple):
     sent: str
 
 
-Work = Register | Append | Refused | Drain | Find | FileKept | AlertSent
+class Edit(NamedTuple):
+    """Somebody wants something deleted, moved or renamed (`wire.Edit`)."""
+
+    project: str
+    action: str
+    run: str
+    argument: str
+    peer: Any
+    stream: str = ""
+
+
+Work = Register | Append | Refused | Drain | Find | FileKept | AlertSent | Edit
 
 
 class Reply(NamedTuple):

@@ -34,13 +34,13 @@ class ProjectStore:
         """Opens or creates it. Raises StoreError, or sqlite3.Error if the disk is full."""
         self.project = project
         self.path = schema.path_of(projects, project)
-        self._connection = schema.open_for_writing(self.path, project, store_id)
-        self.shelf = shelf.Shelf(self._connection)
+        self.connection = schema.open_for_writing(self.path, project, store_id)
+        self.shelf = shelf.Shelf(self.connection)
         info = os.stat(self.path)
         self._file = (info.st_dev, info.st_ino)
 
     def close(self) -> None:
-        self._connection.close()
+        self.connection.close()
 
     def is_linked(self) -> bool:
         """Whether the file we write still is the one of that name: somebody may remove or replace it."""
@@ -63,13 +63,13 @@ class ProjectStore:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing. Raises sqlite3.Error, and nothing is changed then."""
-        self._connection.execute("BEGIN IMMEDIATE")
+        self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield
-            self._connection.execute("COMMIT")
+            self.connection.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
+                self.connection.execute("ROLLBACK")
             raise
 
     # -- streams -------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ class ProjectStore:
             " last_ns = coalesce(?, last_ns) WHERE id = ?",
             end, digest.records, digest.points, digest.last_ns, stream,
         )  # fmt: skip
-        self._connection.executemany(
+        self.connection.executemany(
             "INSERT INTO series (stream, name, points, counted, first_step, max_step, last_step, last_ns, last,"
             " ascending, numbers, nans, low, high, total) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (stream, name) DO UPDATE SET"
@@ -144,20 +144,20 @@ class ProjectStore:
             [(stream, name, *tally[:6], msgpack.packb(tally.last), tally.ascending, *_storable(tally.sums))
              for name, tally in digest.metrics.items()],
         )  # fmt: skip
-        self._connection.executemany(
+        self.connection.executemany(
             "INSERT OR REPLACE INTO configs VALUES (?, ?, ?)",
             [(stream, key, msgpack.packb(value)) for key, value in digest.config.items()],
         )
-        self._connection.executemany(
+        self.connection.executemany(
             "INSERT OR REPLACE INTO summaries VALUES (?, ?, ?)",
             [(stream, key, msgpack.packb(value)) for key, value in digest.summary.items()],
         )
-        self._connection.executemany("INSERT INTO clocks VALUES (?, ?, ?)", [(stream, *c) for c in digest.clocks])
+        self.connection.executemany("INSERT INTO clocks VALUES (?, ?, ?)", [(stream, *c) for c in digest.clocks])
         for name, options in digest.definitions.items():
             self._define(stream, name, options)
         for damage_start, damage_end, cause in digest.damages:
             self.add_hole(stream, damage_start, damage_end, cause, digest.last_ns or 0)
-        shelf.note(self._connection, stream, digest)
+        shelf.note(self.connection, stream, digest)
         if digest.end is not None:
             self.end(stream, digest.end)
         elif digest.is_open:
@@ -204,7 +204,7 @@ class ProjectStore:
 
     def open_streams(self) -> list[tuple[str, dict[str, Any], int | None]]:
         """(id, meta, time of the last record) of the streams that have not ended."""
-        rows = self._connection.execute("SELECT id, meta, last_ns FROM streams WHERE state IS NULL").fetchall()
+        rows = self.connection.execute("SELECT id, meta, last_ns FROM streams WHERE state IS NULL").fetchall()
         return [(row[0], msgpack.unpackb(row[1]), row[2]) for row in rows]
 
     # -- runs ----------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ class ProjectStore:
         """The run of that id, else the newest of that name, and its highest step, that of one attempt apart;
         ("", -1) if there is none."""
         named = self._one("SELECT name FROM runs WHERE id = ?", wanted)
-        rows = self._connection.execute(
+        rows = self.connection.execute(
             "SELECT id, name, run_group, created_ns, resumes FROM runs WHERE name = ? ORDER BY created_ns, id",
             (named[0] if named else wanted,),
         ).fetchall()
@@ -234,7 +234,7 @@ class ProjectStore:
 
     def raw_streams(self) -> list[str]:
         """The streams that may have raw batches to fold."""
-        rows = self._connection.execute(
+        rows = self.connection.execute(
             "SELECT stream FROM batches GROUP BY stream HAVING sum(records) >= ? OR sum(end - start) >= ?",
             (_FOLD_RECORDS_AT_LEAST, _FOLD_BYTES_AT_MOST),
         )
@@ -254,7 +254,7 @@ class ProjectStore:
     def raw(self, stream: str) -> list[tuple[int, bytes]]:
         """(start, bytes) of the oldest raw batches of a stream, as many as make good chunks."""
         rows, records, size = [], 0, 0
-        for start, count, data in self._connection.execute(
+        for start, count, data in self.connection.execute(
             "SELECT start, records, data FROM batches WHERE stream = ? ORDER BY start", (stream,)
         ):
             rows.append((start, data))
@@ -272,32 +272,32 @@ class ProjectStore:
             return None
         try:
             sql = "SELECT start, data FROM batches WHERE stream = ? ORDER BY start"
-            return self._connection.execute(sql, (stream,)).fetchall()
+            return self.connection.execute(sql, (stream,)).fetchall()
         except sqlite3.DatabaseError:
             return None  # a damaged page: what is new must not go down with it
 
     def replace_raw(self, stream: str, last_start: int, folded: list[Folded], *, batches: int) -> None:
         """Puts axes and chunks in the place of the raw batches up to the one that begins at `last_start`. Raises
         StoreError, and nothing is changed then, if these are not as many as were folded."""
-        known = self._connection.execute("SELECT name, id, ascending FROM series WHERE stream = ?", (stream,))
+        known = self.connection.execute("SELECT name, id, ascending FROM series WHERE stream = ?", (stream,))
         series = {name: (id_, ascending) for name, id_, ascending in known}
         for axis, chunks in folded:
-            cursor = self._connection.execute(
+            cursor = self.connection.execute(
                 "INSERT INTO axes (stream, start, count, shown, first_step, last_step, first_ns, last_ns, data, blocks)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (stream, *axis),
             )  # fmt: skip
-            self._connection.executemany(
+            self.connection.executemany(
                 "UPDATE chunks SET overlapped = 1 WHERE series = ?"
                 " AND axis IN (SELECT id FROM axes WHERE stream = ? AND last_step >= ? AND first_step <= ?)",
                 [(series[chunk.name][0], stream, axis.first_step, axis.last_step)
                  for chunk in chunks if not series[chunk.name][1]],
             )  # fmt: skip
-            self._connection.executemany(
+            self.connection.executemany(
                 "INSERT INTO chunks (series, axis, overlapped, kind, nans, low, high, total, data, blocks)"
                 " VALUES (?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
                 [(series[chunk.name][0], cursor.lastrowid, *chunk[1:]) for chunk in chunks],
             )
-        gone = self._connection.execute("DELETE FROM batches WHERE stream = ? AND start <= ?", (stream, last_start))
+        gone = self.connection.execute("DELETE FROM batches WHERE stream = ? AND start <= ?", (stream, last_start))
         if gone.rowcount != batches:
             raise StoreError(f"{batches} raw batches of stream {stream} were folded, and {gone.rowcount} are there.")
 
@@ -317,15 +317,15 @@ class ProjectStore:
 
     def give_back(self, pages: int) -> None:
         """Gives at most so many free pages back to the file system; none in a file that others made anew."""
-        self._connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+        self.connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
 
     # -- SQLite ----------------------------------------------------------------------------------------------
 
     def _one(self, sql: str, *values: Any) -> Any:
-        return self._connection.execute(sql, values).fetchone()
+        return self.connection.execute(sql, values).fetchone()
 
     def _do(self, sql: str, *values: Any) -> None:
-        self._connection.execute(sql, values)
+        self.connection.execute(sql, values)
 
 
 def _storable(sums: Sums) -> tuple[Any, ...]:

@@ -57,6 +57,13 @@ class ShelfReader:
         found = [(msgpack.unpackb(row[2], strict_map_key=False).get("saved"), row) for row in sorted(rows)]
         return [(name, FileRow._make(row[3:])) for name, row in found if name is not None]
 
+    def system(self, runs: Collection[str]) -> list[tuple[int, int, dict[str, Any]]]:
+        """(time_ns, rank, metrics) of what these runs gave to log_system(), by time."""
+        rows = self._each("SELECT y.time_ns, s.rank, y.metrics FROM system y JOIN streams s ON s.id = y.stream"
+                          " WHERE s.run IN ({})", runs)  # fmt: skip
+        found = [(row[0], row[1], msgpack.unpackb(row[2], strict_map_key=False)) for row in rows]
+        return sorted(found, key=lambda row: row[:2])
+
     # -- artifacts -----------------------------------------------------------------------------------------------
 
     def version(self, name: str, which: str) -> tuple[Any, ...] | None:

@@ -1,0 +1,195 @@
+"""`trackio.Api`: runs and alerts read from a script, and runs deleted, moved, renamed. Reads files; writes through the
+daemon, which it starts if none runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from trackio import inquiry, launch, places, settings, wire
+from trackio.places import Places
+from trackiod import alert_list, catalog, control
+from trackiod.answers import RunView
+from trackiod.errors import NotFound, TrackiodError
+
+_EDIT_SECONDS = 60.0
+
+
+def _where() -> Places:
+    ours, _ = settings.of_this_process()
+    return places.find(ours.data_dir, ours.spool_dir)
+
+
+class Run:
+    """A stored run."""
+
+    def __init__(self, project: str, name: str, run_id: str | None = None) -> None:
+        self.project = project
+        self.name = name
+        self.id = run_id or name
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The run's configuration; None if it is gone."""
+        config: dict[str, Any] | None = self._read(RunView.config)
+        return config
+
+    @property
+    def state(self) -> str | None:
+        """running, finished, failed, killed, lost or ended."""
+        state: str | None = self._read(lambda view: view.state.state)
+        return state
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of its metrics."""
+        return self._read(lambda view: view.metric_names) or []
+
+    def alerts(self, level: str | None = None, since: str | None = None) -> list[dict[str, Any]]:
+        """Its alerts, the newest first."""
+        return _alerts(self.project, self.id, level, since)
+
+    def history(self, metric: str) -> list[dict[str, Any]]:
+        """A metric's values, reduced over ranks: `step`, `time` in seconds since 1970, `value`. Raises ValueError."""
+        from trackiod import curves
+
+        def read(view: RunView) -> list[dict[str, Any]]:
+            points = curves.series(view, metric).curve.points()
+            return [{"step": p.step, "time": p.time_ns / 1e9, "value": p.value} for p in points]
+
+        try:
+            return self._read(read) or []
+        except NotFound as error:
+            raise ValueError(str(error)) from None
+
+    def delete(self) -> bool:
+        """Deletes it for good. False, with a sentence printed, if that cannot be done."""
+        return edit(self.project, "delete", self.id)
+
+    def move(self, new_project: str) -> bool:
+        """Moves it to another project, which is made if need be. False if that cannot be done."""
+        if done := edit(self.project, "move", self.id, new_project):
+            self.project = new_project
+        return done
+
+    def rename(self, new_name: str) -> Run:
+        """Gives it another name."""
+        if edit(self.project, "rename", self.id, new_name):
+            self.name = new_name
+        return self
+
+    def _read(self, read: Any) -> Any:
+        try:
+            with catalog.open_project(_where().projects, self.project) as reader:
+                view = catalog.find_run(reader, self.id)
+                return read(view)
+        except NotFound as error:
+            if error.what in ("Project", "Run"):
+                return None
+            raise
+
+    def __repr__(self) -> str:
+        return f"<Run {self.name} in project {self.project}>"
+
+
+class Runs:
+    """A project's runs, oldest first, as they were when first looked at."""
+
+    def __init__(self, project: str) -> None:
+        self.project = project
+        self._found: list[Run] | None = None
+
+    @property
+    def _runs(self) -> list[Run]:
+        if self._found is None:
+            with catalog.open_project(_where().projects, self.project) as reader:
+                self._found = [Run(self.project, view.name, view.id) for view in catalog.runs(reader)]
+        return self._found
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self._runs)
+
+    def __getitem__(self, index: int) -> Run:
+        return self._runs[index]
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __repr__(self) -> str:
+        return f"<Runs project={self.project} count={len(self)}>"
+
+
+class Api:
+    """What is stored, for scripts. Methods raise ValueError for a project that does not exist."""
+
+    def runs(self, project: str) -> Runs:
+        """The project's runs."""
+        _check(project)
+        return Runs(project)
+
+    def run(self, project: str, run: str) -> Run:
+        """A run by id, or the newest by name. Raises ValueError."""
+        _check(project)
+        try:
+            with catalog.open_project(_where().projects, project) as reader:
+                view = catalog.find_run(reader, run)
+                return Run(project, view.name, view.id)
+        except NotFound as error:
+            raise ValueError(str(error)) from None
+
+    def alerts(
+        self, project: str, run: str | None = None, level: str | None = None, since: str | None = None
+    ) -> list[dict[str, Any]]:
+        """The alerts of a project or run, the newest first; `since` an ISO 8601 time."""
+        _check(project)
+        return _alerts(project, run, level, since)
+
+
+def _check(project: str) -> None:
+    try:
+        catalog.open_project(_where().projects, project).close()
+    except NotFound:
+        raise ValueError(f"Project '{project}' does not exist") from None
+
+
+def _alerts(project: str, run: str | None, level: str | None, since: str | None) -> list[dict[str, Any]]:
+    try:
+        with catalog.open_project(_where().projects, project) as reader:
+            return alert_list.chosen(reader, run, level, since)
+    except NotFound:
+        return []
+    except TrackiodError as error:
+        raise ValueError(str(error)) from None
+
+
+def edit(project: str, action: str, run: str = "", argument: str = "") -> bool:
+    """Asks the daemon; prints the sentence and returns False if it cannot be done."""
+    where = _where()
+    try:
+        if not launch.is_running(where):
+            control.start(where)
+        answer = inquiry.ask(where, wire.Edit(project, action, run, str(argument)), _EDIT_SECONDS)
+    except TrackiodError as error:
+        print(f"* {error}")  # noqa: T201 upstream's way to say it, in a script somebody runs
+        return False
+    if isinstance(answer, wire.Edited) and answer.done:
+        return True
+    said = answer.sentence if isinstance(answer, wire.Edited) else "trackiod did not answer; try again."
+    print(f"* {said}")  # noqa: T201
+    return False
+
+
+def delete_project(project: str, force: bool = False) -> bool:
+    """Deletes a project with all its runs, files and artifacts, for good; asks first unless `force`. False if it is not
+    there, is running, or the answer is no."""
+    try:
+        _check(project)
+    except ValueError as error:
+        print(f"* {error}.")  # noqa: T201
+        return False
+    if not force and input(f"Delete project {project!r} with all its runs, for good? (y/N): ").lower() not in (
+        "y",
+        "yes",
+    ):
+        return False
+    return edit(project, "delete_project")

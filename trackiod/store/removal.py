@@ -1,0 +1,109 @@
+"""Deleting runs from a project's database, copying them to another's. Inside the transactions their callers opened."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+
+_OF_STREAMS = ("batches", "clocks", "configs", "summaries", "holes", "alerts", "system", "files", "artifacts")
+_OF_RUNS = ("definitions",)
+
+
+def is_running(connection: sqlite3.Connection, runs: Sequence[str] | None = None) -> bool:
+    """Whether a stream of these runs, or of any, is open."""
+    if runs is None:
+        return connection.execute("SELECT 1 FROM streams WHERE state IS NULL LIMIT 1").fetchone() is not None
+    sql = f"SELECT 1 FROM streams WHERE state IS NULL AND run IN ({_marks(runs)}) LIMIT 1"
+    return connection.execute(sql, runs).fetchone() is not None
+
+
+def rename(connection: sqlite3.Connection, runs: Sequence[str], name: str) -> None:
+    """Gives these runs, which go on with one another, a name."""
+    connection.execute(f"UPDATE runs SET name = ? WHERE id IN ({_marks(runs)})", (name, *runs))
+
+
+def delete(connection: sqlite3.Connection, runs: Sequence[str]) -> set[tuple[str, str]]:
+    """Removes all of these runs but the artifacts they logged, which are the project's. Returns (digest, suffix) of
+    files that nothing speaks of any more."""
+    streams = _streams(connection, runs)
+    marks = _marks(streams)
+    gone = set(connection.execute(f"SELECT digest, suffix FROM files WHERE state = 'kept' AND stream IN ({marks})",
+                                  streams))  # fmt: skip
+    connection.execute(f"DELETE FROM chunks WHERE series IN (SELECT id FROM series WHERE stream IN ({marks}))", streams)
+    for table in ("series", "axes", *_OF_STREAMS):
+        connection.execute(f"DELETE FROM {table} WHERE stream IN ({marks})", streams)
+    connection.execute(f"DELETE FROM streams WHERE id IN ({marks})", streams)
+    for table in _OF_RUNS:
+        connection.execute(f"DELETE FROM {table} WHERE run IN ({_marks(runs)})", runs)
+    connection.execute(f"DELETE FROM runs WHERE id IN ({_marks(runs)})", runs)
+    return gone - spoken_of(connection)
+
+
+def spoken_of(connection: sqlite3.Connection) -> set[tuple[str, str]]:
+    """(digest, suffix) of every file that a value or an artifact needs."""
+    needed = set(connection.execute("SELECT digest, suffix FROM files WHERE state = 'kept'"))
+    for (manifest,) in connection.execute("SELECT manifest FROM versions"):
+        entries = msgpack.unpackb(manifest, strict_map_key=False)
+        needed |= {(entry.get("digest"), entry.get("suffix", "")) for entry in entries if "ref" not in entry}
+    return needed
+
+
+def copy(source: sqlite3.Connection, target: sqlite3.Connection, runs: Sequence[str]) -> list[tuple[str, str]]:
+    """Copies all of these runs but their artifacts; what is there already stays. Returns (digest, suffix) of the files
+    that the copies need."""
+    streams = _streams(source, runs)
+    _insert(target, "runs", _rows(source, "runs", "id", runs))
+    for table in _OF_RUNS:
+        _insert(target, table, _rows(source, table, "run", runs))
+    known = {row[0] for row in target.execute(f"SELECT id FROM streams WHERE id IN ({_marks(streams)})", streams)}
+    new = [stream for stream in streams if stream not in known]
+    _insert(target, "streams", _rows(source, "streams", "id", new))
+    for table in _OF_STREAMS:
+        if table != "artifacts":
+            rows = _rows(source, table, "stream", new)
+            _insert(target, table, [{k: v for k, v in row.items() if (table, k) != ("batches", "id")} for row in rows])
+    series = _renumbered(target, "series", _rows(source, "series", "stream", new))
+    axes = _renumbered(target, "axes", _rows(source, "axes", "stream", new))
+    for row in _rows(source, "chunks", "series", list(series)):
+        _insert(target, "chunks", [row | {"id": None, "series": series[row["series"]], "axis": axes[row["axis"]]}])
+    return source.execute(
+        f"SELECT DISTINCT digest, suffix FROM files WHERE state = 'kept' AND stream IN ({_marks(streams)})", streams
+    ).fetchall()
+
+
+def _streams(connection: sqlite3.Connection, runs: Sequence[str]) -> list[str]:
+    return [row[0] for row in connection.execute(f"SELECT id FROM streams WHERE run IN ({_marks(runs)})", runs)]
+
+
+def _rows(connection: sqlite3.Connection, table: str, column: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    rows = []
+    for value in values:
+        cursor = connection.execute(f"SELECT * FROM {table} WHERE {column} = ? ORDER BY 1", (value,))
+        names = [each[0] for each in cursor.description]
+        rows += [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    return rows
+
+
+def _insert(connection: sqlite3.Connection, table: str, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        names = ", ".join(f'"{name}"' for name in row)
+        sql = f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({_marks(row)})"
+        connection.execute(sql, tuple(row.values()))
+
+
+def _renumbered(connection: sqlite3.Connection, table: str, rows: list[dict[str, Any]]) -> dict[int, int]:
+    """Inserts rows under new ids; returns old to new."""
+    new: dict[int, int] = {}
+    for row in sorted(rows, key=lambda row: int(row["id"])):  # the axes of a stream stand in the order of their ids
+        names = [name for name in row if name != "id"]
+        listed = ", ".join(f'"{name}"' for name in names)
+        sql = f"INSERT INTO {table} ({listed}) VALUES ({_marks(names)})"
+        new[int(row["id"])] = int(connection.execute(sql, [row[name] for name in names]).lastrowid or 0)
+    return new
+
+
+def _marks(values: Any) -> str:
+    return ",".join("?" * len(values))
