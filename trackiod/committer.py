@@ -7,7 +7,6 @@ same work is tried again later; meanwhile the senders keep their data.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 
 from trackio import folder, wire
 from trackio.places import COUNTERS
-from trackiod import recovery
+from trackiod import incoming, recovery
 from trackiod.databases import Databases
 from trackiod.editing import edit
 from trackiod.errors import StoreDamaged, StoreError
@@ -75,6 +74,7 @@ class Committer:
         """why nothing can be committed now, or empty"""
         self.commits = 0
         self._projects = projects
+        self._live = os.path.dirname(projects)
         self._store_id = store_id
         self._on_outcome = on_outcome
         self._on_errand = on_errand
@@ -123,7 +123,8 @@ class Committer:
                 found += [(project, stream, meta) for stream, meta, _ in store.open_streams()]
                 if raw := store.raw_streams():
                     self._folding.note(project, raw)
-                self._hand_out(store)
+                for errand in _errands(store):
+                    self._on_errand(errand)
             except Exception as error:  # noqa: BLE001 one damaged project must not keep the daemon from starting
                 log.error("project %r: %s", project, error)
             self._databases.close(project)
@@ -183,6 +184,7 @@ class Committer:
         self._raw_bytes = 0
         self._with_errands.clear()
         outcomes: list[Reply | Drained] = []
+        errands: list[Errand] = []
         after: list[Callable[[], None]] = []
         try:
             with store.transaction():
@@ -190,6 +192,8 @@ class Committer:
                     outcome = self._apply(store, work, after)
                     if outcome is not None:
                         outcomes.append(outcome)
+                for stream in self._with_errands:
+                    errands += _errands(store, stream)
         except sqlite3.Error as error:
             is_damaged = store.is_damaged(error)
             self._databases.close(project)
@@ -207,18 +211,11 @@ class Committer:
         self._folding.note(project, streams, self._raw_bytes)
         for act in after:
             act()
-        for stream in self._with_errands:
-            self._hand_out(store, stream)
+        for errand in errands:
+            self._on_errand(errand)
         self.outcomes.extend(outcomes)
         self._on_outcome()
         return ""
-
-    def _hand_out(self, store: ProjectStore, stream: str | None = None) -> None:
-        """Says what is to be done for a stream, or for all, beside storing."""
-        for file, facts in store.shelf.files_to_keep(stream):
-            self._on_errand(ToKeep(store.project, file, facts))
-        for its_stream, facts in store.shelf.alerts_to_send(stream):
-            self._on_errand(ToSend(store.project, its_stream, facts))
 
     def _commit_apart(self, project: str, items: list[Work]) -> str:
         """Finds the piece of work that cannot be done by doing each alone; that one is refused."""
@@ -256,7 +253,7 @@ class Committer:
                 return None
             case FileKept():
                 store.shelf.note_file(work.file, *work[3:])
-                after.append(lambda: self._unstage(work.file))
+                after.append(lambda: incoming.remove(self._live, work.file))
                 return None
             case AlertSent():
                 store.shelf.note_sent(work.stream, work.start, work.sent)
@@ -268,7 +265,8 @@ class Committer:
                 if not self._drain(store, work):
                     after.append(lambda: self._go_on(work))
                     return None
-                after.append(lambda: self._unstage_strays(work.stream, store.shelf.files_to_keep(work.stream)))
+                known = {file for file, _ in store.shelf.files_to_keep(work.stream)}
+                after.append(lambda: incoming.remove_strays(self._live, work.stream, known))
                 is_whole = not store.has_holes(work.stream, _DAMAGED)
                 after.append(lambda: _remove_all(work.folders) if is_whole else self._set_aside(work))
                 return Drained(work.stream)
@@ -304,24 +302,9 @@ class Committer:
         store.add_hole(stream, start, end, cause, time.time_ns())
         store.skip_to(stream, end)
 
-    def _unstage(self, file: str) -> None:
-        """The store knows what became of it: what was staged may go, and its folder with the last."""
-        path = os.path.join(os.path.dirname(self._projects), "incoming", file)
-        for remove, each in ((os.unlink, path), (os.rmdir, os.path.dirname(path))):
-            with contextlib.suppress(OSError):
-                remove(each)
-
-    def _unstage_strays(self, stream: str, waiting: list[tuple[str, dict[str, Any]]]) -> None:
-        """The process is gone: what it staged and never spoke of is nobody's."""
-        folder = os.path.join(os.path.dirname(self._projects), "incoming", stream)
-        with contextlib.suppress(OSError):
-            for name in os.listdir(folder):
-                if f"{stream}/{name}" not in dict(waiting):
-                    self._unstage(f"{stream}/{name}")
-
     def _set_aside(self, work: Drain) -> None:
         """Keeps the files of a spool in which something could not be read; all that could is stored."""
-        kept = os.path.join(os.path.dirname(self._projects), "damaged", f"{work.stream}-{time.time_ns()}")
+        kept = os.path.join(self._live, "damaged", f"{work.stream}-{time.time_ns()}")
         try:
             for number, path in enumerate(work.folders):
                 shutil.move(path, f"{kept}-{number}")
@@ -338,6 +321,8 @@ class Committer:
     def _drain(self, store: ProjectStore, work: Drain) -> bool:
         """A portion of what a dead process left, each record once; with the last its end. False if there is more."""
         portion = 0
+        if store.committed(work.stream) is None and not any(map(os.path.isdir, work.folders)):
+            return True  # its run was deleted
         position = store.register(work.stream, work.meta)
         for batch in recovery.batches(work.sources(), position):
             if portion >= _PORTION_BYTES:
@@ -362,3 +347,9 @@ class Committer:
 def _remove_all(folders: tuple[str, ...]) -> None:
     for path in folders:
         folder.remove(path)
+
+
+def _errands(store: ProjectStore, stream: str | None = None) -> list[Errand]:
+    """What is to be done for a stream, or for all, beside storing."""
+    found: list[Errand] = [ToKeep(store.project, *file) for file in store.shelf.files_to_keep(stream)]
+    return found + [ToSend(store.project, *alert) for alert in store.shelf.alerts_to_send(stream)]
