@@ -1,4 +1,4 @@
-"""What processes staged and the store knows of by now: removed. Its folders, one for each stream, go with the last file."""
+"""What processes staged and the store knows of by now: removed, and a stream's folder with its last file."""
 
 from __future__ import annotations
 
