@@ -65,7 +65,7 @@ COMMANDS = {
 
 WANDB = {
     "init": 'another call opens another run unless `reinit="return_previous"`; `reinit="create_new"` leaves earlier '
-    "runs open; `entity`, `dir`, `save_code`, `sync_tensorboard` and the like are taken and ignored; `settings` as below",
+    "runs open; `entity`, `dir`, `save_code`, `sync_tensorboard` and the like are taken and ignored",
     "login": "does nothing and returns True",
     "run": "the current run, or None",
     "config": "one object before, during and after a run; `allow_val_change` is taken",
@@ -96,8 +96,8 @@ WANDB = {
 
 RUN = (
     "`name` (may be set), `id`, `project`, `group`, `url` (None), `config`, `summary`, `tags`, `notes`, `job_type`, "
-    "`step`, `resumed`, `dir`, `log`, `log_system`, `alert`, `save`, `log_artifact`, `use_artifact`, `define_metric`, `watch`, "
-    "`unwatch`, `finish`, `get_url`, `project_name`"
+    "`step`, `resumed`, `dir`, `log`, `log_system`, `alert`, `save`, `log_artifact`, `use_artifact`, "
+    "`define_metric`, `watch`, `unwatch`, `finish`, `get_url`, `project_name`"
 )
 
 

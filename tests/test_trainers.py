@@ -202,7 +202,7 @@ def log_and_remember(self, duration):
 
 ProfilingContext._log_metrics = log_and_remember
 arguments = GRPOConfig(
-    **options, gradient_accumulation_steps=2, num_generations=2, max_completion_length=4, log_completions=True
+    **options, gradient_accumulation_steps=2, num_generations=2, max_completion_length=4
 )
 training = GRPOTrainer(
     model=tiny_model.model(), args=arguments, processing_class=tiny_model.tokenizer(),

@@ -55,7 +55,7 @@ def test_a_script_that_asked_for_no_tracker_is_one_run_and_nothing_is_uploaded(o
         with pytest.raises(BlockingIOError):
             hub.accept()
     assert report["version"].startswith("4.57.")
-    assert (report["report_to"], report["space_id"]) == (["trackio"], "trackio"), "what it does when nobody says"
+    assert "trackio" in report["report_to"] and report["space_id"] == "trackio", "what it does when nobody says"
     assert report["pretended"] == [None] * 5
     assert (run.facts["run_id"], run.facts["state"], run.facts["attempts"]) == (report["run"], "finished", 1)
     assert run.points() == logged(report["history"])
