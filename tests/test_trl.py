@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
-from conftest import Host
+from conftest import Host, wait_for
 from reading import Stored, ended_run
 from trainings import SECONDS, kept, logged, train
 
@@ -167,6 +168,34 @@ def test_grpo_under_torchrun_is_one_run_with_its_completions(offline: Host) -> N
     assert_completions_are_those_of(run, report, folder)
     assert len(completions(run)[0]) == 4, "of both ranks, gathered by rank 0"
     assert run.facts["world_size"] == 2
+
+
+SEEING_GRPO = """
+import PIL.Image
+from trl import GRPOConfig, GRPOTrainer
+model, processor = tiny_model.seeing_model()
+rows = [{"prompt": [{"role": "user", "content": p["prompt"]}], "image": PIL.Image.new("RGB", (8, 8), (i * 9, 1, 2))}
+        for i, p in enumerate(tiny_model.prompts(8))]
+training = GRPOTrainer(
+    model=model, reward_funcs=lambda completions, **_: [float(len(c[0]["content"])) for c in completions],
+    args=GRPOConfig(**options, num_generations=2, max_completion_length=4, log_completions=True),
+    processing_class=processor, train_dataset=Dataset.from_list(rows),
+)
+"""
+
+
+def test_pictures_stand_in_the_tables_of_a_model_that_sees(offline: Host) -> None:
+    report = train(offline, OPTIONS + SEEING_GRPO + REPORT)
+    run = ended_run(offline, "trl")
+    assert_is_the_training(run, report, [1, 2, 3])
+    wait_for(lambda: "not kept yet" not in str(completions(run)), what="the pictures")
+    pictures = [picture for table in completions(run) for row in table for picture in row["image"]]
+    assert len(pictures) == 2 * 4
+    for picture in pictures:
+        assert picture["_type"] == "trackio.image"
+        with PIL.Image.open(picture["file_path"]) as image:
+            red, *others = image.convert("RGB").getpixel((5, 5))
+            assert image.size == (8, 8) and red % 9 == 0 and others == [1, 2]
 
 
 def test_rollouts_of_the_async_trainers_arrive_from_their_thread(offline: Host) -> None:

@@ -45,6 +45,39 @@ def model() -> LlamaForCausalLM:
     )
 
 
+def seeing_model() -> tuple[Any, Any]:
+    """A model that reads pictures of 8 x 8 pixels and text, and its processor."""
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPVisionConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    words = tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    words.chat_template = (
+        "{% for message in messages %}{% if message.content is string %}{{ message.content }} {% else %}"
+        "{% for part in message.content %}{% if part.type == 'image' %}<image> {% else %}{{ part.text }} {% endif %}"
+        "{% endfor %}{% endif %}{% endfor %}"
+    )
+    size = {"height": 8, "width": 8}
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=size), tokenizer=words, patch_size=4,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=words.chat_template,
+    )  # fmt: skip
+    text = model().config
+    text.vocab_size = len(words)
+    vision = CLIPVisionConfig(
+        hidden_size=HIDDEN_SIZE, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8,
+        patch_size=4,
+    )  # fmt: skip
+    image_token = words.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token, vision_feature_layer=-1)
+    return LlavaForConditionalGeneration(config), processor
+
+
 def texts(count: int = 32) -> list[dict[str, str]]:
     return [{"text": " ".join(WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(8))} for i in range(count)]
 
