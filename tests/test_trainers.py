@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Host
+from fake_hub import FakeHub
 from reading import Points, Stored, count, ended_run
 from trainings import SECONDS, kept, logged, train
 
@@ -318,3 +319,29 @@ def test_accelerates_tracker_is_one_run_with_its_config_and_steps(offline: Host)
     }
     assert run.facts["config"] == {"lr": 0.1, "layers": [1, 2]}
     assert (run.facts["attempts"], run.facts["logging"], run.facts["world_size"]) == (1, 1, 1)
+
+
+def test_pushing_a_model_says_that_its_metrics_stay_here_and_links_to_no_space(offline: Host) -> None:
+    """All paths of the callback: a Space is asked for, a prediction logged, the model pushed to a Hub."""
+    with FakeHub() as hub:
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            offline.extra.pop(name, None)
+        offline.extra.update(HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret", HF_HUB_DISABLE_XET="1")
+        report = train(offline, TRAINER + """
+training = trainer(project="pushed", push_to_hub=True, hub_model_id="me/out", trackio_space_id=None)
+training.train()
+training.predict(tiny_model.tokens(4))
+training.push_to_hub()
+frozen = trainer(project="frozen", trackio_space_id="me/space")
+frozen.train()
+tiny_model.report(f"{folder}/report.json", history=training.state.log_history, frozen=frozen.state.log_history)
+""")  # fmt: skip
+    run, frozen = ended_run(offline, "pushed"), ended_run(offline, "frozen")
+    shown = run.points()
+    assert {k: v for k, v in shown.items() if not k.startswith("test/")} == logged(report["history"])
+    assert any(name.startswith("test/") for name in shown), "what predict() measured"
+    assert frozen.points() == logged(report["frozen"])
+    assert "model.safetensors" in hub.files and "config.json" in hub.files
+    card = hub.files["README.md"].decode()
+    assert "spaces/" not in card and "hf.space" not in card, "a model card links to no Space that holds nothing"
+    assert not any("spaces" in asked for asked in hub.asked), "nothing of ours talks to the Hub"
