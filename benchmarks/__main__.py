@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 
-from benchmarks import at_rest, client, folding, idle, ingest, peers, reading
+from benchmarks import at_rest, client, folding, idle, ingest, media, peers, reading
 from benchmarks.report import Figure
 from trackio import places
 from trackio.places import Places
@@ -21,6 +21,7 @@ from trackiod import control
 
 _PARTS: dict[str, Callable[[Places, int], Iterable[Figure]]] = {
     "client": lambda where, pid: client.measure(),
+    "media": media.measure,
     "idle": lambda where, pid: idle.measure(_restarted(where)),
     "folding": folding.measure,
     "ingest": ingest.measure,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 from conftest import Host, wait_for
 
@@ -334,6 +335,20 @@ os.kill(os.getpid(), signal.SIGKILL)
     host.stop()
     left = [p for p in (host.data / "blobs").rglob("*") if p.is_file() and p.suffix != ".png"]
     assert left == [] and not list((host.data / "incoming").iterdir())
+
+
+def test_a_child_killed_while_it_keeps_a_file_is_started_again(daemon: Host) -> None:
+    log(daemon, """
+for i in range(40): trackio.log({"image": trackio.Image(np.full((900, 900, 3), i, np.uint8))}, step=i)
+""")  # fmt: skip
+    pid = daemon.status().daemon["pid"]
+    for _ in range(2):
+        child = wait_for(lambda: psutil.Process(pid).children(), what="a child")[0]
+        assert "keep" in child.cmdline()
+        child.kill()
+        wait_for(lambda known=child: psutil.Process(pid).children() != [known], what="its end")
+    values = kept(daemon, "image")
+    assert len(values) == 40 and all((picture(v) == i).all() for i, v in enumerate(values))
 
 
 def test_files_that_were_staged_and_never_spoken_of_are_removed_with_their_stream(daemon: Host) -> None:
