@@ -72,7 +72,7 @@ trackio.alert("kept" * 10_000, level="info", wait_duration=3)
     assert done.returncode == 0, done.stderr
     assert "trackio: ERROR Loss up: it went <b>up</b> (step 7)\n" in done.stderr
     assert "'purple'. Expected one of: info, warn, error. The alert is kept as a warning." in done.stderr
-    assert "alert() knows no 'wait_duration'" in done.stderr
+    assert "alert() knows no 'wait_duration'" in done.stderr and "cut to 20,000 characters" in done.stderr
     daemon.ended_run("p")
     found = alerts(daemon)
     assert [(a["level"], a["title"][:8], a["step"]) for a in found] == [

@@ -39,6 +39,7 @@ assert (run.tags, run.notes, run.job_type, run.group) == (("a", "b"), "why", "tr
 assert (run.resumed, run.url) == (False, None)
 wandb.config.batch = 8
 wandb.config.update({"lr": 0.2}, allow_val_change=True)
+assert wandb.config.as_dict()["batch"] == 8
 assert wandb.config["lr"] == 0.2 and run.config.batch == 8 and "skip" not in wandb.config
 wandb.define_metric("acc", summary="max")
 for step in range(3):

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from trackio.values import clean_text
 
-_MOST_CHARS = 20_000
+MOST_CHARS = 20_000
+"""of a title or text; more is cut"""
 
 
 class AlertLevel(StrEnum):
@@ -63,10 +64,10 @@ def facts(level: AlertLevel, title: Any, text: Any, step: int | None, webhook: s
     """What a record of an alert holds."""
     return {
         "level": level.value,
-        "title": clean_text(str(title))[:_MOST_CHARS],
-        "text": None if text is None else clean_text(str(text))[:_MOST_CHARS],
+        "title": clean_text(str(title))[:MOST_CHARS],
+        "text": None if text is None else clean_text(str(text))[:MOST_CHARS],
         "step": step,
-        "webhook": None if webhook is None else clean_text(str(webhook))[:_MOST_CHARS],
+        "webhook": None if webhook is None else clean_text(str(webhook))[:MOST_CHARS],
     }
 
 

@@ -70,6 +70,10 @@ class Told(MutableMapping[str, Any]):
             values.update(source if isinstance(source, Mapping) else as_mapping(source))
         self._change(values | kwargs)
 
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, as wandb has it."""
+        return dict(self._values)
+
     def __repr__(self) -> str:
         return repr(self._values)
 

@@ -14,6 +14,9 @@ from trackio.rich import Rich, as_array
 from trackio.staging import Staged, Staging
 from trackio.values import Keep, clean_text
 
+_OVERSHOOT = 0.01
+"""what a decoder's output may be beyond 0 and 1"""
+
 
 class Media(Rich):
     """A file with a caption. Made of a path, or of what its subclass takes."""
@@ -65,9 +68,9 @@ def _image_array(value: Any) -> Any:
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     if np.issubdtype(array.dtype, np.floating):
-        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+        if not (np.isfinite(array).all() and array.min() >= -_OVERSHOOT and array.max() <= 1 + _OVERSHOOT):
             raise ValueError("An Image array of floats holds values from 0 to 1.")
-        return (array * 255).round().astype(np.uint8)
+        return (array.clip(0, 1) * 255).round().astype(np.uint8)
     if array.dtype != np.uint8:
         if not np.issubdtype(array.dtype, np.integer) or array.min() < 0 or array.max() > 255:
             raise ValueError(f"Invalid value dtype, expected np.uint8, got {array.dtype}.")

@@ -256,6 +256,8 @@ class Run(Likeness):
             except ValueError as error:
                 voice.warn_once(str(error), f"{error} The alert is kept as a warning.")
                 grade = alerts.AlertLevel.WARN
+            if max(len(str(title)), len(str(text))) > alerts.MOST_CHARS:
+                voice.warn_once("long alert", f"an alert is cut to {alerts.MOST_CHARS:,} characters.")
             hook = webhook_url or (self._webhook.url if grade >= self._webhook.least else None)
             facts = alerts.facts(grade, title, text, self._last_step if step is None else integral(step), hook)
             voice.say(alerts.line(facts))

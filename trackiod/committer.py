@@ -82,8 +82,8 @@ class Committer:
         self._folding = Folding(self._databases)
         self._raw_bytes = 0
         """of what the transaction in hand stored, to be folded later"""
-        self._with_errands: set[str] = set()
-        """the streams in which the transaction in hand stored files or alerts"""
+        self._errands: list[Errand] = []
+        """what is to be done beside storing what the transaction in hand stored"""
         self._work: deque[Work] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -123,8 +123,11 @@ class Committer:
                 found += [(project, stream, meta) for stream, meta, _ in store.open_streams()]
                 if raw := store.raw_streams():
                     self._folding.note(project, raw)
-                for errand in _errands(store):
-                    self._on_errand(errand)
+                incoming.remove(self._live, *store.shelf.settled(incoming.staged(self._live)))
+                for file in store.shelf.files_to_keep():
+                    self._on_errand(ToKeep(project, *file))
+                for alert in store.shelf.alerts_to_send():
+                    self._on_errand(ToSend(project, *alert))
             except Exception as error:  # noqa: BLE001 one damaged project must not keep the daemon from starting
                 log.error("project %r: %s", project, error)
             self._databases.close(project)
@@ -182,9 +185,8 @@ class Committer:
         except (sqlite3.Error, OSError) as error:
             return f"project {project!r} cannot be opened: {error}"
         self._raw_bytes = 0
-        self._with_errands.clear()
+        self._errands = []
         outcomes: list[Reply | Drained] = []
-        errands: list[Errand] = []
         after: list[Callable[[], None]] = []
         try:
             with store.transaction():
@@ -192,8 +194,6 @@ class Committer:
                     outcome = self._apply(store, work, after)
                     if outcome is not None:
                         outcomes.append(outcome)
-                for stream in self._with_errands:
-                    errands += _errands(store, stream)
         except sqlite3.Error as error:
             is_damaged = store.is_damaged(error)
             self._databases.close(project)
@@ -211,7 +211,7 @@ class Committer:
         self._folding.note(project, streams, self._raw_bytes)
         for act in after:
             act()
-        for errand in errands:
+        for errand in self._errands:
             self._on_errand(errand)
         self.outcomes.extend(outcomes)
         self._on_outcome()
@@ -294,8 +294,9 @@ class Committer:
     def _store_batch(self, store: ProjectStore, stream: str, start: int, body: bytes) -> None:
         stored = self._folding.store_batch(store, stream, start, body)
         self._raw_bytes += stored.raw_bytes
-        if stored.has_errands:
-            self._with_errands.add(stream)
+        self._errands += [ToKeep(store.project, f"{stream}/{number}", facts) for number, facts in stored.files]
+        if stored.has_alerts:
+            self._errands += [ToSend(store.project, *alert) for alert in store.shelf.alerts_to_send(stream)]
 
     @staticmethod
     def _add_hole(store: ProjectStore, stream: str, start: int, end: int, cause: str) -> None:
@@ -347,9 +348,3 @@ class Committer:
 def _remove_all(folders: tuple[str, ...]) -> None:
     for path in folders:
         folder.remove(path)
-
-
-def _errands(store: ProjectStore, stream: str | None = None) -> list[Errand]:
-    """What is to be done for a stream, or for all, beside storing."""
-    found: list[Errand] = [ToKeep(store.project, *file) for file in store.shelf.files_to_keep(stream)]
-    return found + [ToSend(store.project, *alert) for alert in store.shelf.alerts_to_send(stream)]

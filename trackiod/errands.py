@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 from trackio.places import Places
-from trackiod import webhooks
 from trackiod.keeper import Kept
 from trackiod.store.schema import project_id
 from trackiod.work import AlertSent, Errand, FileKept, ToKeep, ToSend, Work
@@ -192,6 +191,8 @@ class _Sending:
             self._send(errand, tries)
 
     def _send(self, errand: ToSend, tries: int) -> None:
+        from trackiod import webhooks  # http and TLS: a daemon without alerts does without
+
         sent = "sent"
         try:
             webhooks.send(errand.project, errand.facts)

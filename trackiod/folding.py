@@ -8,7 +8,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Generator, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trackiod.databases import Databases
 from trackiod.errors import StoreError
@@ -32,10 +32,11 @@ _GOOD_RECORDS = 1024
 
 
 class Stored(NamedTuple):
-    """How a batch was stored: bytes that are raw, and whether it speaks of files or alerts."""
+    """How a batch was stored: bytes that are raw, the (number, facts) of files it speaks of, and whether of alerts."""
 
     raw_bytes: int
-    has_errands: bool
+    files: list[tuple[int, dict[str, Any]]]
+    has_alerts: bool
 
 
 class Folding:
@@ -60,17 +61,17 @@ class Folding:
         once, which spares writing it twice. Raises sqlite3.Error."""
         contents = read(data, start)
         said = digest_of(contents)
-        has_errands = bool(said.files or said.alerts or said.artifacts)
+        beside = ([(file.number, file.facts) for file in said.files], bool(said.alerts))
         raw = store.raw_beside(stream) if said.records >= _GOOD_RECORDS else None
         folded = None if raw is None else _fold_at_once([*(read(body, offset) for offset, body in raw), contents])
         if raw is None or folded is None:
             store.append(stream, start, data, said)
-            return Stored(len(data), has_errands)
+            return Stored(len(data), *beside)
         store.append_folded(stream, start + len(data), said, folded, batches=len(raw))
         if (self._project, self._stream) == (store.project, stream):
             self._job = None  # what it has in hand is folded now
         self._raw_bytes = max(0, self._raw_bytes - sum(len(body) for _, body in raw))
-        return Stored(0, has_errands)
+        return Stored(0, *beside)
 
     def is_due(self) -> bool:
         """Whether `step` has something to do now."""

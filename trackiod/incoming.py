@@ -6,12 +6,23 @@ import contextlib
 import os
 
 
-def remove(live: str, file: str) -> None:
-    """Removes a staged file of that id; one that is gone is no error."""
-    path = os.path.join(live, "incoming", file)
-    for unlink, each in ((os.unlink, path), (os.rmdir, os.path.dirname(path))):
-        with contextlib.suppress(OSError):
-            unlink(each)
+def staged(live: str) -> list[str]:
+    """The ids of all files that lie there."""
+    folder = os.path.join(live, "incoming")
+    with contextlib.suppress(OSError):
+        return [
+            f"{stream}/{name}" for stream in os.listdir(folder) for name in os.listdir(os.path.join(folder, stream))
+        ]
+    return []
+
+
+def remove(live: str, *files: str) -> None:
+    """Removes staged files of these ids; one that is gone is no error."""
+    for file in files:
+        path = os.path.join(live, "incoming", file)
+        for unlink, each in ((os.unlink, path), (os.rmdir, os.path.dirname(path))):
+            with contextlib.suppress(OSError):
+                unlink(each)
 
 
 def remove_strays(live: str, stream: str, known: set[str]) -> None:

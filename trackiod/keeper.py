@@ -7,11 +7,13 @@ anything. A task may be done twice: it comes to the same.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
 import sys
+import time
 from typing import IO, Any, NamedTuple
 
 from trackio.staging import clean_suffix
@@ -19,6 +21,7 @@ from trackiod import encoding
 
 _FREE_SHARE = 0.05
 """of the disk stays free when a linked file is copied so that it no longer changes with its source"""
+_STALE_SECONDS = 600.0
 _NO_COPY = "it shares its data with its source, since there is no room for a copy: it changes if that is written to"
 
 
@@ -44,6 +47,7 @@ def keep(staged: str, folder: str, facts: dict[str, Any]) -> Kept:
     new = os.path.join(folder, f".new-{os.getpid()}")
     try:
         os.makedirs(folder, 0o700, exist_ok=True)
+        _remove_stale(folder)
         made = _made(staged, new, suffix, facts)
         digest, size = _digest(made.path)
         if why := _changed(staged, facts):
@@ -66,6 +70,13 @@ def keep(staged: str, folder: str, facts: dict[str, Any]) -> Kept:
     finally:
         if os.path.lexists(new):
             os.unlink(new)
+
+
+def _remove_stale(folder: str) -> None:
+    """What a child that was killed had in hand; one that is at work writes to it all the time."""
+    for path in glob.glob(os.path.join(glob.escape(folder), ".new-*")):
+        if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
+            os.unlink(path)
 
 
 class _Made(NamedTuple):

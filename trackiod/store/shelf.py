@@ -60,6 +60,11 @@ class Shelf:
         )
         return [(row[0], _unpacked(row[1])) for row in rows.fetchall()]
 
+    def settled(self, files: list[str]) -> list[str]:
+        """Those of these files of which it is known what became of them."""
+        sql = "SELECT 1 FROM files WHERE id = ? AND state IS NOT NULL"
+        return [file for file in files if self._connection.execute(sql, (file,)).fetchone()]
+
     def note_file(self, file: str, state: str, digest: str | None, size: int | None, suffix: str, cause: str) -> None:
         """Notes what became of a file; the artifact that waited for it gets its version."""
         self._connection.execute(
