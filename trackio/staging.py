@@ -27,6 +27,8 @@ COPIED_IN_THE_CALL_BYTES = 64 << 20
 """A source that can be neither cloned nor linked is copied while the caller waits up to this size; a larger one later,
 by the daemon."""
 _FICLONE = 0x40049409
+_ANCHOR = ".live"
+"""An empty file in a stream's folder: while it is there, nobody who takes the last of its files removes the folder."""
 _SUFFIX_CHARS = 10
 
 Buffer = bytes | memoryview
@@ -119,8 +121,11 @@ class Staging:
         return "copied"
 
     def _next(self) -> tuple[int, str]:
+        anchor = os.path.join(self._folder, _ANCHOR)
         try:
-            make_private(self._folder)
+            if not os.path.exists(anchor):
+                make_private(self._folder)
+                os.close(os.open(anchor, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise Unstorable(f"the data folder cannot be written ({error.strerror})") from error
         number = next(self._numbers)
