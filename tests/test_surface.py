@@ -92,7 +92,7 @@ for how in ({"mode": "disabled"}, {"settings": wandb.Settings(mode="disabled")})
 
 
 def test_watch_stores_gradients_and_parameters_every_so_often(daemon: Host) -> None:
-    script(daemon, """
+    done = script(daemon, """
 import torch
 wandb.init(project="w", name="r")
 model = torch.nn.Linear(3, 2)
@@ -102,7 +102,11 @@ for step in range(4):
     wandb.log({"loss": step})
 wandb.unwatch(model)
 wandb.log({"loss": 4})
+model.named_parameters = lambda: 1 / 0
+wandb.watch(model)
+wandb.log({"loss": 5}); wandb.log({"loss": 6})
 """)  # fmt: skip
+    assert said(done) == ["trackio: watch() failed and ends: ZeroDivisionError('division by zero')"]
     daemon.ended_run("w")
     metrics = daemon.cli("list", "metrics", "--project", "w", "--run", "r")["metrics"]
     assert metrics == ["gradients/bias", "gradients/weight", "loss", "parameters/bias", "parameters/weight"]

@@ -38,22 +38,21 @@ if training.is_world_process_zero():
     tiny_model.report(f"{folder}/report.json", history=training.state.log_history)
 """
 
-DPO = """
-from trl import DPOConfig, DPOTrainer
-training = DPOTrainer(model=tiny_model.model(), ref_model=tiny_model.model(), args=DPOConfig(**options, max_length=16),
-                      train_dataset=Dataset.from_list(pairs), **common)
-"""
-
-KTO = """
-from trl import KTOConfig, KTOTrainer
-training = KTOTrainer(model=tiny_model.model(), ref_model=tiny_model.model(), args=KTOConfig(**options, max_length=16),
-                      train_dataset=Dataset.from_list(labelled), **common)
-"""
-
-CPO = """
+PREFERENCES = """
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
-training = CPOTrainer(model=tiny_model.model(), args=CPOConfig(**options, max_length=16),
-                      train_dataset=Dataset.from_list(pairs), **common)
+model, data = tiny_model.model, Dataset.from_list
+trainers = [
+    DPOTrainer(model=model(), ref_model=model(), args=DPOConfig(**options | {"project": "dpo"}, max_length=16),
+               train_dataset=data(pairs), **common),
+    KTOTrainer(model=model(), ref_model=model(), args=KTOConfig(**options | {"project": "kto"}, max_length=16),
+               train_dataset=data(labelled), **common),
+    CPOTrainer(model=model(), args=CPOConfig(**options | {"project": "cpo"}, max_length=16),
+               train_dataset=data(pairs), **common),
+]
+for training in trainers: training.train()
+histories = [training.state.log_history for training in trainers]
+tiny_model.report(f"{folder}/report.json", **dict(zip(("dpo", "kto", "cpo"), histories)))
 """
 
 GRPO = """
@@ -110,12 +109,12 @@ def assert_is_the_training(run: Stored, report: Any, steps: list[int]) -> None:
     assert [step for step, _ in kept(report["history"], "loss")] == steps
 
 
-@pytest.mark.parametrize("trainer", [DPO, KTO, CPO], ids=["DPO", "KTO", "CPO"])
-def test_a_preference_training_is_one_run_with_everything_it_logs(offline: Host, trainer: str) -> None:
-    report = train(offline, OPTIONS + trainer + REPORT)
-    run = ended_run(offline, "trl")
-    assert_is_the_training(run, report, [1, 2, 3])
-    assert any("rewards" in name for name in run.facts["metrics"])
+def test_dpo_kto_and_cpo_trainings_in_one_process_are_a_run_each_with_everything_they_log(offline: Host) -> None:
+    report = train(offline, OPTIONS + PREFERENCES)
+    for project in ("dpo", "kto", "cpo"):
+        run = ended_run(offline, project)
+        assert_is_the_training(run, {"history": report[project]}, [1, 2, 3])
+        assert any("rewards" in name for name in run.facts["metrics"])
 
 
 def test_ppo_of_the_last_trl_that_has_it(offline: Host) -> None:

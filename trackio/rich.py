@@ -167,10 +167,9 @@ def cell(value: Any, keep: Keep) -> Any:
     """What a table or trace holds: the plain form, or the bounded repr of what has none."""
     try:
         return plain(value, 0, keep)
-    except Unstorable as error:
+    except Unstorable:
         if isinstance(value, Rich):
             raise
-        del error
         return short_repr(value)
 
 

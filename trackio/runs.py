@@ -165,8 +165,12 @@ class Run(Likeness):
         return plain
 
     def _with_watched(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        for watch in self._watched:
-            metrics = {**watch.metrics(), **metrics}
+        for watch in list(self._watched):
+            try:
+                metrics = {**watch.metrics(), **metrics}
+            except Exception as error:  # noqa: BLE001 the user's model
+                voice.warn_once("watch", f"watch() failed and ends: {error!r}")
+                self._watched.remove(watch)
         return metrics
 
     def _refuse_value(self, key: str, why: str) -> None:
