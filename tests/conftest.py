@@ -134,10 +134,10 @@ class Host:
         return views[0]
 
     def ended_runs(self, project: str, seconds: float = 20) -> list[RunView]:
-        """The project's runs, once all that processes have logged on this host is stored and none is running."""
+        """The project's runs, once all that was logged to it on this host is stored and none is running."""
 
         def found() -> list[RunView]:
-            if orphans.find(self.places):
+            if any(stream.meta["project"] == project for stream in orphans.find(self.places)):
                 return []
             runs = self.runs(project)
             return runs if all(run.state.state != "running" for run in runs) else []
@@ -146,7 +146,7 @@ class Host:
         return runs
 
     def ended_run(self, project: str, seconds: float = 20) -> RunView:
-        """The project's one run, once all that was logged on this host is stored and it is no longer running."""
+        """The project's one run, once all that was logged to it is stored and it is no longer running."""
         self.ended_runs(project, seconds)
         return self.the_run(project)
 

@@ -23,6 +23,8 @@ MESSAGES = [
     wire.StatusReport({"pid": 1}, [{"stream": "s"}]),
     wire.Stop("why"),
     wire.Stopping(1),
+    wire.Edit("p", "move", "r", "q"),
+    wire.Edited(False, "no"),
 ]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from trackio import folder, wire
 from trackio.places import COUNTERS
-from trackiod import incoming, recovery
+from trackiod import incoming, recovery, resuming
 from trackiod.databases import Databases
 from trackiod.editing import edit
 from trackiod.errors import StoreDamaged, StoreError
@@ -28,7 +28,6 @@ from trackiod.folding import Folding
 from trackiod.ingest import Duplicate, Refuse, judge
 from trackiod.store.digest import End
 from trackiod.store.project import ProjectStore
-from trackiod.store.reader import project_names
 from trackiod.work import (
     AlertSent,
     Append,
@@ -112,26 +111,8 @@ class Committer:
 
     def open_streams(self) -> list[tuple[str, str, dict[str, Any]]]:
         """(project, stream, meta) of every stream no end is known of. Before `start` only."""
-        found = []
         os.makedirs(self._projects, 0o700, exist_ok=True)
-        projects, problems = project_names(self._projects)
-        for problem in problems:
-            log.error("%s", problem)
-        for project in projects:
-            try:
-                store = self._databases.get(project)
-                found += [(project, stream, meta) for stream, meta, _ in store.open_streams()]
-                if raw := store.raw_streams():
-                    self._folding.note(project, raw)
-                incoming.remove(self._live, *store.shelf.settled(incoming.staged(self._live)))
-                for file in store.shelf.files_to_keep():
-                    self._on_errand(ToKeep(project, *file))
-                for alert in store.shelf.alerts_to_send():
-                    self._on_errand(ToSend(project, *alert))
-            except Exception as error:  # noqa: BLE001 one damaged project must not keep the daemon from starting
-                log.error("project %r: %s", project, error)
-            self._databases.close(project)
-        return found
+        return resuming.take_up(self._projects, self._databases, self._folding, self._on_errand)
 
     # -- the thread ----------------------------------------------------------------------------------------
 
@@ -265,8 +246,7 @@ class Committer:
                 if not self._drain(store, work):
                     after.append(lambda: self._go_on(work))
                     return None
-                known = {file for file, _ in store.shelf.files_to_keep(work.stream)}
-                after.append(lambda: incoming.remove_strays(self._live, work.stream, known))
+                after.append(lambda: incoming.remove_strays(self._live, work.stream, store.shelf.waiting_of))
                 is_whole = not store.has_holes(work.stream, _DAMAGED)
                 after.append(lambda: _remove_all(work.folders) if is_whole else self._set_aside(work))
                 return Drained(work.stream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 
 
 def staged(live: str) -> list[str]:
@@ -25,9 +26,10 @@ def remove(live: str, *files: str) -> None:
                 unlink(each)
 
 
-def remove_strays(live: str, stream: str, known: set[str]) -> None:
-    """Of a stream whose process is gone: what it staged and never spoke of is nobody's."""
+def remove_strays(live: str, stream: str, waiting_of: Callable[[str], set[str] | None]) -> None:
+    """Of a stream whose process is gone: what it staged and never spoke of is nobody's. `waiting_of` tells which of its
+    files are to be kept yet, or None if it cannot."""
     with contextlib.suppress(OSError):
-        for name in os.listdir(os.path.join(live, "incoming", stream)):
-            if f"{stream}/{name}" not in known:
-                remove(live, f"{stream}/{name}")
+        names = os.listdir(os.path.join(live, "incoming", stream))
+        if (waiting := waiting_of(stream)) is not None:
+            remove(live, *(file for name in names if (file := f"{stream}/{name}") not in waiting))

@@ -60,6 +60,13 @@ class Shelf:
         )
         return [(row[0], _unpacked(row[1])) for row in rows.fetchall()]
 
+    def waiting_of(self, stream: str) -> set[str] | None:
+        """The ids of a stream's files that are to be kept yet; None if they cannot be read."""
+        try:
+            return {file for file, _ in self.files_to_keep(stream)}
+        except sqlite3.DatabaseError:
+            return None
+
     def settled(self, files: list[str]) -> list[str]:
         """Those of these files of which it is known what became of them."""
         sql = "SELECT 1 FROM files WHERE id = ? AND state IS NOT NULL"
