@@ -81,6 +81,9 @@ class Table(Rich):
             data = data.tolist()
         if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
             raise TypeError(f"Table data must be a list of rows, not a {type(data).__name__}.")
+        if isinstance(data, list) and all(type(row) is list and len(row) == len(self._columns) for row in data):
+            self._rows = [row.copy() for row in data]
+            return
         for row in data:
             self._take_row(row)
 

@@ -21,7 +21,7 @@ Open = tuple[str, str, dict[str, Any]]
 
 
 def take_up(projects: str, databases: Databases, folding: Folding, on_errand: Callable[[Errand], None]) -> list[Open]:
-    """The streams that no end is known of, in all projects; the rest is handed to `folding` and `on_errand`. What cannot
+    """The streams of all projects that no end is known of; the rest is handed to `folding` and `on_errand`. What cannot
     be read is logged, and keeps no daemon from starting."""
     found: list[Open] = []
     names, problems = project_names(projects)
