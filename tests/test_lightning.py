@@ -18,7 +18,7 @@ import lightning as L, torch
 from trackio.lightning import TrackioLogger
 
 class Model(L.LightningModule):
-    def __init__(self, lr=0.1):
+    def __init__(self, lr=0.01):
         super().__init__()
         self.save_hyperparameters()
         self.layer = torch.nn.Linear(4, 1)
@@ -37,6 +37,7 @@ logger = TrackioLogger(project="pl", name="x", prefix="m", log_model=True, tags=
 trainer = L.Trainer(max_epochs=2, logger=logger, log_every_n_steps=2, accelerator="cpu", devices=DEVICES,
                     strategy="ddp" if DEVICES > 1 else "auto", enable_progress_bar=False, enable_model_summary=False,
                     default_root_dir=os.getcwd())
+L.seed_everything(1, verbose=False)
 model = Model()
 trainer.fit(model, data, data)
 if trainer.is_global_zero: logger.log_image("picture", [torch.zeros(3, 8, 8).numpy().transpose(1, 2, 0)], step=3)
@@ -56,7 +57,7 @@ def test_fit_and_test_of_two_ranks_are_one_run(offline: Host) -> None:
     assert done.returncode == 0, done.stderr
     run = ended_run(offline, "pl")
     assert (run.facts["run"], run.facts["run_id"], run.facts["state"]) == ("x", done.stdout.split()[-1], "finished")
-    assert run.facts["config"]["lr"] == 0.1 and run.facts["tags"] == ["t"] and run.facts["attempts"] == 1
+    assert run.facts["config"]["lr"] == 0.01 and run.facts["tags"] == ["t"] and run.facts["attempts"] == 1
     points = run.points()
     assert [step for step, _ in points["m/train_loss"]] == [1, 3, 5, 7]
     assert [step for step, _ in points["m/val_loss"]] == [3, 7]

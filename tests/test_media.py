@@ -339,7 +339,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_child_killed_while_it_keeps_a_file_is_started_again(daemon: Host) -> None:
     log(daemon, """
-for i in range(40): trackio.log({"image": trackio.Image(np.full((900, 900, 3), i, np.uint8))}, step=i)
+for i in range(12): trackio.log({"image": trackio.Image(np.full((900, 900, 3), i, np.uint8))}, step=i)
 """)  # fmt: skip
     pid = daemon.status().daemon["pid"]
     for _ in range(2):
@@ -348,7 +348,7 @@ for i in range(40): trackio.log({"image": trackio.Image(np.full((900, 900, 3), i
         child.kill()
         wait_for(lambda known=child: psutil.Process(pid).children() != [known], what="its end")
     values = kept(daemon, "image")
-    assert len(values) == 40 and all((picture(v) == i).all() for i, v in enumerate(values))
+    assert len(values) == 12 and all((picture(v) == i).all() for i, v in enumerate(values))
 
 
 def test_files_that_were_staged_and_never_spoken_of_are_removed_with_their_stream(daemon: Host) -> None:

@@ -125,7 +125,7 @@ class _Keeping:
                 self._end_child()
                 if tries >= _TRIES and not isinstance(error, _Refused):
                     return Kept("incomplete", cause=f"keeping it failed {tries} times ({error})")
-                time.sleep(min(_AGAIN_SECONDS * tries, 60.0))
+                time.sleep(min(_AGAIN_SECONDS * (tries - 1), 60.0))
         return None
 
     def _asked(self, task: list[Any], size: int) -> Kept:
