@@ -339,3 +339,31 @@ sys.stdin.read()
         host.stop()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_what_is_giant_or_goes_round_in_circles_costs_itself_and_a_sentence(daemon: Host) -> None:
+    said = run_well(daemon, """
+giant, circle, ring = "a" * (64 << 20), {}, []
+circle["itself"] = circle; ring.append(ring)
+class Odd:
+    def __init__(self): self.self = self
+    def __repr__(self): return "o" * 10**6
+run.config.update({"giant": giant, "circle": circle, "ring": ring, "odd": Odd(), "lr": 1})
+run.summary["giant"] = giant
+trackio.log({"giant": giant, "circle": circle, "ring": ring, "odd": Odd(), "fine": 1})
+trackio.log({"table": trackio.Table(data=[[ring, circle, Odd(), 2]]), "fine": 2})
+trackio.log({"trace": trackio.Trace([{"role": "user", "content": circle}], metadata={"odd": Odd()}), "fine": 3})
+trackio.log({"giant table": trackio.Table(data=[[giant]]), "fine": 4})
+trackio.alert(giant, giant)
+""", TRACKIO_SPILL_MIB="50")  # fmt: skip
+    assert all(len(line) < 1000 for line in said), "no sentence quotes what is giant"
+    for named in ("'giant' was left out", "'ring' was left out", "'odd' was left out", "'giant table' was left out",
+                  "config 'giant' is very large", "summary 'giant' is very large", "an alert is cut"):  # fmt: skip
+        assert sum(named in line for line in said) == 1, (named, said)
+    run = daemon.ended_run("p")
+    assert [p.value for p in shown(run, "fine")] == [1, 2, 3, 4]
+    config = run.config()
+    assert config["lr"] == 1 and len(config["giant"]) <= 1000 and len(config["odd"]) <= 1000
+    assert len(str(config)) < 100_000
+    (table,) = [p.value for p in shown(run, "table")]
+    assert table["rows"][0][3] == 2 and len(table["rows"][0][2]) <= 1000
