@@ -229,3 +229,27 @@ except ValueError as error: print(error)
         "Artifact has already been logged or fetched; make a new Artifact to log again.",
         "Artifact 'm' has type 'unspecified', not 'other'.",
     ]
+
+
+def test_deleting_a_run_leaves_its_artifacts_and_what_another_run_shares(daemon: Host) -> None:
+    said = run(daemon, """
+import numpy as np
+write("w.bin", "weights"); trackio.log_artifact("w.bin", name="m").wait()
+trackio.save("w.bin")
+picture = lambda n: trackio.Image(np.full((2, 2), n, np.uint8))
+trackio.log({"mine": picture(1), "ours": picture(2)})
+with trackio.init(project="p", name="other"): trackio.log({"ours": picture(2)})
+""")  # fmt: skip
+    daemon.ended_runs("p")
+    wait_for(lambda: not daemon.status().daemon["errands"], what="the files")
+    assert len([p for p in (daemon.data / "blobs").rglob("*") if p.is_file()]) == 3
+    said = run(daemon, """
+api = trackio.Api()
+print(api.runs("p")[0].delete(), [r.name for r in api.runs("p")])
+""")  # fmt: skip
+    assert said == ["True ['other', 'r']"], "the second r is the script's own run"
+    assert len([p for p in (daemon.data / "blobs").rglob("*") if p.is_file()]) == 2
+    said = run(daemon, """
+print(open(trackio.use_artifact("m").download("out") + "/w.bin").read())
+""")  # fmt: skip
+    assert said == ["weights"]
