@@ -342,6 +342,27 @@ while True: trackio.log({"a": 1.0})
     assert ["preempted" in r.metric_names for r in daemon.runs("p")] == [True] * 8
 
 
+def test_waking_the_shipper_from_a_signal_handler_in_the_middle_of_waking_it_never_deadlocks(host: Host) -> None:
+    """finish() in a handler wakes the shipper, which log() may be doing just then."""
+    done = host.run("""
+import signal
+from trackio.wake import Wake
+wake, hits = Wake(), 0
+def handler(*_):
+    global hits
+    hits += 1
+    wake.set()
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+while hits < 3000: wake.set()
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert wake.wait(0) and wake.is_set()
+wake.clear()
+assert not wake.wait(0.01)
+""")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_hundreds_of_runs_in_one_process_hold_on_to_nothing(host: Host) -> None:
     """A sweep: with a daemon, and first without one."""
     code = """

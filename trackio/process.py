@@ -40,7 +40,7 @@ class Process:
         self._refused_values = 0
         """of runs that this process has let go of"""
         self._shippers: dict[str, Shipper] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may log in the middle of it
 
     def open_stream(self, places: Places, settings: Settings, facts: dict[str, Any]) -> Stream:
         """A new stream, carried by this process's shipper for the data folder."""

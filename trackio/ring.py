@@ -17,6 +17,7 @@ from zlib import crc32
 
 from trackio.record import COMMITTED, CRC_SLICE, checksum
 from trackio.segment import HEADER_BYTES, Segment
+from trackio.wake import Wake
 
 _pack_header = struct.Struct("<II").pack
 _MARK_BYTES = 128 << 10
@@ -34,7 +35,7 @@ class Ring:
         """`counters` are two words, records and points refused. `provide(size)` makes a spare that fits."""
         self.head = 0
         """the offset after the last record"""
-        self.wanted = threading.Event()
+        self.wanted = Wake()
         """set when the shipper has something to do"""
         self._counters = counters
         self._provide = provide

@@ -18,6 +18,7 @@ from trackio.shipping import Courier, Held, SayHello, SendData, SendHeartbeat, S
 from trackio.spool import Spool
 from trackio.starter import Starter
 from trackio.version import __version__
+from trackio.wake import Wake
 
 _IDLE_SECONDS = 0.25
 _ACTIVE_SECONDS = 0.05
@@ -58,7 +59,7 @@ class Shipper:
     def __init__(self, places: Places, *, autostart: bool, starts_first: bool) -> None:
         """`starts_first`: local rank 0 starts a missing daemon at once, the others give it two seconds."""
         self.places = places
-        self.wanted = threading.Event()
+        self.wanted = Wake()
         self._shipments: dict[str, Shipment] = {}
         self._link: Link | None = None
         self._daemon: Endpoint | None = None

@@ -9,7 +9,7 @@ import sys
 import threading
 
 _said: set[str] = set()
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may speak in the middle of it
 quiet = False
 
 
@@ -44,4 +44,4 @@ def warn_once(matter: str, sentence: str) -> bool:
 def after_fork() -> None:
     """A child has its own lock; what the parent said counts as said."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
