@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from trackio import surface, voice
+from trackio.staging import sha256_of
 from trackio.values import Unstorable, plain_config
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Artifact:
             return
         for path, relative in _local(parts.path, max_objects or _MAX_OBJECTS):
             inside = "/".join(filter(None, [str(name).rstrip("/") if name else "", relative])) or os.path.basename(path)
-            digest = _sha256(path) if checksum else f"file://{path}"
+            digest = sha256_of(path) if checksum else f"file://{path}"
             self._refer(checked_path(inside), f"file://{path}", digest, os.stat(path).st_size)
 
     def _add(self, path: str, inside: str) -> None:
@@ -271,13 +272,6 @@ def _local(path: str, most: int) -> list[tuple[str, str]]:
     if not found:
         raise ValueError(f"Reference {path!r} matched no file.")
     return found
-
-
-def _sha256(path: str) -> str:
-    import hashlib
-
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def used(data: str, project: str, artifact_or_name: Any, type_: str | None) -> Artifact:

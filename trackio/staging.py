@@ -8,6 +8,7 @@ and one that never came is known. Writing goes to the page cache: it outlives th
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import itertools
 import os
 import shutil
@@ -105,7 +106,7 @@ class Staging:
         return os.path.join(os.path.dirname(self._incoming), "blobs", derived_id("project", project))
 
     def _taken(self, source: str, path: str, size: int) -> str:
-        if _cloned(source, path):
+        if cloned(source, path):
             return "cloned"
         if size > SMALL_BYTES and _linked(source, path):
             return "linked"
@@ -165,7 +166,7 @@ def _write_all(fd: int, part: Buffer) -> None:
         left = left[os.write(fd, left) :]
 
 
-def _cloned(source: str, path: str) -> bool:
+def cloned(source: str, path: str) -> bool:
     """Whether `path` now shares the source's blocks and none of its future (btrfs, XFS, bcachefs)."""
     try:
         with open(source, "rb") as old, open(path, "xb") as new:
@@ -174,6 +175,12 @@ def _cloned(source: str, path: str) -> bool:
     except OSError:
         _forget(path)
         return False
+
+
+def sha256_of(path: str) -> str:
+    """A file's digest in hex. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _linked(source: str, path: str) -> bool:

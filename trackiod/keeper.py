@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ import sys
 import time
 from typing import IO, Any, NamedTuple
 
-from trackio.staging import clean_suffix
+from trackio.staging import clean_suffix, sha256_of
 from trackiod import encoding
 
 _FREE_SHARE = 0.05
@@ -49,7 +48,7 @@ def keep(staged: str, folder: str, facts: dict[str, Any]) -> Kept:
         os.makedirs(folder, 0o700, exist_ok=True)
         _remove_stale(folder)
         made = _made(staged, new, suffix, facts)
-        digest, size = _digest(made.path)
+        digest, size = sha256_of(made.path), os.stat(made.path).st_size
         if why := _changed(staged, facts):
             return Kept("incomplete", cause=why)
         target = os.path.join(folder, digest[:2], digest + made.suffix)
@@ -113,11 +112,6 @@ def _changed(staged: str, facts: dict[str, Any]) -> str:
     if (info.st_size, info.st_mtime_ns) != (facts["size"], facts["mtime_ns"]):
         return "its source was written to before it could be kept"
     return ""
-
-
-def _digest(path: str) -> tuple[str, int]:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
 
 
 def _sync(path: str) -> None:

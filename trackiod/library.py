@@ -5,7 +5,6 @@ Reads files; needs no daemon but where something is awaited.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from trackio import places
+from trackio.staging import cloned
 from trackiod.catalog import open_project
 from trackiod.errors import NotFound, StoreError
 from trackiod.keeper import blob_path
@@ -23,7 +23,6 @@ from trackiod.store.schema import project_id
 _WAIT_SECONDS = 60.0
 _BYTES_A_SECOND = 20 << 20
 _LOOK_SECONDS = 0.05
-_FICLONE = 0x40049409
 
 
 class Version(NamedTuple):
@@ -145,11 +144,7 @@ def _put(source: str, target: str, entry: Mapping[str, Any]) -> None:
             raise RuntimeError(f"{entry['path']!r} has changed since it was logged.")
         if os.path.exists(target):
             os.unlink(target)
-        with open(source, "rb") as old, open(target, "xb") as new:
-            try:
-                fcntl.ioctl(new, _FICLONE, old.fileno())
-                return
-            except OSError:
-                shutil.copyfileobj(old, new, 1 << 20)
+        if not cloned(source, target):
+            shutil.copyfile(source, target)
     except FileNotFoundError:
         raise RuntimeError(f"The file of {entry['path']!r} was removed.") from None
