@@ -122,6 +122,14 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert hook.url.encode() not in b"".join(p.read_bytes() for p in host.data.rglob("*.log"))
 
 
+def test_a_webhook_that_fails_is_tried_again_by_the_same_daemon(daemon: Host, hook: Hook) -> None:
+    hook.answers = [503]
+    daemon.run(HEAD + f"trackio.alert('a', webhook_url={hook.url!r})")
+    wait_for(lambda: hook.bodies, what="the second try")
+    wait_for(lambda: [a["webhook"] for a in alerts(daemon)] == ["sent"], what="its note")
+    assert len(hook.bodies) == 1 and hook.answers == []
+
+
 def test_a_webhook_that_refuses_is_given_up_and_named(daemon: Host, hook: Hook) -> None:
     hook.answers = [404]
     code = (
