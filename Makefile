@@ -7,7 +7,7 @@ demo:
 
 test:
 	@.ci/venv test
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -n 2 $(ARGS)
 
 lint:
 	@.ci/venv lint
