@@ -18,8 +18,9 @@ from .output import print_json, say, table, where
 @click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")
 def alerts(project: str, run: str | None, level: str | None, since: str | None, as_json: bool) -> None:
     """The alerts of a project or run, the newest first."""
-    with catalog.open_project(where().projects, project) as reader:
-        found = chosen(reader, run, level, since)
+    projects = where().projects
+    with catalog.open_project(projects, project) as reader:
+        found = chosen(projects, reader, run, level, since)
     if as_json:
         print_json({"project": project, "run": run, "level": level, "since": since, "alerts": found})
     elif not found:

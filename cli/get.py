@@ -89,7 +89,7 @@ def get_project(project: str, as_json: bool) -> None:
 def get_run(project: str, run: str, rank: int | None, as_json: bool) -> None:
     """A run: state, ranks, steps, metrics with their summary, and configuration."""
     with catalog.open_project(where().projects, project) as reader:
-        facts = run_facts(project, catalog.find_run(reader, run), rank)
+        facts = run_facts(where().projects, project, catalog.find_run(reader, run), rank)
         warn(reader.problems)
     if as_json:
         print_json(facts)
@@ -104,6 +104,9 @@ def get_run(project: str, run: str, rank: int | None, as_json: bool) -> None:
     say(f"Points: {facts['points']}, of these {facts['hidden_points']} hidden by later ones")
     if facts["refused_points"] or facts["holes"]:
         say(f"Lost: {facts['refused_points']} points refused, {len(facts['holes'])} holes")
+    if facts["energy_joules"] is not None:
+        per_step = facts["energy_joules_per_step"]
+        say(f"Energy: {facts['energy_joules']:,.0f} J" + (f", {per_step:,.1f} J a step" if per_step else ""))
     say("\nMetrics:\n" + _summary_table(facts["summary"]))
     lines = ["", "Config:", *([f"  {key}: {value}" for key, value in facts["config"].items()] or ["  (no config)"])]
     for key, values in facts["config_differences"].items():

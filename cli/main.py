@@ -9,6 +9,7 @@ from trackio.version import __version__
 from .alerts import alerts
 from .artifacts import get_artifact, list_artifacts
 from .get import get
+from .gpu import gpu
 from .list import list_
 from .output import SpokenErrors
 from .show import show_command
@@ -27,6 +28,7 @@ trackio.add_command(status)
 trackio.add_command(list_)
 trackio.add_command(get)
 trackio.add_command(show_command)
+trackio.add_command(gpu)
 list_.add_command(alerts)
 get.add_command(alerts)
 list_.add_command(list_artifacts)

@@ -6,13 +6,16 @@ from typing import Any
 
 from trackiod.answers import RunView
 from trackiod.exhibits import Exhibits
+from trackiod.node import SystemView
 from trackiod.overview import Overview
 
 from .output import timestamp
 
 
-def run_facts(project: str, view: RunView, rank: int | None) -> dict[str, Any]:
+def run_facts(projects: str, project: str, view: RunView, rank: int | None) -> dict[str, Any]:
     """Everything `get run` says."""
+    with SystemView(projects, view) as system:
+        energy = system.energy()
     state, steps, overview = view.state, view.steps, Overview(view)
     summary = {name: overview.summary(name) for name in overview.metrics}
     exhibits = Exhibits(view.reader, whole=False)
@@ -62,4 +65,6 @@ def run_facts(project: str, view: RunView, rank: int | None) -> dict[str, Any]:
         "refused_points": view.refused_points,
         "holes": [{"stream": h.stream, "bytes": h.end - h.start, "cause": h.cause} for h in view.holes],
         "config_differences": view.config_differences,
+        "energy_joules": energy,
+        "energy_joules_per_step": energy / view.steps_made if energy is not None and view.steps_made else None,
     }

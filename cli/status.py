@@ -16,6 +16,7 @@ from trackiod.errors import StoreError
 from trackiod.overview import Overview
 from trackiod.store.reader import ProjectReader, paths
 
+from .gpu import gpu_table, gpus_now
 from .output import cell, duration, print_json, size, table, timestamp, where
 
 _RECENT_RUNS = 10
@@ -49,7 +50,7 @@ def status_facts(places: Places, recent: int) -> dict[str, Any]:
     problems: list[str] = []
     rows: list[dict[str, Any]] = []
     known: set[str] = set()
-    waiting = {found.id for found in orphans.find(places)}
+    waiting = {found.id for found in orphans.find(places) if found.meta.get("role") != "sampler"}
     has_runs = False
     for path in paths(places.projects):
         try:
@@ -69,11 +70,18 @@ def status_facts(places: Places, recent: int) -> dict[str, Any]:
         "daemon": report.daemon if report else None,
         "is_silent": report is None and launch.is_running(places),
         "data": places.data,
-        "problems": problems + ([report.daemon["problem"]] if report and report.daemon.get("problem") else []),
+        "problems": problems + (_problems(report.daemon) if report else []),
         "waiting": len(waiting - known),
         "has_runs": has_runs,
         "runs": rows[:keep],
+        "gpus": gpus_now(places),
     }
+
+
+def _problems(daemon: dict[str, Any]) -> list[str]:
+    """What the daemon itself complains of."""
+    sampler = daemon.get("sampler") or {}
+    return [problem for problem in (daemon.get("problem"), sampler.get("trouble")) if problem]
 
 
 def _run(project: str, view: RunView, report: wire.StatusReport | None) -> dict[str, Any]:
@@ -130,6 +138,8 @@ def text(facts: dict[str, Any]) -> str:
         return "\n".join([*lines, *([] if facts["waiting"] or facts["has_runs"] else ["No runs yet."])])
     header = ["PROJECT", "RUN", "STATE", "RANKS", "STEP", "STEPS/S", "POINTS", "LAG", "LOST", "SUMMARY"]
     lines += ["", table(header, [_cells(run) for run in facts["runs"]])]
+    if facts["gpus"]:
+        lines += ["", gpu_table(facts["gpus"])]
     for run in facts["runs"]:
         if run["weakness"]:
             lines.append(f"{run['run']}: {run['weakness']}")

@@ -1,4 +1,4 @@
-"""`trackio list system-metrics`, `trackio get system-metric`: what log_system() was given."""
+"""`trackio list system-metrics`, `trackio get system-metric`: what is known of the machine while a run ran."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import click
 
 from trackiod import catalog
 from trackiod.errors import NotFound
+from trackiod.node import SystemView
 
-from .output import print_json, say, timestamp, where
+from .output import cell, print_json, print_long_json, say, timestamp, where
 
 _RUN = click.option("--run", required=True, help="A run's id, or its name: the newest run of that name.")
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")
@@ -18,10 +19,12 @@ _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Valid JSON inst
 @_RUN
 @_AS_JSON
 def list_system_metrics(project: str, run: str, as_json: bool) -> None:
-    """The metrics that a run gave to log_system()."""
-    with catalog.open_project(where().projects, project) as reader:
+    """The metrics of GPUs and host that concern a run, and those it gave to log_system()."""
+    projects = where().projects
+    with catalog.open_project(projects, project) as reader:
         view = catalog.find_run(reader, run)
-        names = sorted({name for _, _, metrics in reader.system(view.run_ids) for name in metrics})
+        with SystemView(projects, view) as system:
+            names = system.names
     if as_json:
         print_json({"project": project, "run": view.name, "run_id": view.id, "system_metrics": names})
     else:
@@ -35,25 +38,22 @@ def list_system_metrics(project: str, run: str, as_json: bool) -> None:
 @click.option("--metric", help="Only this one.")
 @_AS_JSON
 def get_system_metric(project: str, run: str, metric: str | None, as_json: bool) -> None:
-    """What a run gave to log_system(), by time."""
-    with catalog.open_project(where().projects, project) as reader:
+    """The metrics of GPUs and host that concern a run, by time; `rank` says whose process, if one's."""
+    projects = where().projects
+    with catalog.open_project(projects, project) as reader:
         view = catalog.find_run(reader, run)
-        rows = reader.system(view.run_ids)
-    if metric is not None and not any(metric in metrics for _, _, metrics in rows):
-        known = {name for _, _, metrics in rows for name in metrics}
-        raise NotFound("System metric", metric, f" in run '{view.name}' of project '{project}'", known)
-    values = [
-        {**(metrics if metric is None else {metric: metrics[metric]}), "timestamp": timestamp(time_ns), "rank": rank}
-        for time_ns, rank, metrics in rows
-        if metric is None or metric in metrics
-    ]
+        with SystemView(projects, view) as system:
+            if metric is not None and metric not in (known := system.names):
+                raise NotFound("System metric", metric, f" in run '{view.name}' of project '{project}'", known)
+            rows = system.rows(metric)
     if as_json:
         named = {} if metric is None else {"metric": metric}
         kind = "system_metrics" if metric is None else "values"
-        print_json({"project": project, "run": view.name, "run_id": view.id, **named, kind: values})
+        values = ({**row.metrics, "timestamp": timestamp(row.time_ns), "rank": row.rank} for row in rows)
+        print_long_json({"project": project, "run": view.name, "run_id": view.id, **named}, kind, values)
         return
-    if not values:
+    if not rows:
         say("No system metrics found.")
-    for value in values:
-        words = ", ".join(f"{name} {v}" for name, v in value.items() if name not in ("timestamp", "rank"))
-        say(f"{value['timestamp']}  rank {value['rank']}  {words}")
+    for row in rows:
+        words = ", ".join(f"{name} {cell(value)}" for name, value in row.metrics.items())
+        say(f"{timestamp(row.time_ns)}  {'node' if row.rank is None else f'rank {row.rank}'}  {words}")

@@ -11,11 +11,11 @@ SAME = "same"
 
 UPSTREAM = {
     "init": "takes every keyword; `space_id`, `server_url`, `dataset_id`, `bucket_id` and `private` wait for uploads, "
-    "`auto_log_gpu`, `gpu_log_interval`, `auto_log_cpu` and `cpu_log_interval` for the sampler, `embed` for "
-    "a dashboard",
+    "`embed` for a dashboard; `auto_log_gpu` and `auto_log_cpu` are True if nothing is said, the intervals 5 s, and "
+    "the smallest that a run on the node asks for samples",
     "log": "nested metrics are flattened with `/`, None is skipped, no key is reserved; also `data=` and `commit=`",
     "log_system": SAME,
-    "log_gpu": "returns `{}` and says so once: nothing is sampled yet",
+    "log_gpu": "returns the node's newest sample, stores nothing: the node is sampled once, for all runs",
     "log_cpu": "as `log_gpu`",
     "log_artifact": "returns at once; the version is waited for where it is read",
     "use_artifact": "also `project/name:version`",

@@ -66,6 +66,7 @@ class Host:
             "TRACKIO_SPOOL_DIR": str(self.spool),
             "TRACKIO_AUTOSTART": "0",
             "TRACKIO_IDLE_SECONDS": "30",
+            "TRACKIO_SAMPLING": "0",
         }
         return {**clean_environ(), **ours, **self.extra, **more}
 

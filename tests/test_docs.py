@@ -10,6 +10,8 @@ import click
 from trackio_cli.daemon import trackiod
 from trackio_cli.main import trackio
 
+from trackiod.sampler import table
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -36,6 +38,26 @@ def commands_page() -> str:
 
 def test_the_commands_page_lists_every_command_and_option() -> None:
     assert (ROOT / "docs" / "commands.md").read_text() == commands_page()
+
+
+def system_metrics_page() -> str:
+    """What docs/system-metrics.md must be, but for the part that says what was seen on a GPU."""
+    lines = [
+        "# System metrics", "",
+        "Every metric of the sampler, made from `trackiod/sampler/table.py`, under the names that `trackio list",
+        "system-metrics` shows. `{gpu}` is the index of a GPU, or `gpu:instance` of a MIG instance. What the driver or the",
+        "kernel does not tell is absent. Each reading has the time at which it was made.", "",
+    ]  # fmt: skip
+    for room in table.ROOMS:
+        lines += [f"## {room.title}", "", "| Metric | Unit | Source | Meaning |", "|---|---|---|---|"]
+        shown = [m for m in room.metrics if m.name != "is_there"]
+        lines += [f"| `{room.shown}{m.name}` | {m.unit} | {m.source} | {m.meaning} |" for m in shown]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def test_the_page_of_system_metrics_is_that_of_the_table() -> None:
+    assert (ROOT / "docs" / "system-metrics.md").read_text().startswith(system_metrics_page())
 
 
 def test_every_command_and_option_says_what_it_does() -> None:

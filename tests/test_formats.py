@@ -35,6 +35,9 @@ MESSAGES: list[tuple[wire.Message, str]] = [
     (wire.Stopping(1), "920d01"),
     (wire.Edit("p", "rename", "r", "n"), "950ea170a672656e616d65a172a16e"),
     (wire.Edited(False, "no"), "930fc2a26e6f"),
+    (wire.SamplerQuery("s", {"hidden": 1}), "9310a17381a668696464656e01"),
+    (wire.SamplerOrders({"leave": False}), "921181a56c65617665c2"),
+    (wire.HostSampler("s"), "9212a173"),
 ]
 
 

@@ -25,6 +25,9 @@ MESSAGES = [
     wire.Stopping(1),
     wire.Edit("p", "move", "r", "q"),
     wire.Edited(False, "no"),
+    wire.SamplerQuery("s", {"hidden": 1}),
+    wire.SamplerOrders({"leave": False}),
+    wire.HostSampler("s"),
 ]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trackio import context_vars, opening, process, surface, voice
+from trackio import context_vars, gauges, opening, process, surface, voice
 from trackio.alerts import AlertLevel
 from trackio.configuration import Config, Current, Summary
 from trackio.runs import Run
@@ -65,6 +65,8 @@ def init(
     Every rank of a torchrun, accelerate, SLURM or MPI job may call it: they are one run. `resume="allow"`
     goes on with the newest run of that name, or without a name with the run this process has;
     `"must"` raises ValueError if there is none. `mode` is `online`, `offline` or `disabled`.
+    The node is sampled for it every 5 seconds; `auto_log_gpu=False` and `auto_log_cpu=False` leave that out of this
+    run, `gpu_log_interval` and `cpu_log_interval` ask for other seconds.
     `id`, `tags`, `notes`, `job_type`, `reinit`, `settings`, `webhook_url` and `webhook_min_level` are wandb's
     and upstream's; `project_name`, `experiment_name` and `run_name` are taken too; unknown keywords are named once.
     Takes a few milliseconds; with `resume="allow"` up to 50 more, with `"must"` up to some seconds.
@@ -116,16 +118,17 @@ def log_system(metrics: Mapping[str, Any]) -> None:
 
 
 def log_gpu(run: Run | None = None, device: int | None = None) -> dict[str, Any]:
-    """The newest sample of the GPUs: not built yet. Says so once and returns an empty dict."""
+    """The newest sample of the GPUs that this process may use, or of one, by CUDA's index: `gpu/0/power` in W and what
+    else docs/system-metrics.md names. Empty where there is none. Stores nothing: the node is sampled, once, while a
+    run lives. Raises RuntimeError before any `init()`."""
     _needed("log_gpu", run)
-    voice.warn_once("sampler", "GPUs and the host are not sampled yet; log_gpu() and log_cpu() return nothing.")
-    return {}
+    return gauges.gpus(device)
 
 
 def log_cpu(run: Run | None = None) -> dict[str, Any]:
-    """The newest sample of the host: not built yet, as `log_gpu`."""
+    """The newest sample of the host and of this process, as `log_gpu`. Raises RuntimeError before any `init()`."""
     _needed("log_cpu", run)
-    return log_gpu(run)
+    return gauges.host()
 
 
 def log_artifact(artifact_or_path: Any, *names: Any, **options: Any) -> Any:

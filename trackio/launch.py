@@ -82,12 +82,21 @@ def spawn(places: Places, *options: str, errors: int | None = None) -> int:
     That process ends when the daemon is ready, with its exit code; it writes why not to the descriptor
     `errors`, else to the daemon's log.
     """
+    return _spawn(places, ["run", "--detach", *options], errors)
+
+
+def spawn_sampler(places: Places) -> int:
+    """Starts a sampler detached; returns the pid of the process that detaches it. Raises OSError."""
+    return _spawn(places, ["sample", "--detach", "--hosted"], None)
+
+
+def _spawn(places: Places, arguments: list[str], errors: int | None) -> int:
     make_private(places.live)
     log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         return os.posix_spawn(
             sys.executable,
-            [sys.executable, "-P", "-m", "trackiod", "run", "--detach", *options],
+            [sys.executable, "-P", "-m", "trackiod", *arguments],
             environment(os.environ, places, _package_folder()),
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

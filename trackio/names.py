@@ -6,6 +6,9 @@ import base64
 import hashlib
 import os
 
+HOST = "\0host"
+"""The project of the node's samples, which no user's can be called."""
+
 _ADJECTIVES = (
     "amber ancient autumn bold brave bright brisk calm candid clear clever cosmic crisp curious daring deft "
     "eager early electric fair fearless fine fleet gentle glad golden grand happy hardy humble jolly keen "

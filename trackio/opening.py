@@ -8,6 +8,7 @@ from typing import Any
 
 from trackio import (
     context_vars,
+    gauges,
     identity,
     inquiry,
     launch,
@@ -146,6 +147,8 @@ def _new_run(asked: Request, ours: Settings, *, is_ours: bool = True) -> Run:
         "launcher": rank.launcher,
         "attempt": attempt,
         "interactive": facts.interactive,
+        "sampling": dict(asked.sampling),
+        "cuda_visible_devices": gauges.visible_devices(),
         **asked.about,
         "data": clean_text(where.data),
     }

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from trackio import alerts, voice
 from trackio.configuration import as_mapping
 from trackio.likeness import MAX_NAME_CHARS
+from trackio.names import HOST
 from trackio.runs import warn_unknown
-from trackio.settings import Settings
+from trackio.settings import LONGEST_SAMPLE_SECONDS, SHORTEST_SAMPLE_SECONDS, Settings
 from trackio.values import clean_text, short_repr
 
 _RESUMES = ("never", "allow", "must")
@@ -18,8 +19,8 @@ _REINITS = {True: "finish_previous", False: "return_previous", None: "", "defaul
 _MOST_ABOUT_CHARS = 10_000
 _UNUSED = frozenset(
     (
-        "space_id server_url dataset_id dataset_repo bucket_id private embed auto_log_gpu gpu_log_interval "
-        "auto_log_cpu cpu_log_interval trackio_url trackio_token hf_token monitoring_mode dir entity save_code "
+        "space_id server_url dataset_id dataset_repo bucket_id private embed trackio_url trackio_token "
+        "hf_token monitoring_mode dir entity save_code "
         "allow_val_change force anonymous magic tensorboard sync_tensorboard monitor_gym"
     ).split()
 )
@@ -48,6 +49,8 @@ class Request(NamedTuple):
     about: Mapping[str, Any] = {}
     """tags, notes and the kind of job, for those who read"""
     webhook: alerts.Webhook = alerts.NO_WEBHOOK
+    sampling: Mapping[str, Any] = {}
+    """what the run wants of the node's sampler: `gpu` and `cpu` (None: as is the rule), and at which intervals"""
 
 
 def nothing(project: Any) -> Request:
@@ -68,6 +71,7 @@ def understood(
     webhook = _webhook(unknown.pop("webhook_url", None), unknown.pop("webhook_min_level", None), ours)
     about = {word: unknown.pop(word, None) for word in ("tags", "notes", "job_type")}
     reinit = unknown.pop("reinit", None)
+    sampling = _sampling(unknown, wanted)
     config = _without(config, unknown.pop("config_exclude_keys", None), unknown.pop("config_include_keys", None))
     warn_unknown("init", {k: v for k, v in unknown.items() if k not in _UNUSED})
     name = asked_name or _name_or_none(ours.run_name)
@@ -91,6 +95,7 @@ def understood(
         reinit=str(_REINITS.get(reinit, reinit) if isinstance(reinit, (str, bool, type(None))) else ""),
         about={word: _about(value) for word, value in about.items() if value},
         webhook=webhook,
+        sampling=sampling,
     )
 
 
@@ -109,6 +114,35 @@ def _webhook(url: Any, least: Any, ours: Settings) -> alerts.Webhook:
         voice.warn_once("webhook_min_level", f"webhook_min_level={short_repr(least)} is no level; all alerts are sent.")
         level = alerts.AlertLevel.INFO
     return alerts.Webhook(_text_or_none(url or ours.webhook_url), level)
+
+
+def _sampling(asked: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """upstream's `auto_log_gpu`, `gpu_log_interval` and the same of the CPU, taken out of `asked`; `wanted` are wandb's
+    settings."""
+    off, every = bool(wanted.get("x_disable_stats")), wanted.get("x_stats_sampling_interval")
+    found: dict[str, Any] = {}
+    for what in ("gpu", "cpu"):
+        wants = asked.pop(f"auto_log_{what}", None)
+        found[what] = False if off and wants is None else wants if wants is None else bool(wants)
+        seconds = asked.pop(f"{what}_log_interval", None)
+        found[f"{what}_interval"] = _seconds(f"{what}_log_interval", every if seconds is None else seconds)
+    return found
+
+
+def _seconds(word: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+        if not 0 < seconds < float("inf"):
+            raise ValueError
+    except (TypeError, ValueError):
+        voice.warn_once(word, f"{word}={short_repr(value)} is no number of seconds above 0; the default is used.")
+        return None
+    if not SHORTEST_SAMPLE_SECONDS <= seconds <= LONGEST_SAMPLE_SECONDS:
+        seconds = min(max(seconds, SHORTEST_SAMPLE_SECONDS), LONGEST_SAMPLE_SECONDS)
+        voice.warn_once(word, f"{word}={short_repr(value)} becomes {seconds:g}: samples are 0.1 to 3600 seconds apart.")
+    return seconds
 
 
 def _without(config: Any, left_out: Any, taken: Any) -> dict[str, Any]:
@@ -132,7 +166,7 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def _name(value: Any, what: str) -> str:
-    text = clean_text(str(value))
+    text = clean_text(str(value)).replace(HOST, "host")
     if len(text) > MAX_NAME_CHARS:
         voice.warn_once(f"long {what}", f"the {what} name is cut to {MAX_NAME_CHARS} characters.")
     return text[:MAX_NAME_CHARS]

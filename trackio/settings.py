@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+SHORTEST_SAMPLE_SECONDS, LONGEST_SAMPLE_SECONDS = 0.1, 3600.0
+
 
 class Settings(NamedTuple):
     """What the environment asks of us. `VARIABLES` says where each comes from and what it means."""
@@ -27,6 +29,8 @@ class Settings(NamedTuple):
     idle_seconds: float = 600.0
     webhook_url: str = ""
     webhook_min_level: str = ""
+    sampling: bool = True
+    sample_seconds: float = 5.0
 
 
 class Variable(NamedTuple):
@@ -70,6 +74,13 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _interval(text: str) -> float:
+    value = _number(text, "expected seconds from 0.1 to 3600")
+    if not SHORTEST_SAMPLE_SECONDS <= value <= LONGEST_SAMPLE_SECONDS:
+        raise ValueError("expected seconds from 0.1 to 3600")
+    return value
+
+
 def _mode(text: str) -> str:
     if text.lower() not in ("online", "offline", "disabled"):
         raise ValueError("expected online, offline or disabled")
@@ -108,6 +119,12 @@ VARIABLES: dict[str, Variable] = {
         ("TRACKIO_WEBHOOK_MIN_LEVEL",),
         _text,
         "`info`, `warn` or `error`: the least grave alert that is sent. Default: all.",
+    ),
+    "sampling": Variable(("TRACKIO_SAMPLING",), _switch, "`0`: the daemon samples neither GPUs nor host. Default: 1."),
+    "sample_seconds": Variable(
+        ("TRACKIO_SAMPLE_SECONDS",),
+        _interval,
+        "From sample to sample of GPUs and host, where a run asks for nothing else, in seconds from 0.1. Default: 5.",
     ),
 }
 

@@ -273,6 +273,8 @@ class Shipper:
                 shipment.courier.on_message(message, now)
             if isinstance(message, wire.Welcome):
                 self._starter.on_welcome(self._daemon, message, now)
+            elif isinstance(message, wire.HostSampler):
+                self._starter.start_sampler()
             elif isinstance(message, wire.Refusal):
                 voice.warn_once(f"refusal {message.reason}", f"{message.reason} Metrics are kept on this host.")
 

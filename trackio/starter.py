@@ -81,6 +81,14 @@ class Starter:
         except (OSError, TypeError, ValueError) as error:
             self._say(str(error))
 
+    def start_sampler(self) -> None:
+        """The daemon cannot see the devices that this process sees, and asks for a sampler beside it."""
+        if not self._pid and launch.is_possible():
+            try:
+                self._pid = launch.spawn_sampler(self._places)
+            except (OSError, TypeError, ValueError):
+                return  # it asks again
+
     @staticmethod
     def _say(problem: str) -> None:
         voice.warn_once(
@@ -89,6 +97,6 @@ class Starter:
         )
 
     def reap(self) -> None:
-        """Collects the process that detached a daemon, once it has ended. Never waits."""
+        """Collects the process that detached a daemon or sampler, once it has ended. Never waits."""
         if self._pid and launch.reap(self._pid):
             self._pid = 0

@@ -144,6 +144,25 @@ class Edited(NamedTuple):
     sentence: str = ""
 
 
+class SamplerQuery(NamedTuple):
+    """A sampler, which is the owner of this stream, asks what to do; `state` says what it sees."""
+
+    stream: str
+    state: dict[str, Any]
+
+
+class SamplerOrders(NamedTuple):
+    """What a sampler is to do until it asks again."""
+
+    orders: dict[str, Any]
+
+
+class HostSampler(NamedTuple):
+    """The daemon asks the process of this stream, which sees devices that it does not, to start a sampler."""
+
+    stream: str
+
+
 Message = (
     Hello
     | Welcome
@@ -160,6 +179,9 @@ Message = (
     | Stopping
     | Edit
     | Edited
+    | SamplerQuery
+    | SamplerOrders
+    | HostSampler
 )
 
 _TYPES: dict[int, type[Message]] = {
@@ -178,6 +200,9 @@ _TYPES: dict[int, type[Message]] = {
     13: Stopping,
     14: Edit,
     15: Edited,
+    16: SamplerQuery,
+    17: SamplerOrders,
+    18: HostSampler,
 }
 _KINDS = {kind: number for number, kind in _TYPES.items()}
 _PLAIN: dict[str, type] = {"str": str, "int": int, "bool": bool}

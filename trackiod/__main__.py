@@ -1,7 +1,9 @@
-"""`python -m trackiod run`: how a daemon process begins, without the command line's packages; `keep`: its child."""
+"""`python -m trackiod run`: how a daemon process begins, without the command line's packages; `keep` and `sample`:
+its children."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -11,6 +13,12 @@ def main(arguments: list[str]) -> int:
         from trackiod import keeper
 
         return keeper.main()
+    if arguments[:1] == ["sample"]:
+        if "--detach" in arguments and os.fork():
+            return 0
+        from trackiod.sampler import sampler
+
+        return sampler.main(hosted="--hosted" in arguments, told=" ".join(arguments[1:] if len(arguments) == 2 else []))
     if arguments[:1] != ["run"] or not {*arguments[1:]} <= {"--detach", "--autostarted"}:
         sys.stderr.write("usage: python -m trackiod run [--detach] [--autostarted]\n")
         return 2

@@ -162,6 +162,17 @@ class RunView:
         shared = [steps for steps in reached if len(steps) > 1] or reached
         return Steps(max(map(min, shared)), max(map(max, reached)))
 
+    @property
+    def steps_made(self) -> float:
+        """How many steps the run made, those of later attempts that were made before counted again: from the first to
+        the last that was logged, and one distance more."""
+        made: dict[int, float] = {}
+        for row in self._series:
+            distance = (row.max_step - row.first_step) / (row.points - 1) if row.points > 1 else 1.0
+            attempt = self.places[row.stream].attempt
+            made[attempt] = max(made.get(attempt, 0.0), row.max_step - row.first_step + distance)
+        return sum(made.values())
+
     def _reached(self, rows: Sequence[SeriesRow]) -> list[int]:
         """The highest step of each rank in the latest attempt."""
         latest = max(self.places[row.stream].attempt for row in rows)

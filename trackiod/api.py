@@ -154,8 +154,9 @@ def _check(project: str) -> None:
 
 def _alerts(project: str, run: str | None, level: str | None, since: str | None) -> list[dict[str, Any]]:
     try:
-        with catalog.open_project(_where().projects, project) as reader:
-            return alert_list.chosen(reader, run, level, since)
+        projects = _where().projects
+        with catalog.open_project(projects, project) as reader:
+            return alert_list.chosen(projects, reader, run, level, since)
     except NotFound:
         return []
     except TrackiodError as error:

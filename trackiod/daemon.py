@@ -14,6 +14,7 @@ from typing import Any
 
 from trackio import places, settings
 from trackio.places import Endpoint, Places
+from trackio.settings import Settings
 from trackio.version import __version__
 from trackiod.errors import EXIT_ALREADY_RUNNING, EXIT_FAILED, EXIT_OK, AlreadyRunning, TrackiodError
 from trackiod.lock import FolderLock, bind, endpoint_at, remove_endpoint, write_endpoint
@@ -49,7 +50,7 @@ def run(*, detach: bool = False, autostarted: bool = False) -> int:
         return _give_up(error, report)
     life = AUTOSTARTED if autostarted else STARTED if detach else SERVICE
     try:
-        _serve(where, lock, life, idle_seconds=ours.idle_seconds if autostarted else None, ready=report)
+        _serve(where, lock, life, ours, ready=report)
     except TrackiodError as error:
         return _give_up(error, report)
     finally:
@@ -67,9 +68,10 @@ def _give_up(error: TrackiodError, report: int | None) -> int:
     return code
 
 
-def _serve(where: Places, lock: FolderLock, life: str, *, idle_seconds: float | None, ready: int | None) -> None:
+def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, *, ready: int | None) -> None:
     from trackiod.committer import Committer  # after the fork: zmq and SQLite want a process of their own
     from trackiod.errands import Errands
+    from trackiod.sampling import Sampling
     from trackiod.server import Server
 
     _be_modest()
@@ -79,7 +81,9 @@ def _serve(where: Places, lock: FolderLock, life: str, *, idle_seconds: float | 
     store_id = _store_id(where)
     errands = Errands(where, lambda work: committer.submit(work))
     committer = Committer(where.projects, store_id, lambda: server.wake(), errands.take)
-    server = Server(where, committer, idle_seconds=idle_seconds, busy_with=lambda: errands.backlog)
+    idle_seconds = ours.idle_seconds if life == AUTOSTARTED else None
+    sampling = Sampling(where, is_allowed=ours.sampling, interval=ours.sample_seconds)
+    server = Server(where, committer, idle_seconds=idle_seconds, busy_with=lambda: errands.backlog, sampling=sampling)
     open_streams = committer.open_streams()
     endpoint = endpoint_at(where, socket_path, pid=os.getpid(), store=store_id)
     server.listen(listener, _facts(where, endpoint, life))
@@ -103,12 +107,14 @@ def _serve(where: Places, lock: FolderLock, life: str, *, idle_seconds: float | 
         log.info("stopping: %s", server.stop_reason)
     finally:
         remove_endpoint(where, socket_path, is_passed=passed is not None)
-        _stop(errands, committer, server)
+        _stop(errands, sampling, committer, server)
 
 
-def _stop(errands: Any, committer: Any, server: Any) -> None:
+def _stop(errands: Any, sampling: Any, committer: Any, server: Any) -> None:
     """In this order: no new connections, everything received is committed, everything committed is acked."""
     errands.stop()
+    sampling.end()
+    server.drain_samplers()
     if not committer.stop(_STOP_SECONDS):
         log.error("the disk did not take the last batches in time; their senders still hold them")
     server.close()

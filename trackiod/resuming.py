@@ -8,9 +8,11 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
+from trackio.names import HOST
 from trackiod import incoming
 from trackiod.databases import Databases
 from trackiod.folding import Folding
+from trackiod.store import schema
 from trackiod.store.reader import project_names
 from trackiod.work import Errand, ToKeep, ToSend
 
@@ -27,7 +29,8 @@ def take_up(projects: str, databases: Databases, folding: Folding, on_errand: Ca
     names, problems = project_names(projects)
     for problem in problems:
         log.error("%s", problem)
-    for project in names:
+    has_samples = os.path.exists(schema.path_of(projects, HOST))
+    for project in [*names, *([HOST] if has_samples else [])]:
         try:
             found += _of_project(project, os.path.dirname(projects), databases, folding, on_errand)
         except Exception as error:  # noqa: BLE001 one damaged project must not keep the daemon from starting

@@ -18,6 +18,7 @@ from trackio.version import __version__
 from trackiod import orphans, streams
 from trackiod.committer import Committer
 from trackiod.exits import Exit
+from trackiod.sampling import Sampling
 from trackiod.streams import LiveStream
 from trackiod.work import Append, Drain, Drained, Edit, Find, NotDrained, Refused, Register, Reply
 
@@ -41,6 +42,7 @@ class Server:
         *,
         idle_seconds: float | None,
         busy_with: Callable[[], int] = lambda: 0,
+        sampling: Sampling | None = None,
     ) -> None:
         """`idle_seconds`: leave after this long with nothing to do; None stays for ever. `busy_with`: how much is being
         done elsewhere."""
@@ -49,6 +51,7 @@ class Server:
         self._committer = committer
         self._idle_seconds = idle_seconds
         self._busy_with = busy_with
+        self._sampling = sampling
         self._streams: dict[str, LiveStream] = {}
         self._draining: dict[str, LiveStream | None] = {}
         self._drain_again_at: dict[str, float] = {}
@@ -172,6 +175,10 @@ class Server:
                 self._committer.submit(Find(message.project, message.name, message.attempt, peer))
             case wire.Edit():
                 self._committer.submit(Edit(*message, peer))
+            case wire.SamplerQuery():
+                if self._sampling is not None:
+                    orders = self._sampling.orders(message, self._streams, time.monotonic())
+                    self._send(peer, wire.SamplerOrders(orders))
             case wire.StatusQuery():
                 self._send(peer, self._report())
             case wire.Stop():
@@ -270,13 +277,17 @@ class Server:
                 stream.hold_segments()
             elif stream.is_settled(now):
                 self._drain_dead(stream)
+        if self._sampling is not None:
+            for stream in self._sampling.check(self._streams, now):
+                self._send(stream.peer, wire.HostSampler(stream.id))
         if now >= self._next_scan:
             self._next_scan = now + _SCAN_SECONDS
             self.drain_orphans()
         for check in self._each_tick:
             if reason := check():
                 self.stop(reason)
-        if self._streams or self._draining or self._committer.backlog or self._busy_with():
+        is_logged_to = any(stream.role != "sampler" for stream in self._streams.values())
+        if is_logged_to or self._draining or self._committer.backlog or self._busy_with():
             self._busy_at = now
         elif self._idle_seconds is not None and now - self._busy_at > self._idle_seconds:
             self.stop("idle")
@@ -315,6 +326,12 @@ class Server:
                 self._draining[stream_id] = None
                 self._committer.submit(Drain(project, stream_id, meta, (), list, Exit()))
 
+    def drain_samplers(self) -> None:
+        """At the end: samplers that were ended leave what they logged like any process."""
+        for stream in list(self._streams.values()):
+            if stream.role == "sampler" and not stream.is_alive():
+                self._drain_dead(stream)
+
     # -- status ------------------------------------------------------------------------------------------------
 
     def _report(self) -> wire.StatusReport:
@@ -326,5 +343,6 @@ class Server:
             "backlog": self._committer.backlog,
             "errands": self._busy_with(),
             "problem": self._committer.problem,
+            "sampler": self._sampling.facts(self._streams) if self._sampling else None,
         }
-        return wire.StatusReport(daemon, [s.report(now) for s in self._streams.values()])
+        return wire.StatusReport(daemon, [s.report(now) for s in self._streams.values() if s.role != "sampler"])

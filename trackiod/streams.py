@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trackio import folder
+from trackio.names import HOST
 from trackio.places import OWNER
 from trackio.segment import PREFIX
 from trackiod.exits import Exit, exit_of, is_gone, open_pidfd
@@ -33,8 +34,10 @@ def problem_in(meta: dict[str, Any]) -> str:
     for name in _NUMBERS:
         if type(meta.get(name)) is not int or meta[name] not in _INT64:
             return f"{name} is missing or no number"
-    if meta["role"] not in ("rank", "worker"):
-        return "role is neither rank nor worker"
+    if meta["role"] not in ("rank", "worker", "sampler"):
+        return "role is neither rank, worker nor sampler"
+    if (meta["role"] == "sampler") != (meta["project"] == HOST):
+        return "only samplers log to the node"
     return ""
 
 
@@ -50,6 +53,7 @@ class LiveStream:
     committed: int = 0
     refused: tuple[int, int] = (0, 0)
     heard_at: float = field(default_factory=time.monotonic)
+    met_at: float = field(default_factory=time.monotonic)
     folders: list[str] = field(default_factory=list)
     pidfd: int = -1
     _dead_since: float | None = None
@@ -59,6 +63,10 @@ class LiveStream:
     @property
     def project(self) -> str:
         return str(self.meta["project"])
+
+    @property
+    def role(self) -> str:
+        return str(self.meta["role"])
 
     @property
     def name(self) -> str:

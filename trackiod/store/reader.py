@@ -234,6 +234,10 @@ class ProjectReader(ShelfReader):
 
     # -- parts of series, for `store.points`; inside `transaction` -----------------------------------------------
 
+    def names(self, stream: str) -> list[str]:
+        """The names of all series of a stream."""
+        return [row[0] for row in self._all("SELECT name FROM series WHERE stream = ?", stream)]
+
     def series_names(self, stream: str, metrics: Collection[str]) -> dict[int, str]:
         """The ids and names of these series of a stream."""
         if len(metrics) > _AT_ONCE:

@@ -7,7 +7,7 @@ import os
 import sqlite3
 from urllib.parse import quote
 
-from trackio.names import derived_id
+from trackio.names import HOST, derived_id
 from trackiod.errors import StoreDamaged, StoreError, StoreTooNew
 from trackiod.store.layout import TABLES, VERSION
 
@@ -22,7 +22,9 @@ def project_id(project: str) -> str:
 
 
 def path_of(projects: str, project: str) -> str:
-    """The database file of a project."""
+    """The database file of a project; of the node's samples, one beside the projects'."""
+    if project == HOST:
+        return os.path.join(os.path.dirname(projects), "host" + SUFFIX)
     return os.path.join(projects, project_id(project) + SUFFIX)
 
 

@@ -19,11 +19,12 @@ class FileRow(NamedTuple):
 
 
 class AlertRow(NamedTuple):
-    """An alert and the run that raised it. `sent`: what became of its webhook; None without one, or while it waits."""
+    """An alert and the run that raised it, None if it was the node. `sent`: what became of its webhook; None without
+    one, or while it waits."""
 
     time_ns: int
-    run: str
-    run_id: str
+    run: str | None
+    run_id: str | None
     title: str
     text: str | None
     level: str
@@ -109,6 +110,13 @@ class ShelfReader:
             " WHERE a.name = ? AND a.version = ? ORDER BY a.time_ns", name, version,
         )  # fmt: skip
         return [tuple(row) for row in rows]
+
+    def ran_at(self, time_ns: int, runs: Collection[str] | None = None) -> bool:
+        """Whether one of these runs, or any, had a process at a time."""
+        sql = "SELECT 1 FROM streams WHERE started_ns <= ?1 AND (state IS NULL OR coalesce(ended_ns, last_ns) >= ?1)"
+        if runs is None:
+            return bool(self._all(sql + " LIMIT 1", time_ns))
+        return any(self._all(sql + " AND run = ?2 LIMIT 1", time_ns, run) for run in runs)
 
     def alerts(self, runs: Collection[str] | None = None) -> list[AlertRow]:
         """The alerts of these runs or of all, the newest first."""

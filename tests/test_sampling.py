@@ -1,0 +1,239 @@
+"""The rules of sampling: who samples, when, and whose process is whose."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Host, wait_for
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trackio import gauges, newest, wire
+from trackio.newest import Board, Sample
+from trackio.version import __version__
+from trackiod.sampler import processes
+from trackiod.sampler.counters import Counters
+from trackiod.sampler.joining import joined
+from trackiod.sampler.pacing import Pace
+from trackiod.sampler.processes import Processes, Rank
+from trackiod.sampling import LINGER_SECONDS, Sampling, covers, wishes
+from trackiod.streams import LiveStream
+
+
+def test_a_counter_that_goes_back_is_unknown_once() -> None:
+    counters = Counters()
+    assert counters.growth("a", 100, 1.0) is None
+    assert counters.growth("a", 160, 3.0) == (60, 2.0)
+    assert counters.growth("a", 10, 4.0) is None  # it wrapped, or was reset
+    growth = counters.growth("a", 30, 5.0)
+    assert growth is not None and growth.rate == 20.0
+    assert counters.growth("a", 40, 5.0) is None  # no time went by
+    assert counters.growth("b", 40, 6.0) is None
+    counters.forget("a")
+    assert counters.growth("a", 50, 7.0) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 64), st.floats(0.1, 5)), min_size=2, max_size=20))
+def test_growth_is_never_negative_and_adds_up_between_resets(readings: list[tuple[int, float]]) -> None:
+    counters, now, grown, rising = Counters(), 0.0, 0.0, 0
+    for (before, _), (value, _) in itertools.pairwise([(readings[0][0], 0.0), *readings]):
+        rising += max(0, value - before)
+    for value, seconds in readings:
+        now += seconds
+        growth = counters.growth("x", value, now)
+        if growth is not None:
+            assert growth.amount >= 0 and growth.seconds > 0
+            grown += growth.amount
+    assert grown == pytest.approx(rising)
+
+
+def test_a_slow_probe_is_read_more_rarely_and_never_makes_up_for_what_it_missed() -> None:
+    pace = Pace(1.0, now=10.0)
+    assert pace.is_due(10.0)
+    pace.done(10.0, 10.1)
+    assert not pace.is_due(10.9) and pace.due == 11.0
+    pace.done(11.0, 11.5)  # half a second: a quarter of two
+    assert pace.due == 13.0
+    pace.done(13.0, 23.0)  # ten seconds: it hung, or the host slept
+    assert pace.due == 53.0
+    pace.done(53.0, 53.01)
+    assert pace.due == 54.0
+    pace.done(60.5, 60.6)  # turns were missed, and are not made up for
+    assert pace.due == 61.0
+    pace.change(0.1, 60.7)
+    assert pace.due == pytest.approx(60.8)
+
+
+@given(st.floats(0.1, 10), st.lists(st.floats(0, 3), min_size=5, max_size=50))
+def test_probes_take_a_quarter_of_the_time_at_most(interval: float, durations: list[float]) -> None:
+    pace, now = Pace(interval, 0.0), 0.0
+    for took in durations:
+        now = due = max(now, pace.due)
+        pace.done(now, now + took)
+        assert pace.due >= now + took
+        assert pace.due - due >= max(interval, 4 * took) - 1e-6
+        now += took
+
+
+def rank(number: int, pid: int) -> Rank:
+    return Rank(f"s{number}", "p", "run", "r", number, pid, 0)
+
+
+def test_a_pid_of_another_namespace_is_nobody_rather_than_the_wrong_one() -> None:
+    ranks = [rank(0, 100), rank(1, 200)]
+    inner = {100: [7], 200: [9]}
+    every: dict[int, bool] = {100: True, 200: True}
+
+    def found(pids: list[int], holds: dict[int, bool], first: bool) -> dict[int, int]:
+        result = joined(
+            pids, ranks, lambda pid: inner.get(pid, []), lambda pid: holds.get(pid, False), is_first_namespace=first
+        )
+        return {pid: who.rank for pid, who in result.items()}
+
+    assert found([100, 200, 300], {}, True) == {100: 0, 200: 1}  # the host's own pids are sure
+    assert found([100, 200], {}, False) == {}  # in a container they may be the host's, of somebody else
+    assert found([100, 200], {100: True}, False) == {100: 0}  # but who has the device open computes on it
+    assert found([7, 9, 5], every, True) == {7: 0, 9: 1}  # the driver told the pids of inner namespaces
+    assert found([7], {}, True) == {}
+    inner[200] = [100]
+    assert found([100], every, False) == {}  # two could be meant
+    assert found([100], every, True) == {100: 0}
+    inner[100] = inner[200] = [7]
+    assert found([7], every, True) == {}
+
+
+def test_the_pids_of_inner_namespaces_are_read_where_the_host_allows() -> None:
+    if os.geteuid() or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare")
+    with subprocess.Popen(["unshare", "--pid", "--fork", "sleep", "30"]) as outer:
+        try:
+            children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+            child = int(wait_for(lambda: children.read_text().split(), 10, "the child")[0])
+            assert processes.inner_pids(child) == [1]
+            assert processes.inner_pids(os.getpid()) == []
+            assert processes.inner_pids(1 << 22) == []
+        finally:
+            subprocess.run(["pkill", "-KILL", "-P", str(outer.pid)], check=False)
+            outer.kill()
+
+
+def test_a_process_of_a_used_again_pid_is_not_the_rank() -> None:
+    known = Processes()
+    known.expect([Rank("old", "p", "r", "n", 0, os.getpid(), 10**18), Rank("gone", "p", "r", "n", 1, 1 << 22, 0)])
+    assert known.read(1.0) == {}
+    known.expect([Rank("now", "p", "r", "n", 0, os.getpid(), time.time_ns())])
+    assert known.read(1.0)["process/now/memory"] > 0
+    known.expect([])
+    assert known.read(2.0) == {}
+
+
+def test_the_smallest_interval_is_everybody_s() -> None:
+    assert wishes([], 5.0) == (None, None)
+    assert wishes([{}], 5.0) == (5.0, 5.0)
+    assert wishes([{"gpu": False}, {"cpu": False}], 5.0) == (5.0, 5.0)
+    assert wishes([{"gpu": False, "gpu_interval": 0.1, "cpu": None}], 5.0) == (None, 5.0)
+    assert wishes([{"gpu_interval": 30.0}, {"gpu_interval": 0.5, "cpu_interval": 1}], 5.0) == (0.5, 1.0)
+    assert wishes([{"gpu_interval": 30.0}], 5.0) == (30.0, 5.0)
+    for nonsense in ("abc", 0, -1, float("nan"), float("inf"), None, [1]):
+        assert wishes([{"gpu_interval": nonsense}], 5.0) == (5.0, 5.0)
+
+
+def test_a_sampler_sees_what_is_allowed_in_groups_below_its_own() -> None:
+    job = "4:memory:/x\n5:devices:/slurm/job_1/step_0\n0::/a\n"
+    assert covers(job, job)
+    assert covers("5:devices:/\n0::/other\n", job)
+    assert covers("5:devices:/slurm/job_1\n", job)
+    assert not covers("5:devices:/slurm/job_10\n", job)
+    assert not covers("5:devices:/slurm/job_1\n", "5:devices:/slurm/job_10\n")
+    assert covers("0::/job\n", "0::/job/step\n") and not covers("0::/job/step\n", "0::/job\n")
+
+
+def test_cuda_s_devices_are_chosen_as_cuda_does() -> None:
+    devices = [{"uuid": f"GPU-{i}aaaa", "label": str(i), "parent": ""} for i in range(3)]
+    devices.append({"uuid": "MIG-1", "label": "2:1", "parent": "GPU-2aaaa"})
+    assert gauges.chosen(devices, None) == ["GPU-0aaaa", "GPU-1aaaa", "MIG-1"]
+    assert gauges.chosen(devices, "") == []
+    assert gauges.chosen(devices, "1,0") == ["GPU-1aaaa", "GPU-0aaaa"]
+    assert gauges.chosen(devices, " 1 , 9, 0") == ["GPU-1aaaa"]
+    assert gauges.chosen(devices, "GPU-0aa,MIG-1") == ["GPU-0aaaa", "MIG-1"]
+    assert gauges.chosen(devices, "-1") == [] and gauges.chosen(devices, "0,0") == ["GPU-0aaaa"]
+
+
+def live(stream: str, role: str, **facts: Any) -> LiveStream:
+    meta = {"role": role, "project": "p", "run": "r", "name": "n", "rank": 0, "started_ns": 1, "client": __version__}
+    return LiveStream(stream, {**meta, **facts}, met_at=0.0)
+
+
+def test_a_sampler_leaves_30_seconds_after_the_last_stream(host: Host) -> None:
+    sampling = Sampling(host.places, is_allowed=True, interval=5.0)
+    sampler, training = live("s", "sampler"), live("t", "rank")
+    streams = {"s": sampler, "t": training}
+    now = time.monotonic() + 100
+    sampling.check(streams, now)
+    query = wire.SamplerQuery("s", {"devices": ["a"]})
+    orders = sampling.orders(query, streams, now)
+    assert not orders["leave"] and orders["gpu"] and orders["host"] and orders["gpu_interval"] == 5.0
+    assert [r[0] for r in orders["ranks"]] == ["t"]
+    del streams["t"]
+    sampling.check(streams, now + 1)
+    assert not sampling.orders(query, streams, now + LINGER_SECONDS - 1)["leave"]
+    assert sampling.orders(query, streams, now + LINGER_SECONDS + 1)["leave"]
+
+
+def test_of_two_samplers_the_later_leaves_and_one_of_another_release_too(host: Host) -> None:
+    sampling = Sampling(host.places, is_allowed=True, interval=5.0)
+    streams = {
+        "t": live("t", "rank"),
+        "one": live("one", "sampler", started_ns=1),
+        "two": live("two", "sampler", started_ns=2),
+        "host": live("host", "sampler", started_ns=3, hosted=True),
+        "old": live("old", "sampler", started_ns=0, client="0.1", hosted=True),
+    }
+    now = time.monotonic()
+    sampling.check(streams, now)
+    orders = {
+        name: sampling.orders(wire.SamplerQuery(name, {"devices": [f"GPU-{name}"]}), streams, now)
+        for name in ("old", "one", "two", "host")
+    }
+    assert {name: found["leave"] for name, found in orders.items()} == {
+        "old": True, "one": False, "two": True, "host": False
+    }  # fmt: skip
+    assert {"GPU-one", "GPU-two"} <= set(orders["host"]["elsewhere"])  # what elders sample is not sampled again
+
+
+def test_after_three_failures_gpus_are_left_alone_for_a_while(host: Host) -> None:
+    sampling = Sampling(host.places, is_allowed=True, interval=5.0)
+    streams = {"s": live("s", "sampler"), "t": live("t", "rank")}
+    now = time.monotonic()
+    query = wire.SamplerQuery("s", {})
+    for failures in range(1, 4):
+        sampling.check(streams, now)
+        assert sampling.orders(query, streams, now)["gpu"], failures
+        sampling._fail("It ended with signal 11.", now)
+    sampling.check(streams, now)
+    orders = sampling.orders(query, streams, now)
+    assert not orders["gpu"] and orders["host"]
+    facts = sampling.facts(streams)
+    assert facts is not None and facts["failures"] == 3 and "10 minutes" in facts["trouble"]
+    sampling.check(streams, now + 601)
+    assert sampling.orders(query, streams, now + 601)["gpu"]
+
+
+def test_the_newest_sample_is_read_whole_and_a_stale_or_foreign_one_is_not(host: Host) -> None:
+    board = Board(host.places, "0123")
+    assert newest.samples(host.places) == []
+    sample = Sample("0123", time.time_ns(), 5.0, [], [], {"memory/used": 1.5})
+    board.write(sample)
+    assert newest.samples(host.places) == [sample]
+    Board(host.places, "4567").write(sample._replace(stream="4567", time_ns=time.time_ns() - 60 * 10**9))
+    (Path(host.places.roots[0]) / "samples" / "89ab").write_bytes(b"\xc1 no msgpack")
+    assert newest.samples(host.places) == [sample]
+    board.clear()
+    assert newest.samples(host.places) == []

@@ -1,0 +1,98 @@
+"""What `log_gpu()` and `log_cpu()` return: the newest sample of this host's sampler, as this process sees it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from trackio import newest, places, settings
+from trackio.newest import Sample
+
+
+def visible_devices() -> str | None:
+    """The devices that CUDA shows this process, as its environment says; None: all."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def gpus(device: int | None = None) -> dict[str, Any]:
+    """The metrics of the devices that this process may use, or of one of them, by CUDA's index. Never raises."""
+    found: dict[str, Any] = {}
+    shown = 0
+    for sample in _samples():
+        own = {rank[0] for rank in sample.ranks if rank[5] == os.getpid()}
+        for index, uuid in enumerate(chosen(sample.devices, visible_devices()), shown):
+            shown += 1
+            if device is None or device == index:
+                found.update(_of_device(sample, uuid, index, own))
+    if device is None:
+        found.update(_together(found))
+    return found
+
+
+def host() -> dict[str, Any]:
+    """The metrics of the host and of this process. Never raises."""
+    found: dict[str, Any] = {}
+    for sample in _samples():
+        own = tuple(f"process/{rank[0]}/" for rank in sample.ranks if rank[5] == os.getpid())
+        for name, value in sample.values.items():
+            if name.startswith(own):
+                found[f"process/{name.split('/', 2)[2]}"] = value
+            elif not name.startswith(("gpu/", "process/")):
+                found[name] = value
+    return found
+
+
+def chosen(devices: list[dict[str, str]], visible: str | None) -> list[str]:
+    """The UUIDs of the devices that `CUDA_VISIBLE_DEVICES` chooses, in CUDA's order: indices or beginnings of UUIDs, up
+    to the first that names none. GPUs that are cut into instances are no devices to CUDA."""
+    parents = {device["parent"] for device in devices}
+    usable = [device for device in devices if device["uuid"] not in parents]
+    if visible is None:
+        return [device["uuid"] for device in usable]
+    found: list[str] = []
+    for word in visible.split(","):
+        word = word.strip()
+        match = [d["uuid"] for d in usable if d["label"] == word or (len(word) > 4 and d["uuid"].startswith(word))]
+        if len(match) != 1 or match[0] in found:
+            break
+        found += match
+    return found
+
+
+def _samples() -> list[Sample]:
+    ours, _ = settings.of_this_process()
+    return newest.samples(places.find(ours.data_dir, ours.spool_dir))
+
+
+def _of_device(sample: Sample, uuid: str, index: int, own: set[str]) -> dict[str, Any]:
+    prefix = f"gpu/{uuid}/"
+    found: dict[str, Any] = {}
+    for name, value in sample.values.items():
+        if not name.startswith(prefix):
+            continue
+        metric = name[len(prefix) :]
+        if not metric.startswith("process/"):
+            found[f"gpu/{index}/{metric}"] = value
+        elif (parts := metric.split("/"))[1] in own and parts[2] != "is_there":
+            found[f"gpu/{index}/process_{parts[2]}"] = value
+    if found.get(f"gpu/{index}/total_memory"):
+        used = found.get(f"gpu/{index}/allocated_memory", 0)
+        found[f"gpu/{index}/memory_usage"] = used / found[f"gpu/{index}/total_memory"]
+    return found
+
+
+def _together(found: dict[str, Any]) -> dict[str, Any]:
+    """Upstream's figures over all devices."""
+    by_metric: dict[str, list[float]] = {}
+    for name, value in found.items():
+        by_metric.setdefault(name.split("/")[2], []).append(value)
+    together: dict[str, Any] = {}
+    if busy := by_metric.get("utilization"):
+        together["gpu/mean_utilization"] = sum(busy) / len(busy)
+    if used := by_metric.get("allocated_memory"):
+        together["gpu/total_allocated_memory"] = sum(used)
+    if drawn := by_metric.get("power"):
+        together["gpu/total_power"] = sum(drawn)
+    if warm := by_metric.get("temp"):
+        together["gpu/max_temp"] = max(warm)
+    return together

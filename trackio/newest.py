@@ -1,0 +1,88 @@
+"""The newest sample of each sampler on this host, a small file beside the spools: read without asking anybody."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, NamedTuple
+
+import msgpack
+
+from trackio.places import Places, make_private
+
+_FOLDER = "samples"
+_STALE_SECONDS = 10.0
+_FORGOTTEN_SECONDS = 300.0
+
+
+class Sample(NamedTuple):
+    """What a sampler read last."""
+
+    stream: str
+    time_ns: int
+    interval: float
+    """seconds from sample to sample"""
+    devices: list[dict[str, str]]
+    """uuid, label (the index), name and parent of each"""
+    ranks: list[list[Any]]
+    """stream, project, run id, run name, rank, pid of each rank's process here"""
+    values: dict[str, Any]
+    """metrics by the names they are stored under, see `trackiod.sampler.table`"""
+    trouble: str = ""
+    """why GPUs cannot be read, or empty"""
+
+
+class Board:
+    """Where one sampler writes its newest sample."""
+
+    def __init__(self, places: Places, stream: str) -> None:
+        self._folder = os.path.join(places.roots[0], _FOLDER) if places.roots else ""
+        self._path = os.path.join(self._folder, stream)
+
+    def write(self, sample: Sample) -> None:
+        """Replaces what is there; whoever reads finds the one or the other whole. Never raises."""
+        try:
+            make_private(self._folder)
+            with open(f"{self._path}.new", "wb") as file:
+                file.write(msgpack.packb(list(sample)))
+            os.rename(f"{self._path}.new", self._path)
+        except (OSError, ValueError):
+            pass  # the spool's folder is gone or full; what is stored is stored
+
+    def clear(self) -> None:
+        """Takes it away, and what samplers left that were killed."""
+        try:
+            names = os.listdir(self._folder)
+        except OSError:
+            return
+        for name in names:
+            path = os.path.join(self._folder, name)
+            try:
+                if path.startswith(self._path) or time.time() - os.stat(path).st_mtime > _FORGOTTEN_SECONDS:
+                    os.unlink(path)
+            except OSError:
+                continue
+
+
+def samples(places: Places) -> list[Sample]:
+    """The newest sample of every sampler that still samples, the oldest sampler first. Never raises."""
+    found = []
+    for root in places.roots:
+        folder = os.path.join(root, _FOLDER)
+        try:
+            names = [name for name in os.listdir(folder) if "." not in name]
+        except OSError:
+            continue
+        found += [sample for name in names if (sample := _read(os.path.join(folder, name))) is not None]
+    return sorted(found, key=lambda sample: sample.time_ns)
+
+
+def _read(path: str) -> Sample | None:
+    try:
+        with open(path, "rb") as file:
+            fields = msgpack.unpackb(file.read())
+        sample = Sample(*fields[: len(Sample._fields)])
+        age = (time.time_ns() - sample.time_ns) / 1e9
+    except Exception:  # noqa: BLE001 absent, another release's or not msgpack
+        return None
+    return sample if age <= 3 * sample.interval + _STALE_SECONDS else None

@@ -1,0 +1,295 @@
+"""The sampler's life: asks the daemon what to sample and for whom, reads, and logs to a stream of its own.
+
+It is a client like a training process: the same spool, the same shipper, the same offsets. It leaves when the daemon
+says so, or has not answered for long. What the driver does to it, it does to nobody else.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+from trackio import alerts, inquiry, names, places, settings, wire
+from trackio.newest import Board, Sample
+from trackio.places import Places
+from trackio.record import Kind, Origin
+from trackio.shipper import Shipper
+from trackio.stream import Stream
+from trackiod.sampler import processes
+from trackiod.sampler.gpus import Device, Event, Gpus, NoDriver, has_changed
+from trackiod.sampler.hosts import Host
+from trackiod.sampler.joining import joined
+from trackiod.sampler.pacing import Pace
+from trackiod.sampler.processes import Processes, Rank
+from trackiod.sampler.table import GIB
+
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""the number that the kernel gives the host's PID namespace"""
+_ASK_SECONDS = 1.0
+_ANSWER_SECONDS = 2.0
+_ALONE_SECONDS = 30.0
+_LOOK_AGAIN_SAMPLES = 12
+"""after so many samples it is looked whether the devices are still the same, or there again"""
+_CLOSE_SECONDS = 1.0
+
+
+def main(hosted: bool = False, told: str = "") -> int:
+    """Samples until there is nobody to sample for. `hosted`: started by a training process, for what the daemon may
+    not see. `told`: what went wrong with the sampler before, to be said."""
+    ours, _ = settings.of_this_process()
+    where = places.find(ours.data_dir, ours.spool_dir)
+    Sampler(where, ours, hosted=hosted, told=told).run()
+    return 0
+
+
+class Sampler:
+    """One sampler. Owns its stream, the shipper that carries it, and the driver's handle."""
+
+    def __init__(self, where: Places, ours: settings.Settings, *, hosted: bool, told: str) -> None:
+        self._places = where
+        self._told = told
+        self._shipper = Shipper(where, autostart=False, starts_first=False)
+        self._stream = Stream(self._shipper, self._facts(hosted), ours)
+        self._board = Board(where, self._stream.id)
+        self._board.clear()
+        self._step = 0
+        self._orders: dict[str, Any] = {}
+        self._ranks: list[Rank] = []
+        self._gpus: Gpus | None = None
+        self._trouble = ""
+        self._wants_new_life = False
+        self._look_at = 0.0
+        self._host = Host(where.live)
+        self._processes = Processes()
+        self._hosted = hosted
+        self._paces: dict[str, Pace] = {}
+        self._values: dict[str, dict[str, Any]] = {}
+        """the newest reading of each probe"""
+        self._is_over = threading.Event()
+        self._has_device: dict[int, bool] = {}
+        self._is_first_namespace = _is_first_namespace()
+
+    @staticmethod
+    def _facts(hosted: bool) -> dict[str, Any]:
+        return {
+            "project": names.HOST, "run": "node", "name": "node", "role": "sampler", "rank": 0, "local_rank": 0,
+            "world_size": 1, "attempt": names.random_id(), "cgroup": _own_cgroup(), "hosted": hosted,
+            "is_first_namespace": _is_first_namespace(),
+        }  # fmt: skip
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        try:
+            if self._told:
+                self._alert(alerts.AlertLevel.WARN, "The sampler was restarted", self._told)
+            self._sample()
+        finally:
+            self._is_over.set()
+            self._close_gpus()
+            self._board.clear()
+            self._stream.note(Kind.FINISH, "finished", "", True, seconds=_CLOSE_SECONDS)
+            self._shipper.close(_CLOSE_SECONDS)
+
+    def _sample(self) -> None:
+        ask_at = answered_at = time.monotonic()
+        while True:
+            now = time.monotonic()
+            if now >= ask_at:
+                answer = self._ask()
+                ask_at = time.monotonic() + _ASK_SECONDS
+                if answer is not None:
+                    answered_at = now
+                    self._obey(answer)
+                if self._orders.get("leave") or now - answered_at > _ALONE_SECONDS or self._wants_new_life:
+                    return
+            self._turn()
+            soonest = min([ask_at, *(pace.due for pace in self._paces.values())])
+            time.sleep(max(0.0, soonest - time.monotonic()))
+
+    def _ask(self) -> dict[str, Any] | None:
+        state = {
+            "devices": [device.uuid for device in self._gpus.devices] if self._gpus else [],
+            "hidden": self._gpus.hidden if self._gpus else 0,
+            "trouble": self._trouble,
+        }
+        answer = inquiry.ask(self._places, wire.SamplerQuery(self._stream.id, state), _ANSWER_SECONDS)
+        return answer.orders if isinstance(answer, wire.SamplerOrders) else None
+
+    def _obey(self, orders: dict[str, Any]) -> None:
+        """Takes up what the daemon wants: who is sampled, what, and how often."""
+        now = time.monotonic()
+        ranks = [Rank(*rank[: len(Rank._fields)]) for rank in orders.get("ranks", [])]
+        if ranks != self._ranks:
+            self._ranks = ranks
+            self._has_device.clear()
+            self._processes.expect(ranks)
+        self._orders = orders
+        wanted: dict[str, float] = {}
+        if orders.get("gpu"):
+            self._open_gpus(now)
+            others = set(orders.get("elsewhere", ()))
+            for device in self._gpus.devices if self._gpus else ():
+                if device.uuid not in others:
+                    wanted[f"gpu {device.uuid}"] = wanted[f"slow {device.uuid}"] = float(orders["gpu_interval"])
+        else:
+            self._close_gpus()
+        if orders.get("host") and not self._hosted:
+            wanted["host"] = float(orders["host_interval"])
+            wanted["processes"] = float(orders["host_interval"])
+        for name in self._paces.keys() - wanted.keys():
+            del self._paces[name]
+            self._values.pop(name, None)
+        for name, interval in wanted.items():
+            if name in self._paces:
+                self._paces[name].change(interval, now)
+            else:
+                self._paces[name] = Pace(interval, now)
+
+    def _turn(self) -> None:
+        """Reads what is due, and logs each reading with the time it was made at."""
+        is_new = False
+        for name, pace in list(self._paces.items()):
+            started = time.monotonic()
+            if not pace.is_due(started):
+                continue
+            try:
+                values = self._read(name, started)
+            except NoDriver as error:
+                self._lose_gpus(error)
+                return
+            pace.done(started, time.monotonic())
+            self._values[name] = values
+            if values:
+                self._stream.log(self._step, int(Origin.COUNTER), values)
+                is_new = True
+        self._tell_troubles()
+        if is_new:
+            self._step += 1
+            self._show()
+
+    def _read(self, name: str, now: float) -> dict[str, Any]:
+        if name == "host":
+            return self._host.read(now)
+        if name == "processes":
+            return self._processes.read(now)
+        assert self._gpus is not None
+        kind, _, uuid = name.partition(" ")
+        device = next(device for device in self._gpus.devices if device.uuid == uuid)
+        found = self._gpus.read(device, now) if kind == "gpu" else self._gpus.slow(device)
+        values: dict[str, Any] = {f"gpu/{uuid}/{metric}": value for metric, value in found.items()}
+        if kind == "gpu":
+            values.update(self._uses(self._gpus, device))
+        return values
+
+    def _uses(self, gpus: Gpus, device: Device) -> dict[str, Any]:
+        """What the ranks' processes do on a device; one that no rank is behind only counts."""
+        uses = gpus.uses(device)
+        if uses is None:
+            return {}
+        found: dict[str, Any] = {f"gpu/{device.uuid}/processes": len(uses)}
+        ranks = joined(
+            (use.pid for use in uses), self._ranks, processes.inner_pids, self._holds_device,
+            is_first_namespace=self._is_first_namespace,
+        )  # fmt: skip
+        for use in uses:
+            if (rank := ranks.get(use.pid)) is not None:
+                prefix = f"gpu/{device.uuid}/process/{rank.stream}"
+                found[f"{prefix}/is_there"] = 1
+                if use.memory_bytes is not None:
+                    found[f"{prefix}/memory"] = use.memory_bytes / GIB
+                if use.sm_percent is not None:
+                    found[f"{prefix}/utilization"] = use.sm_percent
+        return found
+
+    def _holds_device(self, pid: int) -> bool:
+        if not self._has_device.get(pid):
+            self._has_device[pid] = processes.holds_device(pid)
+        return self._has_device[pid]
+
+    def _show(self) -> None:
+        devices = [device.facts() for device in self._gpus.devices] if self._gpus else []
+        values = {name: value for reading in self._values.values() for name, value in reading.items()}
+        interval = min((pace.interval for pace in self._paces.values()), default=1.0)
+        ranks = [list(rank[:6]) for rank in self._ranks]
+        now_ns = time.time_ns()
+        self._board.write(Sample(self._stream.id, now_ns, interval, devices, ranks, values, self._trouble))
+
+    # -- the driver ------------------------------------------------------------------------------------------------
+
+    def _open_gpus(self, now: float) -> None:
+        """Opens the driver, and from time to time looks whether its devices are still those that were found."""
+        if now < self._look_at:
+            return
+        self._look_at = now + self._patience
+        if has_changed():
+            self._wants_new_life = True  # the next one loads the library that is there now
+            return
+        try:
+            if self._gpus is not None and self._gpus.is_current():
+                return
+            self._close_gpus()
+            self._look_at = now + self._patience
+            self._gpus = Gpus()
+        except NoDriver as error:
+            self._lose_gpus(error)
+            return
+        self._trouble = ""
+        self._stream.note(Kind.CONFIG, {"devices": [device.facts() for device in self._gpus.devices]})
+        gpus = self._gpus
+        threading.Thread(
+            target=gpus.watch, args=(self._on_event, lambda: self._gpus is not gpus or self._is_over.is_set()),
+            name="events", daemon=True,
+        ).start()  # fmt: skip
+
+    @property
+    def _patience(self) -> float:
+        """Seconds until the driver is looked at again: a minute, where there are samples every five seconds."""
+        return _LOOK_AGAIN_SAMPLES * float(self._orders.get("gpu_interval", 5.0))
+
+    def _close_gpus(self) -> None:
+        gpus, self._gpus = self._gpus, None
+        self._look_at = 0.0
+        if gpus is not None:
+            gpus.close()
+
+    def _lose_gpus(self, error: NoDriver) -> None:
+        """The driver does not work: the host is sampled on, and the driver is tried again later."""
+        self._close_gpus()
+        self._look_at = time.monotonic() + self._patience
+        for name in [name for name in self._paces if name.startswith(("gpu ", "slow "))]:
+            del self._paces[name]
+            self._values.pop(name, None)
+        if error.is_odd and self._trouble != str(error):
+            self._trouble = str(error)
+            self._alert(alerts.AlertLevel.WARN, "GPUs are not sampled", str(error))
+
+    def _tell_troubles(self) -> None:
+        while self._gpus is not None and self._gpus.troubles:
+            self._trouble = self._gpus.troubles.pop(0)
+            self._alert(alerts.AlertLevel.ERROR, "A GPU cannot be read", self._trouble)
+
+    def _on_event(self, event: Event) -> None:
+        """From the thread that waits for them."""
+        self._stream.log(self._step, int(Origin.COUNTER), {f"gpu/{event.uuid}/xid": event.xid})
+        self._alert(alerts.AlertLevel.ERROR, f"Xid {event.xid}", f"GPU {event.label} ({event.uuid}) reported it.")
+
+    def _alert(self, level: alerts.AlertLevel, title: str, text: str) -> None:
+        self._stream.note(Kind.ALERT, alerts.facts(level, title, text, None, None), seconds=_CLOSE_SECONDS)
+
+
+def _own_cgroup() -> str:
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _is_first_namespace() -> bool:
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
+    except OSError:
+        return False
