@@ -45,8 +45,8 @@ def system_metrics_page() -> str:
     lines = [
         "# System metrics", "",
         "Every metric of the sampler, made from `trackiod/sampler/table.py`, under the names that `trackio list",
-        "system-metrics` shows. `{gpu}` is the index of a GPU, or `gpu:instance` of a MIG instance. What the driver or the",
-        "kernel does not tell is absent. Each reading has the time at which it was made.", "",
+        "system-metrics` shows. `{gpu}` is the index of a GPU, or `gpu:instance` of a MIG instance. What the driver or",
+        "the kernel does not tell is absent. Each reading has the time at which it was made.", "",
     ]  # fmt: skip
     for room in table.ROOMS:
         lines += [f"## {room.title}", "", "| Metric | Unit | Source | Meaning |", "|---|---|---|---|"]

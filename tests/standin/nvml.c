@@ -11,6 +11,7 @@
      DEVICE field ID NUMBER          a field value; `field ID none` is not supported
      DEVICE process PID BYTES SM     a process that computes on it; BYTES or SM may be `none`
      DEVICE xid CODE                 an event, reported once
+     jitter                          gauges change by up to an eighth from call to call
      call FUNCTION error CODE        the function returns the code; or `hang`, `crash`, `sleep MILLISECONDS`
 
    Without a rule, device i says i-dependent figures that a test can compute (see `gauge`). Energy and traffic grow with
@@ -98,7 +99,8 @@ static int enter(Device *d, const char *function) {
 
 static uint64_t gauge(Device *d, const char *name, uint64_t otherwise) {
     Rule *r = find(d->index, "value", name);
-    return r ? strtoull(r->b, NULL, 10) : otherwise;
+    uint64_t value = r ? strtoull(r->b, NULL, 10) : otherwise;
+    return find(-1, "jitter", NULL) ? value - (uint64_t)rand() % (value / 8 + 1) : value;
 }
 
 static int is_none(Device *d, const char *name) {
@@ -221,7 +223,7 @@ int nvmlDeviceGetFieldValues(Device *d, int n, Field *fields) {
         if (r) { f->value.l = strtoull(r->b, NULL, 10); continue; }
         switch (f->field) {
         case 82: f->value.l = 50u + (unsigned)d->index; break;
-        case 83: f->value.l = gauge(d, "power", 100000u + 10000u * (unsigned)d->index) * (seconds_ms % 100000000u) / 1000u; break;
+        case 83: f->value.l = (100000u + 10000u * (unsigned)d->index) * (seconds_ms % 100000000u) / 1000u; break;
         case 197: case 198: f->value.l = (uint64_t)(d->index + 1) * us; break; /* i + 1 MB a second */
         case 138: case 139: f->value.l = (uint64_t)(d->index + 1) * us / 1024u; break;
         default: f->value.l = 0;
