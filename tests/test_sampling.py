@@ -19,6 +19,7 @@ from trackio import gauges, newest, wire
 from trackio.newest import Board, Sample
 from trackio.version import __version__
 from trackiod.sampler import processes
+from trackiod.sampler.cgroups import Cgroups
 from trackiod.sampler.counters import Counters
 from trackiod.sampler.joining import joined
 from trackiod.sampler.pacing import Pace
@@ -132,6 +133,32 @@ def test_a_process_of_a_used_again_pid_is_not_the_rank() -> None:
     assert known.read(1.0)["process/now/memory"] > 0
     known.expect([])
     assert known.read(2.0) == {}
+
+
+def test_a_container_s_own_limits_and_use_are_read_once_for_its_ranks(tmp_path: Path) -> None:
+    path = next(line[3:].strip() for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::")
+    group = Path(f"{tmp_path}{path}")
+    group.mkdir(parents=True, exist_ok=True)
+    ranks = [Rank(f"s{n}", "p", "r", "n", n, os.getpid(), 0) for n in range(2)]
+    cgroups = Cgroups(str(tmp_path))
+    cgroups.expect(ranks)
+    assert cgroups.read(1.0) == {}  # a root without limits is the host's
+    (group / "memory.max").write_text(f"{4 << 30}\n")
+    (group / "memory.current").write_text(f"{1 << 30}\n")
+    (group / "memory.events").write_text("low 0\nhigh 0\nmax 9\noom 2\noom_kill 1\n")
+    (group / "cpu.max").write_text("250000 100000\n")
+    (group / "cpu.stat").write_text("usage_usec 1000000\nthrottled_usec 500000\n")
+    cgroups.expect(ranks)
+    assert cgroups.read(1.0) == {
+        "process/s0/cgroup_memory": 1.0, "process/s0/cgroup_memory_limit": 4.0, "process/s0/cgroup_cpu_limit": 250.0,
+        "process/s0/cgroup_oom_kills": 1,
+    }  # fmt: skip
+    (group / "cpu.stat").write_text("usage_usec 4000000\nthrottled_usec 700000\n")
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.current").write_text("\xff nonsense\n")
+    found = cgroups.read(3.0)
+    assert found["process/s0/cgroup_cpu"] == 150.0 and found["process/s0/cgroup_cpu_throttled"] == 0.2
+    assert "process/s0/cgroup_memory_limit" not in found and "process/s0/cgroup_memory" not in found
 
 
 def test_the_smallest_interval_is_everybody_s() -> None:

@@ -20,7 +20,7 @@ from trackio.starter import Starter
 from trackio.version import __version__
 from trackio.wake import Wake
 
-_IDLE_SECONDS = 0.25
+_IDLE_SECONDS = 0.5
 _ACTIVE_SECONDS = 0.05
 _ACK_WAIT_SECONDS = 0.01
 _CLOSE_SECONDS = 0.2

@@ -28,6 +28,7 @@ _OF_GPU_PROCESS = re.compile(r"gpu/([^/]+)/process/([^/]+)/(.+)")
 _OF_PROCESS = re.compile(r"process/([^/]+)/(.+)")
 _RUN = "node"
 """what samplers call the run of their streams"""
+_EVENT_SLACK_NS = 10 * 10**9
 _FOR_EVER = (1 << 63) - 1
 _MADE_OF = {
     "memory_usage": ("allocated_memory", "total_memory"),
@@ -139,7 +140,8 @@ class _Sampler:
         exact: Bools = np.isin(times, seen)
         if exact.any() or not seen.size:
             return exact
-        return _within(times, [(int(seen[0]), int(seen[-1]))])  # it was read, or happened, apart from the others
+        slack = _EVENT_SLACK_NS if lane.shown.endswith("/xid") else 0  # what it reports may end the process
+        return _within(times, [(int(seen[0]) - slack, int(seen[-1]) + slack)])  # it was read apart from the others
 
     def energy(self) -> float | None:
         """Joules that the run's share of its GPUs used: where others compute beside it, by the number of processes."""

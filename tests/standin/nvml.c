@@ -299,7 +299,7 @@ typedef struct { Device *device; uint64_t type, data; unsigned gpu_instance, com
 int nvmlEventSetWait_v2(void *set, Event *event, unsigned timeout_ms) {
     (void)set;
     ENTER(NULL);
-    for (unsigned waited = 0; ; waited += 20) {
+    for (unsigned waited = 0; ; waited += 200) {
         find(-1, "", NULL);
         for (int i = 0; i < rule_count; i++) {
             Rule *r = &rules[i];
@@ -309,6 +309,6 @@ int nvmlEventSetWait_v2(void *set, Event *event, unsigned timeout_ms) {
             return OK;
         }
         if (waited >= timeout_ms) return TIMEOUT;
-        usleep(20000);
+        usleep(200000);
     }
 }

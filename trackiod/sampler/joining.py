@@ -25,17 +25,17 @@ def joined(
     device file open. `is_first_namespace`: ours is the host's, in which the driver's pids are ours.
     """
     by_pid = {rank.pid: rank for rank in ranks if rank.pid > 0}
-    inner: dict[int, list[Rank]] = {}
+    pids = set(pids)
+    found = {pid: by_pid[pid] for pid in pids & by_pid.keys()} if is_first_namespace else {}
+    unsure = pids - found.keys()
+    if not unsure:
+        return found
+    within: dict[int, list[Rank]] = {}
     for rank in by_pid.values():
-        for pid in inner_pids(rank.pid):
-            inner.setdefault(pid, []).append(rank)
-    found: dict[int, Rank] = {}
-    for pid in set(pids):
-        own, within = by_pid.get(pid), inner.get(pid, [])
-        if own is not None and is_first_namespace:
-            found[pid] = own
-            continue
-        candidates = [rank for rank in dict.fromkeys([*([own] if own else []), *within]) if has_device(rank.pid)]
+        for pid in {rank.pid, *inner_pids(rank.pid)} & unsure:
+            within.setdefault(pid, []).append(rank)
+    for pid, candidates in within.items():
+        candidates = [rank for rank in candidates if has_device(rank.pid)]
         if len(candidates) == 1:
             found[pid] = candidates[0]
     return found

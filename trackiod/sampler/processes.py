@@ -1,7 +1,8 @@
-"""Reading the ranks' processes and the control groups they are in. One that is gone, or another user's, is absent."""
+"""Reading the ranks' processes. One that is gone, or another user's, is absent."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -11,7 +12,9 @@ import psutil
 from trackiod.sampler.counters import Counters
 from trackiod.sampler.table import GIB, MIB
 
-_CGROUPS = "/sys/fs/cgroup"
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_SLACK_SECONDS = 5.0
 
 
 class Rank(NamedTuple):
@@ -28,86 +31,67 @@ class Rank(NamedTuple):
     """when its stream was opened; a process of that pid that began later is another one"""
 
 
+class _Stat(NamedTuple):
+    """What `/proc/<pid>/stat` says."""
+
+    started: int
+    """in ticks since the host started: with the pid it tells a process from every other"""
+    seconds: float
+    """that it ran"""
+    threads: int
+    resident: int
+    """bytes"""
+
+
 class Processes:
     """The processes of the ranks on this node."""
 
     def __init__(self) -> None:
         self._counters = Counters()
-        self._known: dict[str, psutil.Process | None] = {}
-        self._cgroup_of: dict[str, str] = {}
+        self._known: dict[str, tuple[int, int]] = {}
+        """pid and start of each stream's process"""
 
     def expect(self, ranks: Iterable[Rank]) -> None:
         """From now on these are read."""
         ranks = list(ranks)
         for stream in self._known.keys() - {rank.stream for rank in ranks}:
             del self._known[stream]
-            self._cgroup_of.pop(stream, None)
             self._counters.forget(f"{stream} ")
         for rank in ranks:
-            if rank.stream not in self._known and rank.pid > 0:
-                self._known[rank.stream] = _process(rank)
-                self._cgroup_of[rank.stream] = _cgroup_of(rank.pid)
+            if rank.stream not in self._known and (started := _started(rank)) is not None:
+                self._known[rank.stream] = (rank.pid, started)
 
     def read(self, now: float) -> dict[str, float]:
         """What all of them do now."""
         found: dict[str, float] = {}
-        for stream, process in self._known.items():
-            if process is None:
-                continue
+        for stream, (pid, started) in self._known.items():
             try:
-                found.update(self._of(stream, process, now))
-            except psutil.NoSuchProcess:
-                self._known[stream] = None
-            except (psutil.Error, OSError):
-                continue  # another user's, or it is ending
-        groups: dict[str, str] = {}
-        for stream in self._known:  # the ranks' order
-            if group := self._cgroup_of.get(stream):
-                groups.setdefault(group, stream)
-        for group, stream in groups.items():
-            found.update(self._of_cgroup(stream, group, now))
+                found.update(self._of(stream, pid, started, now))
+            except (OSError, ValueError, LookupError):
+                continue  # it is gone or ending, or another user's
         return found
 
-    def _of(self, stream: str, process: psutil.Process, now: float) -> Iterator[tuple[str, float]]:
+    def _of(self, stream: str, pid: int, started: int, now: float) -> Iterator[tuple[str, float]]:
         prefix = f"process/{stream}/"
-        with process.oneshot():
-            times = process.cpu_times()
-            growth = self._counters.growth(f"{stream} cpu", times.user + times.system, now)
-            yield f"{prefix}memory", process.memory_info().rss / GIB
-            yield f"{prefix}threads", process.num_threads()
-            if growth is not None:
-                yield f"{prefix}cpu", round(100.0 * growth.rate, 2)
-            try:
-                yield f"{prefix}files", process.num_fds()
-                counters = process.io_counters()
-            except psutil.AccessDenied:
-                return
-        for name, value in (("read", counters.read_bytes), ("write", counters.write_bytes)):
+        stat = _stat(pid)
+        if stat.started != started:
+            return
+        yield f"{prefix}memory", stat.resident / GIB
+        yield f"{prefix}threads", stat.threads
+        if (growth := self._counters.growth(f"{stream} cpu", stat.seconds, now)) is not None:
+            yield f"{prefix}cpu", round(100.0 * growth.rate, 2)
+        try:
+            yield f"{prefix}files", _open_files(pid)
+            counters = _disk_bytes(pid)
+        except PermissionError:
+            return
+        for name, value in zip(("read", "write"), counters, strict=True):
             growth = self._counters.growth(f"{stream} {name}", value, now)
             if growth is not None:
                 yield f"{prefix}{name}_mb_per_sec", growth.rate / MIB
 
-    def _of_cgroup(self, stream: str, group: str, now: float) -> Iterator[tuple[str, float]]:
-        """What a group and those above it allow and use."""
-        prefix = f"process/{stream}/cgroup_"
-        if (memory := _number(group, "memory.current")) is not None:
-            yield f"{prefix}memory", memory / GIB
-        limits = [limit for path in _up(group) if (limit := _number(path, "memory.max")) is not None]
-        if limits:
-            yield f"{prefix}memory_limit", min(limits) / GIB
-        quotas = [quota for path in _up(group) if (quota := _quota(path)) is not None]
-        if quotas:
-            yield f"{prefix}cpu_limit", min(quotas)
-        stat = _table(group, "cpu.stat")
-        if "usage_usec" in stat and (growth := self._counters.growth(f"{stream} cgroup", stat["usage_usec"], now)):
-            yield f"{prefix}cpu", round(growth.rate / 1e4, 2)
-        throttled = stat.get("throttled_usec")
-        if throttled is not None and (growth := self._counters.growth(f"{stream} throttled", throttled, now)):
-            yield f"{prefix}cpu_throttled", growth.amount / 1e6
-        if (kills := _table(group, "memory.events").get("oom_kill")) is not None:
-            yield f"{prefix}oom_kills", kills
 
-
+@functools.lru_cache(maxsize=1024)
 def inner_pids(pid: int) -> list[int]:
     """A process's pids in the namespaces it is in below that of /proc, its own last; empty if it cannot be read."""
     try:
@@ -127,56 +111,33 @@ def holds_device(pid: int) -> bool:
         return False
 
 
-def _process(rank: Rank) -> psutil.Process | None:
+def _started(rank: Rank) -> int | None:
+    """When the rank's process started, in ticks; None if it is gone, or the pid is another's by now."""
     try:
-        process = psutil.Process(rank.pid)
-        return process if process.create_time() <= rank.started_ns / 1e9 + 5.0 else None
-    except psutil.Error:
+        began = psutil.Process(rank.pid).create_time() if rank.pid > 0 else None
+        if began is None or began > rank.started_ns / 1e9 + _SLACK_SECONDS:
+            return None
+        return _stat(rank.pid).started
+    except (psutil.Error, OSError, ValueError, LookupError):
         return None
 
 
-def _cgroup_of(pid: int) -> str:
-    """The folder of a process's control group, empty on hosts without version 2 and for the root of the host, whose
-    figures are the host's."""
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            path = next((line[3:].strip() for line in file if line.startswith("0::")), "")
-    except OSError:
-        return ""
-    folder = os.path.normpath(_CGROUPS + path)
-    return folder if os.path.exists(os.path.join(folder, "cpu.stat")) and _has_limits(folder) else ""
+def _stat(pid: int) -> _Stat:
+    """One file, where psutil reads three for the same. Raises OSError."""
+    with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+        text = file.read(4096)
+    fields = text[text.rindex(b")") + 2 :].split()  # behind the name, which may hold anything
+    seconds = (int(fields[11]) + int(fields[12])) / _TICKS
+    return _Stat(int(fields[19]), seconds, int(fields[17]), int(fields[21]) * _PAGE)
 
 
-def _has_limits(folder: str) -> bool:
-    """The root of the host has no limits' files; that of a container has."""
-    return any(os.path.exists(os.path.join(folder, name)) for name in ("memory.max", "cpu.max"))
+def _open_files(pid: int) -> int:
+    folder = f"/proc/{pid}/fd"
+    return os.stat(folder).st_size or len(os.listdir(folder))  # Linux before 6.2 tells no size
 
 
-def _up(folder: str) -> Iterator[str]:
-    while folder.startswith(_CGROUPS):
-        yield folder
-        folder = os.path.dirname(folder)
-
-
-def _text(folder: str, name: str) -> str:
-    try:
-        with open(os.path.join(folder, name), encoding="ascii") as file:
-            return file.read().strip()
-    except (OSError, ValueError):
-        return ""
-
-
-def _number(folder: str, name: str) -> int | None:
-    text = _text(folder, name)
-    return int(text) if text.isdigit() else None  # "max": no limit
-
-
-def _quota(folder: str) -> float | None:
-    """In per cent of one core."""
-    quota, _, period = _text(folder, "cpu.max").partition(" ")
-    return 100.0 * int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
-
-
-def _table(folder: str, name: str) -> dict[str, int]:
-    pairs = (line.split() for line in _text(folder, name).splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+def _disk_bytes(pid: int) -> tuple[int, int]:
+    """Bytes read from and written to disks."""
+    with open(f"/proc/{pid}/io", "rb", buffering=0) as file:
+        fields = dict(line.split(b": ") for line in file.read(4096).splitlines())
+    return int(fields[b"read_bytes"]), int(fields[b"write_bytes"])

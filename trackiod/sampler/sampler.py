@@ -18,6 +18,7 @@ from trackio.record import Kind, Origin
 from trackio.shipper import Shipper
 from trackio.stream import Stream
 from trackiod.sampler import processes
+from trackiod.sampler.cgroups import Cgroups
 from trackiod.sampler.gpus import Device, Event, Gpus, NoDriver, has_changed
 from trackiod.sampler.hosts import Host
 from trackiod.sampler.joining import joined
@@ -28,6 +29,7 @@ from trackiod.sampler.table import GIB
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 """the number that the kernel gives the host's PID namespace"""
 _ASK_SECONDS = 1.0
+"""from question to question; up to five times as long where samples are as rare"""
 _ANSWER_SECONDS = 2.0
 _ALONE_SECONDS = 30.0
 _LOOK_AGAIN_SAMPLES = 12
@@ -63,6 +65,7 @@ class Sampler:
         self._look_at = 0.0
         self._host = Host(where.live)
         self._processes = Processes()
+        self._cgroups = Cgroups()
         self._hosted = hosted
         self._paces: dict[str, Pace] = {}
         self._values: dict[str, dict[str, Any]] = {}
@@ -99,7 +102,7 @@ class Sampler:
             now = time.monotonic()
             if now >= ask_at:
                 answer = self._ask()
-                ask_at = time.monotonic() + _ASK_SECONDS
+                ask_at = time.monotonic() + self._ask_seconds
                 if answer is not None:
                     answered_at = now
                     self._obey(answer)
@@ -108,6 +111,10 @@ class Sampler:
             self._turn()
             soonest = min([ask_at, *(pace.due for pace in self._paces.values())])
             time.sleep(max(0.0, soonest - time.monotonic()))
+
+    @property
+    def _ask_seconds(self) -> float:
+        return min([5 * _ASK_SECONDS, *(max(_ASK_SECONDS, pace.interval) for pace in self._paces.values())])
 
     def _ask(self) -> dict[str, Any] | None:
         state = {
@@ -125,7 +132,9 @@ class Sampler:
         if ranks != self._ranks:
             self._ranks = ranks
             self._has_device.clear()
+            processes.inner_pids.cache_clear()
             self._processes.expect(ranks)
+            self._cgroups.expect(ranks)
         self._orders = orders
         wanted: dict[str, float] = {}
         if orders.get("gpu"):
@@ -174,7 +183,7 @@ class Sampler:
         if name == "host":
             return self._host.read(now)
         if name == "processes":
-            return self._processes.read(now)
+            return {**self._processes.read(now), **self._cgroups.read(now)}
         assert self._gpus is not None
         kind, _, uuid = name.partition(" ")
         device = next(device for device in self._gpus.devices if device.uuid == uuid)

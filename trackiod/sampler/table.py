@@ -125,12 +125,12 @@ PROCESS = Room(
     "process/{stream}/",
     "process/",
     (
-        Metric("cpu", "%", "psutil.Process.cpu_times", "of one core, so 200 is two cores"),
-        Metric("memory", "GiB", "psutil.Process.memory_info", "resident memory"),
-        Metric("threads", "", "psutil.Process.num_threads", "threads"),
-        Metric("files", "", "psutil.Process.num_fds", "open files"),
-        Metric("read_mb_per_sec", "MiB/s", "psutil.Process.io_counters", "read from disks"),
-        Metric("write_mb_per_sec", "MiB/s", "psutil.Process.io_counters", "written to disks"),
+        Metric("cpu", "%", "/proc/PID/stat", "of one core, so 200 is two cores"),
+        Metric("memory", "GiB", "/proc/PID/stat", "resident memory"),
+        Metric("threads", "", "/proc/PID/stat", "threads"),
+        Metric("files", "", "/proc/PID/fd", "open files"),
+        Metric("read_mb_per_sec", "MiB/s", "/proc/PID/io", "read from disks"),
+        Metric("write_mb_per_sec", "MiB/s", "/proc/PID/io", "written to disks"),
     ),
 )
 CGROUP = Room(
