@@ -31,61 +31,88 @@ class Rank(NamedTuple):
     """when its stream was opened; a process of that pid that began later is another one"""
 
 
-class _Stat(NamedTuple):
-    """What `/proc/<pid>/stat` says."""
+class _Files:
+    """A process's files in /proc, held open: read in half the time, and they never become another process's. Owns the
+    descriptors; `close` ends them."""
 
-    started: int
-    """in ticks since the host started: with the pid it tells a process from every other"""
-    seconds: float
-    """that it ran"""
-    threads: int
-    resident: int
-    """bytes"""
+    def __init__(self, pid: int) -> None:
+        """Raises OSError if there is no such process."""
+        folder = f"/proc/{pid}"
+        self._stat = os.open(f"{folder}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        self._io = _opened(f"{folder}/io", os.O_RDONLY)
+        self._fds = _opened(f"{folder}/fd", os.O_PATH)
+        self._folder = folder
+
+    def stat(self) -> tuple[float, int, int]:
+        """Seconds that it ran, its threads, its resident bytes: one file, where psutil reads three. Raises OSError."""
+        text = os.pread(self._stat, 4096, 0)
+        fields = text[text.rindex(b")") + 2 :].split()  # behind the name, which may hold anything
+        return (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[17]), int(fields[21]) * _PAGE
+
+    def open_files(self) -> int | None:
+        """None if it may not be known. Raises OSError."""
+        if self._fds < 0:
+            return None
+        return os.fstat(self._fds).st_size or len(os.listdir(f"{self._folder}/fd"))  # Linux before 6.2 tells no size
+
+    def disk_bytes(self) -> tuple[int, int] | None:
+        """Bytes read from and written to disks; None if they may not be known. Raises OSError."""
+        if self._io < 0:
+            return None
+        fields = dict(line.split(b": ") for line in os.pread(self._io, 4096, 0).splitlines())
+        return int(fields[b"read_bytes"]), int(fields[b"write_bytes"])
+
+    def close(self) -> None:
+        for fd in (self._stat, self._io, self._fds):
+            if fd >= 0:
+                os.close(fd)
 
 
 class Processes:
-    """The processes of the ranks on this node."""
+    """The processes of the ranks on this node. Owns their files."""
 
     def __init__(self) -> None:
         self._counters = Counters()
-        self._known: dict[str, tuple[int, int]] = {}
-        """pid and start of each stream's process"""
+        self._files: dict[str, _Files | None] = {}
+        """of each stream's process; None once it is gone"""
 
     def expect(self, ranks: Iterable[Rank]) -> None:
         """From now on these are read."""
         ranks = list(ranks)
-        for stream in self._known.keys() - {rank.stream for rank in ranks}:
-            del self._known[stream]
+        for stream in self._files.keys() - {rank.stream for rank in ranks}:
+            self._let_go(stream)
+            del self._files[stream]
             self._counters.forget(f"{stream} ")
         for rank in ranks:
-            if rank.stream not in self._known and (started := _started(rank)) is not None:
-                self._known[rank.stream] = (rank.pid, started)
+            if rank.stream not in self._files and rank.pid > 0:
+                self._files[rank.stream] = _files(rank)
 
     def read(self, now: float) -> dict[str, float]:
         """What all of them do now."""
         found: dict[str, float] = {}
-        for stream, (pid, started) in self._known.items():
+        for stream, files in self._files.items():
             try:
-                found.update(self._of(stream, pid, started, now))
+                if files is not None:
+                    found.update(self._of(stream, files, now))
             except (OSError, ValueError, LookupError):
-                continue  # it is gone or ending, or another user's
+                self._let_go(stream)  # it has ended
         return found
 
-    def _of(self, stream: str, pid: int, started: int, now: float) -> Iterator[tuple[str, float]]:
+    def _let_go(self, stream: str) -> None:
+        files, self._files[stream] = self._files[stream], None
+        if files is not None:
+            files.close()
+
+    def _of(self, stream: str, files: _Files, now: float) -> Iterator[tuple[str, float]]:
         prefix = f"process/{stream}/"
-        stat = _stat(pid)
-        if stat.started != started:
-            return
-        yield f"{prefix}memory", stat.resident / GIB
-        yield f"{prefix}threads", stat.threads
-        if (growth := self._counters.growth(f"{stream} cpu", stat.seconds, now)) is not None:
+        ran, threads, resident = files.stat()
+        yield f"{prefix}memory", resident / GIB
+        yield f"{prefix}threads", threads
+        if (growth := self._counters.growth(f"{stream} cpu", ran, now)) is not None:
             yield f"{prefix}cpu", round(100.0 * growth.rate, 2)
-        try:
-            yield f"{prefix}files", _open_files(pid)
-            counters = _disk_bytes(pid)
-        except PermissionError:
-            return
-        for name, value in zip(("read", "write"), counters, strict=True):
+        if (count := files.open_files()) is not None:
+            yield f"{prefix}files", count
+        for name, value in zip(("read", "write"), files.disk_bytes() or (), strict=False):
             growth = self._counters.growth(f"{stream} {name}", value, now)
             if growth is not None:
                 yield f"{prefix}{name}_mb_per_sec", growth.rate / MIB
@@ -111,33 +138,24 @@ def holds_device(pid: int) -> bool:
         return False
 
 
-def _started(rank: Rank) -> int | None:
-    """When the rank's process started, in ticks; None if it is gone, or the pid is another's by now."""
+def _files(rank: Rank) -> _Files | None:
+    """The rank's process; None if it is gone, or the pid is another's by now."""
     try:
-        began = psutil.Process(rank.pid).create_time() if rank.pid > 0 else None
-        if began is None or began > rank.started_ns / 1e9 + _SLACK_SECONDS:
-            return None
-        return _stat(rank.pid).started
-    except (psutil.Error, OSError, ValueError, LookupError):
+        files = _Files(rank.pid)
+    except OSError:
         return None
+    try:
+        if psutil.Process(rank.pid).create_time() <= rank.started_ns / 1e9 + _SLACK_SECONDS:
+            return files
+    except psutil.Error:
+        pass
+    files.close()
+    return None
 
 
-def _stat(pid: int) -> _Stat:
-    """One file, where psutil reads three for the same. Raises OSError."""
-    with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-        text = file.read(4096)
-    fields = text[text.rindex(b")") + 2 :].split()  # behind the name, which may hold anything
-    seconds = (int(fields[11]) + int(fields[12])) / _TICKS
-    return _Stat(int(fields[19]), seconds, int(fields[17]), int(fields[21]) * _PAGE)
-
-
-def _open_files(pid: int) -> int:
-    folder = f"/proc/{pid}/fd"
-    return os.stat(folder).st_size or len(os.listdir(folder))  # Linux before 6.2 tells no size
-
-
-def _disk_bytes(pid: int) -> tuple[int, int]:
-    """Bytes read from and written to disks."""
-    with open(f"/proc/{pid}/io", "rb", buffering=0) as file:
-        fields = dict(line.split(b": ") for line in file.read(4096).splitlines())
-    return int(fields[b"read_bytes"]), int(fields[b"write_bytes"])
+def _opened(path: str, flags: int) -> int:
+    """A descriptor; -1 if it may not be had."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except OSError:
+        return -1
