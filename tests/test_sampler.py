@@ -586,3 +586,19 @@ def test_sampling_makes_no_system_call_in_the_training_process(
     os.kill(training.pid, signal.SIGCONT)
     calls = [line for line in trace.read_text().splitlines() if "(" in line and "SIGSTOP" not in line]
     assert calls == []
+
+
+def test_samples_take_no_more_disk_than_they_may_and_the_oldest_go_first(
+    host: Host, script: standin.Script, train: Callable[..., Training]
+) -> None:
+    host.stop()
+    host.extra["TRACKIO_SAMPLES_MIB"] = "1"
+    host.start()
+    training = train()
+    script.set("jitter", "devices 16", *(f"{i} process {training.pid} 1 1" for i in range(16)))
+    first_ns = wait_for(lambda: rows(host, "r", "gpu/0/power"), 30, "samples")[0].time_ns
+    wait_for(lambda: "samples take all they may" in Path(host.places.log).read_text(), 90, "the limit")
+    wait_for(lambda: len(samplers_of(host)) == 1, 10)
+    times = [row.time_ns for row in rows(host, "r", "gpu/0/power")]
+    assert time.time_ns() - times[-1] < 5e9 and times[0] > first_ns
+    assert max(b - a for a, b in itertools.pairwise(times)) < 3e9  # what is left is whole

@@ -31,6 +31,7 @@ class Settings(NamedTuple):
     webhook_min_level: str = ""
     sampling: bool = True
     sample_seconds: float = 5.0
+    sample_bytes: int = 1 << 30
 
 
 class Variable(NamedTuple):
@@ -125,6 +126,11 @@ VARIABLES: dict[str, Variable] = {
         ("TRACKIO_SAMPLE_SECONDS",),
         _interval,
         "From sample to sample of GPUs and host, where a run asks for nothing else, in seconds from 0.1. Default: 5.",
+    ),
+    "sample_bytes": Variable(
+        ("TRACKIO_SAMPLES_MIB",),
+        _mib,
+        "Most disk that a node's samples take, in MiB; then the oldest go. Default: 1024, a month of 8 GPUs, 64 ranks.",
     ),
 }
 

@@ -65,6 +65,7 @@ class Committer:
         store_id: str,
         on_outcome: Callable[[], None],
         on_errand: Callable[[Errand], None] = lambda _: None,
+        most_sample_bytes: int | None = None,
     ) -> None:
         """`on_outcome` is called in the thread when outcomes wait in `outcomes`, `on_errand` with everything that is to
         be done beside storing, more than once if need be."""
@@ -78,7 +79,7 @@ class Committer:
         self._on_outcome = on_outcome
         self._on_errand = on_errand
         self._databases = Databases(projects, store_id)
-        self._folding = Folding(self._databases)
+        self._folding = Folding(self._databases, most_sample_bytes)
         self._raw_bytes = 0
         """of what the transaction in hand stored, to be folded later"""
         self._errands: list[Errand] = []

@@ -80,7 +80,7 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, *, ready:
     socket_path = listener.getsockname()
     store_id = _store_id(where)
     errands = Errands(where, lambda work: committer.submit(work))
-    committer = Committer(where.projects, store_id, lambda: server.wake(), errands.take)
+    committer = Committer(where.projects, store_id, lambda: server.wake(), errands.take, ours.sample_bytes)
     idle_seconds = ours.idle_seconds if life == AUTOSTARTED else None
     sampling = Sampling(where, is_allowed=ours.sampling, interval=ours.sample_seconds)
     server = Server(where, committer, idle_seconds=idle_seconds, busy_with=lambda: errands.backlog, sampling=sampling)

@@ -10,8 +10,10 @@ import time
 from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from trackio.names import HOST
 from trackiod.databases import Databases
 from trackiod.errors import StoreError
+from trackiod.store import removal
 from trackiod.store.batch import Contents, read
 from trackiod.store.digest import digest_of
 from trackiod.store.project import ProjectStore
@@ -27,6 +29,7 @@ _BEHIND_BYTES = 32 << 20
 _AGAIN_SECONDS = 30.0
 _KEPT_FREE_PAGES = 512
 _PAGES_A_SLICE = 128
+_AXES_A_SLICE = 16
 _GOOD_RECORDS = 1024
 """so many in one batch make columns that need not be made anew"""
 
@@ -42,8 +45,10 @@ class Stored(NamedTuple):
 class Folding:
     """Knows which projects have something to fold, and has at most one fold in hand."""
 
-    def __init__(self, databases: Databases) -> None:
+    def __init__(self, databases: Databases, most_sample_bytes: int | None = None) -> None:
+        """`most_sample_bytes`: the oldest samples of the node go when they take more."""
         self._databases = databases
+        self._most_sample_bytes = most_sample_bytes
         self._due: dict[str, float] = {}
         self._touched: dict[str, dict[str, None]] = {}
         self._job: Generator[None, None, None] | None = None
@@ -126,6 +131,8 @@ class Folding:
         if store.is_ripe(self._stream):
             return self._fold(store, self._stream)
         del touched[self._stream]
+        if project == HOST and self._has_too_much(store):
+            return self._drop_oldest(store)
         if not touched and store.is_idle() and store.free_pages() > _KEPT_FREE_PAGES:
             return self._give_back(store)
         return None
@@ -148,6 +155,24 @@ class Folding:
         with store.transaction():
             store.replace_raw(stream, raw[-1][0], folded, batches=len(raw))
         self._raw_bytes = max(0, self._raw_bytes - sum(len(data) for _, data in raw))
+
+    def _has_too_much(self, store: ProjectStore) -> bool:
+        return self._most_sample_bytes is not None and removal.used_bytes(store.connection) > self._most_sample_bytes
+
+    def _drop_oldest(self, store: ProjectStore) -> Generator[None, None, None]:
+        """Until a tenth of what the samples may take is free."""
+        assert self._most_sample_bytes is not None
+        dropped = 0
+        while removal.used_bytes(store.connection) > 0.9 * self._most_sample_bytes:
+            with store.transaction():
+                axes = removal.drop_oldest(store.connection, _AXES_A_SLICE)
+            dropped += axes
+            yield
+            if axes < _AXES_A_SLICE:
+                break
+        if dropped:
+            log.info("samples take all they may: the oldest %d stretches were removed", dropped)
+            yield from self._give_back(store)
 
     @staticmethod
     def _give_back(store: ProjectStore) -> Generator[None, None, None]:

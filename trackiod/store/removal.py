@@ -1,4 +1,5 @@
-"""Deleting runs from a project's database, copying them to another's. Inside the transactions their callers opened."""
+"""Deleting runs from a project's database, copying them to another's; deleting the oldest points. Inside the
+transactions their callers opened."""
 
 from __future__ import annotations
 
@@ -40,6 +41,39 @@ def delete(connection: sqlite3.Connection, runs: Sequence[str]) -> set[tuple[str
         connection.execute(f"DELETE FROM {table} WHERE run IN ({_marks(runs)})", runs)
     connection.execute(f"DELETE FROM runs WHERE id IN ({_marks(runs)})", runs)
     return gone - spoken_of(connection)
+
+
+def used_bytes(connection: sqlite3.Connection) -> int:
+    """What the database holds, without what is free in its file."""
+    pages, free, size = (
+        connection.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
+def drop_oldest(connection: sqlite3.Connection, axes: int) -> int:
+    """Removes the points that were folded first: so many axes, with all that stands on them. Returns how many there
+    were."""
+    ids = [row[0] for row in connection.execute("SELECT id FROM axes ORDER BY id LIMIT ?", (axes,))]
+    streams = [
+        row[0] for row in connection.execute(f"SELECT DISTINCT stream FROM axes WHERE id IN ({_marks(ids)})", ids)
+    ]
+    for stream in streams:
+        of_stream = "series IN (SELECT id FROM series WHERE stream = ?)"
+        connection.execute(f"DELETE FROM chunks WHERE {of_stream} AND axis <= ?", (stream, ids[-1]))
+    connection.execute(f"DELETE FROM axes WHERE id IN ({_marks(ids)})", ids)
+    empty = [
+        row[0]
+        for row in connection.execute(
+            "SELECT id FROM streams s WHERE state IS NOT NULL AND NOT EXISTS (SELECT 1 FROM axes WHERE stream = s.id)"
+            " AND NOT EXISTS (SELECT 1 FROM batches WHERE stream = s.id)"
+        )
+    ]
+    for stream in empty if streams else ():
+        for table in ("series", *_OF_STREAMS):
+            connection.execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))
+        connection.execute("DELETE FROM streams WHERE id = ?", (stream,))
+    return len(ids)
 
 
 def spoken_of(connection: sqlite3.Connection) -> set[tuple[str, str]]:
