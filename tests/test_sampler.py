@@ -18,6 +18,7 @@ import psutil
 import pytest
 import standin
 from conftest import Host, wait_for
+from test_limits import cgroup
 
 from trackio.names import HOST
 from trackiod import node
@@ -602,3 +603,61 @@ def test_samples_take_no_more_disk_than_they_may_and_the_oldest_go_first(
     times = [row.time_ns for row in rows(host, "r", "gpu/0/power")]
     assert time.time_ns() - times[-1] < 5e9 and times[0] > first_ns
     assert max(b - a for a, b in itertools.pairwise(times)) < 3e9  # what is left is whole
+
+
+def test_a_daemon_confined_to_one_job_s_devices_has_a_sampler_hosted_in_the_other(
+    host: Host, script: standin.Script, train: Callable[..., Training]
+) -> None:
+    with cgroup("devices") as one, cgroup("devices") as other:
+        script.set("devices 3", f"0 hidden {one.name}", f"1 hidden {other.name}", "2 hidden nobody")
+        (one / "cgroup.procs").write_text(str(host.status().daemon["pid"]))
+        first = train("p", "first", TRACKIO_AUTOSTART="1")
+        (one / "cgroup.procs").write_text(str(first.pid))
+        wait_for(lambda: [g["power"] for g in host.cli("gpu")["gpus"]] == [100.0], 30, "the first GPU")
+        second = train("p", "second", TRACKIO_AUTOSTART="1")
+        (other / "cgroup.procs").write_text(str(second.pid))
+        rules = [f"0 process {first.pid} 1 1", f"1 process {second.pid} 1 1"]
+        script.set("devices 3", f"0 hidden {one.name}", f"1 hidden {other.name}", "2 hidden nobody", *rules)
+        wait_for(lambda: values(host, "second", "gpu/1/power"), 30, "samples of the other job's GPU")
+        wait_for(lambda: [g["power"] for g in host.cli("gpu")["gpus"]] == [100.0, 110.0], 10, "both GPUs")
+        pids = host.status().daemon["sampler"]["pids"]
+        assert len(pids) == 2 and str(pids[1]) in (other / "cgroup.procs").read_text().split()
+        assert len(set(values(host, "first", "memory/total"))) == 1
+        times = [row.time_ns for row in rows(host, "second", "memory/used")]
+        assert min(b - a for a, b in itertools.pairwise(times)) > 5e7  # the host is sampled by one of them
+        assert not any(name.startswith("gpu/1") for name in names(host, "first"))
+        first.end()
+        second.end()
+
+
+def test_in_a_container_whose_driver_tells_the_host_s_pids_a_run_sees_the_gpus_it_may_use(
+    host: Host, script: standin.Script, library: Path
+) -> None:
+    if os.geteuid() or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare")
+    host.stop()
+    inside = f"""
+import os, subprocess, sys, time, trackio
+trackiod = [{sys.executable!r}, "-P", "-m", "trackiod", "run", "--detach"]
+assert subprocess.run(trackiod).returncode == 0
+trackio.init(project="p", name="r")
+deadline = time.monotonic() + 20
+while not trackio.log_gpu() and time.monotonic() < deadline:
+    trackio.log({{"a": 1}})
+    time.sleep(0.1)
+time.sleep(2)
+subprocess.run([{str(Path(sys.executable).with_name("trackiod"))!r}, "stop"])
+"""
+    script.set("devices 3", "0 process 1 1 1", "1 process 1 1 1", "1 process 999999 1 1")
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
+    done = subprocess.run(
+        [*unshare, sys.executable, "-c", inside], env=host.environ(CUDA_VISIBLE_DEVICES="1"),
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    gpus = {name.split("/")[1] for name in names(host, "r") if name.startswith("gpu/")}
+    assert gpus == {"1"}
+    assert values(host, "r", "gpu/1/power")[-1] == 110.0 and values(host, "r", "gpu/1/processes")[-1] == 2
+    # pid 1 is our process's here, and somebody else's to the driver
+    assert not any("/process_" in name for name in names(host, "r"))
+    assert host.cli("get", "run", "--project", "p", "--run", "r")["energy_joules"] is None
