@@ -18,6 +18,8 @@ import psutil
 import pytest
 import standin
 from conftest import Host, wait_for
+from test_alerts import Hook
+from test_alerts import hook as hook
 from test_limits import cgroup
 
 from trackio.names import HOST
@@ -433,6 +435,21 @@ def test_without_a_driver_s_library_the_host_is_sampled_and_nothing_is_said(
     assert not alerts(host)
     done = host.command("trackio", "gpu")
     assert (done.returncode, done.stdout) == (0, "No NVIDIA GPU is to be seen on this node.\n")
+
+
+def test_an_alert_of_the_node_goes_to_the_webhook_of_a_run_on_it(
+    host: Host, script: standin.Script, train: Callable[..., Training], hook: Hook
+) -> None:
+    train("p", "r", {"webhook_url": hook.url, "webhook_min_level": "error"})
+    wait_for(lambda: values(host, "r", "memory/used"), 30, "samples")
+    script.set("5 xid 48")
+    (body,) = wait_for(lambda: hook.bodies, 30, "the alert")
+    assert (body["title"], body["level"], body["project"]) == ("Xid 48", "error", None)
+    assert body["node"] == os.uname().nodename
+    wait_for(lambda: host.cli("list", "alerts", "--project", "p")["alerts"][0]["webhook"] == "sent", 10, "its end")
+    host.stop()
+    for path in host.data.glob("projects/*.db"):
+        assert hook.url.encode() not in path.read_bytes(), "the address is a secret"
 
 
 # -- what users ask for ------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def test_cuda_s_devices_are_chosen_as_cuda_does() -> None:
 
 
 def live(stream: str, role: str, **facts: Any) -> LiveStream:
-    meta = {"role": role, "project": "p", "run": "r", "name": "n", "rank": 0, "started_ns": 1, "client": __version__}
+    meta = {"role": role, "project": "p", "run": "r", "name": "n", "rank": 0, "started_ns": 1}
     return LiveStream(stream, {**meta, **facts}, met_at=0.0)
 
 
@@ -204,7 +204,7 @@ def test_a_sampler_leaves_30_seconds_after_the_last_stream(host: Host) -> None:
     streams = {"s": sampler, "t": training}
     now = time.monotonic() + 100
     sampling.check(streams, now)
-    query = wire.SamplerQuery("s", {"devices": ["a"]})
+    query = wire.SamplerQuery("s", {"release": __version__, "devices": ["a"]})
     orders = sampling.orders(query, streams, now)
     assert not orders["leave"] and orders["gpu"] and orders["host"] and orders["gpu_interval"] == 5.0
     assert [r[0] for r in orders["ranks"]] == ["t"]
@@ -221,14 +221,18 @@ def test_of_two_samplers_the_later_leaves_and_one_of_another_release_too(host: H
         "one": live("one", "sampler", started_ns=1),
         "two": live("two", "sampler", started_ns=2),
         "host": live("host", "sampler", started_ns=3, hosted=True),
-        "old": live("old", "sampler", started_ns=0, client="0.1", hosted=True),
+        "old": live("old", "sampler", started_ns=0, hosted=True),
     }
     now = time.monotonic()
     sampling.check(streams, now)
     orders = {
-        name: sampling.orders(wire.SamplerQuery(name, {"devices": [f"GPU-{name}"]}), streams, now)
-        for name in ("old", "one", "two", "host")
-    }
+        name: sampling.orders(
+            wire.SamplerQuery(name, {"devices": [f"GPU-{name}"], "release": release, "hosted": hosted}), streams, now
+        )
+        for name, release, hosted in (
+            ("old", "0.1", True), ("one", __version__, False), ("two", __version__, False), ("host", __version__, True)
+        )
+    }  # fmt: skip
     assert {name: found["leave"] for name, found in orders.items()} == {
         "old": True, "one": False, "two": True, "host": False
     }  # fmt: skip
@@ -239,7 +243,7 @@ def test_after_three_failures_gpus_are_left_alone_for_a_while(host: Host) -> Non
     sampling = Sampling(host.places, is_allowed=True, interval=5.0)
     streams = {"s": live("s", "sampler"), "t": live("t", "rank")}
     now = time.monotonic()
-    query = wire.SamplerQuery("s", {})
+    query = wire.SamplerQuery("s", {"release": __version__})
     for failures in range(1, 4):
         sampling.check(streams, now)
         assert sampling.orders(query, streams, now)["gpu"], failures

@@ -149,6 +149,7 @@ def _new_run(asked: Request, ours: Settings, *, is_ours: bool = True) -> Run:
         "interactive": facts.interactive,
         "sampling": dict(asked.sampling),
         "cuda_visible_devices": gauges.visible_devices(),
+        "webhook": list(asked.webhook) if asked.webhook.url else None,
         **asked.about,
         "data": clean_text(where.data),
     }

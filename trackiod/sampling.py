@@ -132,10 +132,8 @@ class Sampling:
         """What a sampler is to do until it asks again."""
         self._heard_at[query.stream], self._states[query.stream] = now, query.state
         elders = self._elders(query.stream, streams)
-        sampler = streams.get(query.stream)
-        is_hosted = sampler is not None and bool(sampler.meta.get("hosted"))
-        is_one_too_many = not is_hosted and any(not elder.meta.get("hosted") for elder in elders)
-        is_other = sampler is not None and sampler.meta.get("client") != __version__
+        is_one_too_many = not query.state.get("hosted") and any(not elder.meta.get("hosted") for elder in elders)
+        is_other = query.state.get("release") != __version__
         has_gpus = now >= self._without_gpu_until
         return {
             "leave": now - self._wanted_at > LINGER_SECONDS or is_one_too_many or is_other,
@@ -144,6 +142,7 @@ class Sampling:
             "host": self._wishes.host is not None,
             "host_interval": self._wishes.host or self._interval,
             "ranks": [_rank(stream) for stream in _by_rank(streams.values())],
+            "webhooks": _webhooks(streams.values()),
             "elsewhere": [uuid for elder in elders for uuid in self._states.get(elder.id, {}).get("devices", ())],
         }
 
@@ -233,6 +232,16 @@ def _rank(stream: LiveStream) -> list[Any]:
     """As `trackiod.sampler.processes.Rank` has it."""
     meta = stream.meta
     return [stream.id, stream.project, meta["run"], meta["name"], meta["rank"], stream.pid, meta["started_ns"]]
+
+
+def _webhooks(streams: Iterable[LiveStream]) -> list[list[str]]:
+    """(address, least level) of the runs that are here, each once, in the order of their starts."""
+    found: dict[tuple[str, ...], None] = {}
+    for stream in _by_rank(streams):
+        hook = stream.meta.get("webhook")
+        if isinstance(hook, list) and len(hook) == 2 and all(isinstance(part, str) for part in hook):
+            found[tuple(hook)] = None
+    return [list(hook) for hook in found]
 
 
 def _cgroup(pid: int) -> str:

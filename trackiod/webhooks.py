@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from trackio.names import HOST
+
 SECONDS = 10.0
 _COLORS = {"info": 3447003, "warn": 16776960, "error": 15158332}
 _MOST_CHARS = {"slack": 2900, "discord": 4000, "other": 100_000}
@@ -38,7 +40,9 @@ def payload(kind: str, project: str, alert: dict[str, Any]) -> dict[str, Any]:
     level, title, step = alert["level"], alert["title"], alert["step"]
     most = _MOST_CHARS[kind]
     text = alert["text"] if alert["text"] is None else alert["text"][:most]
-    where = f"Project: {project}  •  Run: {alert['run']}" + (f"  •  Step {step}" if step is not None else "")
+    is_node = project == HOST
+    where = f"Node: {alert['run']}" if is_node else f"Project: {project}  •  Run: {alert['run']}"
+    where += f"  •  Step {step}" if step is not None else ""
     head = f"[{level.upper()}] {title}"
     if kind == "slack":
         sections = [f"*{_slack(head[:most])}*", *([_slack(text)] if text else [])]
@@ -49,8 +53,10 @@ def payload(kind: str, project: str, alert: dict[str, Any]) -> dict[str, Any]:
         embed = {"title": head[:256], "color": _COLORS.get(level, 0), "footer": {"text": where[:2000]}}
         return {"embeds": [embed | ({"description": text} if text else {})], "allowed_mentions": {"parse": []}}
     moment = datetime.fromtimestamp(alert["time_ns"] / 1e9, UTC).isoformat()
-    return {"level": level, "title": title, "text": text, "project": project, "run": alert["run"],
-            "run_id": alert["run_id"], "step": step, "timestamp": moment}  # fmt: skip
+    whose = {"project": project, "run": alert["run"], "run_id": alert["run_id"]}
+    if is_node:
+        whose = {"project": None, "run": None, "run_id": None, "node": alert["run"]}
+    return {"level": level, "title": title, "text": text, **whose, "step": step, "timestamp": moment}
 
 
 def _slack(text: str) -> str:

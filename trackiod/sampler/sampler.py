@@ -17,6 +17,8 @@ from trackio.places import Places
 from trackio.record import Kind, Origin
 from trackio.shipper import Shipper
 from trackio.stream import Stream
+from trackio.values import clean_text
+from trackio.version import __version__
 from trackiod.sampler import processes
 from trackiod.sampler.cgroups import Cgroups
 from trackiod.sampler.gpus import Device, Event, Gpus, NoDriver, has_changed
@@ -77,8 +79,8 @@ class Sampler:
     @staticmethod
     def _facts(hosted: bool) -> dict[str, Any]:
         return {
-            "project": names.HOST, "run": "node", "name": "node", "role": "sampler", "rank": 0, "local_rank": 0,
-            "world_size": 1, "attempt": names.random_id(), "cgroup": _own_cgroup(), "hosted": hosted,
+            "project": names.HOST, "run": "node", "name": clean_text(os.uname().nodename), "role": "sampler", "rank": 0,
+            "local_rank": 0, "world_size": 1, "attempt": names.random_id(), "cgroup": _own_cgroup(), "hosted": hosted,
             "is_first_namespace": _is_first_namespace(),
         }  # fmt: skip
 
@@ -86,8 +88,6 @@ class Sampler:
 
     def run(self) -> None:
         try:
-            if self._told:
-                self._alert(alerts.AlertLevel.WARN, "The sampler was restarted", self._told)
             self._sample()
         finally:
             self._is_over.set()
@@ -118,6 +118,8 @@ class Sampler:
 
     def _ask(self) -> dict[str, Any] | None:
         state = {
+            "release": __version__,
+            "hosted": self._hosted,
             "devices": [device.uuid for device in self._gpus.devices] if self._gpus else [],
             "hidden": self._gpus.hidden if self._gpus else 0,
             "trouble": self._trouble,
@@ -128,6 +130,7 @@ class Sampler:
     def _obey(self, orders: dict[str, Any]) -> None:
         """Takes up what the daemon wants: who is sampled, what, and how often."""
         now = time.monotonic()
+        is_first = not self._orders
         ranks = [Rank(*rank[: len(Rank._fields)]) for rank in orders.get("ranks", [])]
         if ranks != self._ranks:
             self._ranks = ranks
@@ -136,6 +139,8 @@ class Sampler:
             self._processes.expect(ranks)
             self._cgroups.expect(ranks)
         self._orders = orders
+        if is_first and self._told:
+            self._alert(alerts.AlertLevel.WARN, "The sampler was restarted", self._told)
         wanted: dict[str, float] = {}
         if orders.get("gpu"):
             self._open_gpus(now)
@@ -286,7 +291,8 @@ class Sampler:
         self._alert(alerts.AlertLevel.ERROR, f"Xid {event.xid}", f"GPU {event.label} ({event.uuid}) reported it.")
 
     def _alert(self, level: alerts.AlertLevel, title: str, text: str) -> None:
-        self._stream.note(Kind.ALERT, alerts.facts(level, title, text, None, None), seconds=_CLOSE_SECONDS)
+        hooks = (url for url, least in self._orders.get("webhooks", ()) if level >= least)
+        self._stream.note(Kind.ALERT, alerts.facts(level, title, text, None, next(hooks, None)), seconds=_CLOSE_SECONDS)
 
 
 def _own_cgroup() -> str:

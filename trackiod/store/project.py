@@ -85,13 +85,13 @@ class ProjectStore:
         rank, started_ns, run = int(meta["rank"]), int(meta["started_ns"]), str(meta["run"])
         self._register_run(run, meta, rank, started_ns)
         if committed is not None:
-            self._do("UPDATE streams SET meta = ? WHERE id = ?", msgpack.packb(meta), stream)
+            self._do("UPDATE streams SET meta = ? WHERE id = ?", _kept(meta), stream)
             return committed
         self._do(
             "INSERT INTO streams (id, run, role, rank, attempt, process, started_ns, world_size, meta, committed)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
             stream, run, str(meta["role"]), rank, str(meta["attempt"]), str(meta.get("process", stream)), started_ns,
-            int(meta["world_size"]), msgpack.packb(meta),
+            int(meta["world_size"]), _kept(meta),
         )  # fmt: skip
         return 0
 
@@ -331,3 +331,8 @@ class ProjectStore:
 def _storable(sums: Sums) -> tuple[Any, ...]:
     """As SQLite holds them; it turns a total of NaN into null."""
     return *sums[:4], float(sums.total)
+
+
+def _kept(meta: dict[str, Any]) -> bytes:
+    """What is kept of what a stream said of itself: the address of a webhook is a secret."""
+    return bytes(msgpack.packb({name: value for name, value in meta.items() if name != "webhook"}))
