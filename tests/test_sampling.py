@@ -21,6 +21,7 @@ from trackio.version import __version__
 from trackiod.sampler import processes
 from trackiod.sampler.cgroups import Cgroups
 from trackiod.sampler.counters import Counters
+from trackiod.sampler.hosts import Host as SampledHost
 from trackiod.sampler.joining import joined
 from trackiod.sampler.pacing import Pace
 from trackiod.sampler.processes import Processes, Rank
@@ -159,6 +160,30 @@ def test_a_container_s_own_limits_and_use_are_read_once_for_its_ranks(tmp_path: 
     found = cgroups.read(3.0)
     assert found["process/s0/cgroup_cpu"] == 150.0 and found["process/s0/cgroup_cpu_throttled"] == 0.2
     assert "process/s0/cgroup_memory_limit" not in found and "process/s0/cgroup_memory" not in found
+
+
+def test_infiniband_ports_are_read_by_card_and_port(tmp_path: Path) -> None:
+    counters = tmp_path / "mlx5_0" / "ports" / "1" / "counters"
+    counters.mkdir(parents=True)
+
+    def count(sent: int, received: int, errors: int) -> None:
+        for name, value in zip(
+            ("port_xmit_data", "port_rcv_data", "symbol_error", "port_rcv_errors", "link_downed"),
+            (sent, received, errors, 0, 1), strict=True,
+        ):  # fmt: skip
+            (counters / name).write_text(f"{value}\n")
+
+    host = SampledHost(str(tmp_path), str(tmp_path))
+    count(0, 1000, 0)
+    first = host.read(1.0)
+    assert first["infiniband/mlx5_0:1/errors"] == 1 and "infiniband/mlx5_0:1/sent_mb_per_sec" not in first
+    count(1 << 20, 0, 5)  # words of four bytes; what was received was reset
+    second = host.read(3.0)
+    assert second["infiniband/mlx5_0:1/sent_mb_per_sec"] == 2.0 and second["infiniband/mlx5_0:1/errors"] == 6
+    assert "infiniband/mlx5_0:1/recv_mb_per_sec" not in second
+    (counters / "symbol_error").write_text("nonsense")
+    assert not any(name.startswith("infiniband") and name.endswith("errors") for name in host.read(4.0))
+    assert "memory/used" in host.read(5.0)
 
 
 def test_the_smallest_interval_is_everybody_s() -> None:

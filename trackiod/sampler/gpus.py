@@ -15,6 +15,7 @@ from trackiod.sampler.counters import Counters
 from trackiod.sampler.table import GIB, MIB
 
 _ALL_LINKS = 0xFFFFFFFF
+_BY_LINK = ("nvlink_tx", "nvlink_rx")
 _CRC_METRICS = ("crc_flit", "crc_data")
 _MEMORY_V2 = getattr(pynvml, "nvmlMemory_v2", 0x02000028)
 
@@ -222,7 +223,7 @@ class Gpus:
 
     def _fields(self, device: Device, now: float) -> dict[str, float]:
         names = [name for name in _FIELDS if name not in device.never]
-        asked = [(_FIELDS[name][0], _ALL_LINKS if name.startswith("nvlink_") else 0) for name in names]
+        asked = [(_FIELDS[name][0], _ALL_LINKS if name in _BY_LINK else 0) for name in names]
         values = self._read(device, pynvml.nvmlDeviceGetFieldValues, asked) if names else None
         found: dict[str, float] = {}
         for name, value in zip(names, values or (), strict=False):

@@ -20,9 +20,10 @@ _INFINIBAND_ERRORS = ("symbol_error", "port_rcv_errors", "link_downed")
 class Host:
     """The host that this process runs on."""
 
-    def __init__(self, folder: str) -> None:
-        """`folder` lies on the disk that is looked at."""
+    def __init__(self, folder: str, infiniband: str = _INFINIBAND) -> None:
+        """`folder` lies on the disk that is looked at; `infiniband` is where the kernel shows its cards."""
         self._folder = folder
+        self._cards = infiniband
         self._counters = Counters()
         self._device = _device_of(folder)
 
@@ -94,8 +95,8 @@ class Host:
                 yield from self._rate(f"network/{name}/recv_mb_per_sec", counters.bytes_recv, now, MIB)
 
     def _infiniband(self, now: float) -> Iterator[tuple[str, float]]:
-        for card in sorted(os.listdir(_INFINIBAND)):
-            ports = os.path.join(_INFINIBAND, card, "ports")
+        for card in sorted(os.listdir(self._cards)):
+            ports = os.path.join(self._cards, card, "ports")
             for port in sorted(os.listdir(ports)):
                 folder, name = os.path.join(ports, port, "counters"), f"infiniband/{card}:{port}"
                 sent, received = (_count(folder, f) for f in ("port_xmit_data", "port_rcv_data"))
