@@ -34,7 +34,7 @@ def command(*words: str) -> int:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "TRACKIO_DIR": str(DATA), "OMP_NUM_THREADS": "1", **more}
+    return {**os.environ, "TRACKIO_DIR": str(DATA), "TRACKIO_SAMPLE_SECONDS": "2", "OMP_NUM_THREADS": "1", **more}
 
 
 def launch() -> list[subprocess.Popen[bytes]]:
@@ -87,6 +87,7 @@ def main() -> int:
         command("trackio", "get", "run", "--project", "digits", "--run", name)
         command("trackio", "get", "metric", "--project", "digits", "--run", name, "--metric", "train/loss",
                 "--around", "1499", "--window", "4")  # fmt: skip
+        command("trackio", "get", "system-metric", "--project", "digits", "--run", name, "--metric", "cpu/utilization")
     finally:
         for rank in ranks:
             if rank.poll() is None:

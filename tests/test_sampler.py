@@ -262,6 +262,19 @@ def test_what_cannot_be_known_is_absent_and_never_0(
     assert values(host, "r", "gpu/1/processes")[-1] == 2  # the other one counts, and is nobody's
 
 
+def test_slow_calls_do_not_delay_the_samples(
+    host: Host, script: standin.Script, train: Callable[..., Training]
+) -> None:
+    script.set(*(f"{gpu} field {field} none" for gpu in range(8) for field in (197, 198)))
+    training = train()
+    rules = [f"{gpu} field {field} none" for gpu in range(8) for field in (197, 198)]
+    script.set(*rules, f"1 process {training.pid} 1 1", f"6 process {training.pid} 1 1")
+    wait_for(lambda: len(values(host, "r", "gpu/6/pcie_tx")) > 3, 40, "looks of 20 ms, one device after the other")
+    assert set(values(host, "r", "gpu/6/pcie_tx")) == {1.0} and set(values(host, "r", "gpu/1/pcie_rx")) == {1.0}
+    times = [row.time_ns for row in rows(host, "r", "gpu/1/power")]
+    assert len(times) > 5 * len(values(host, "r", "gpu/1/pcie_tx"))  # which are looked at by turns
+
+
 def test_mig_instances_stand_beside_their_gpu(
     host: Host, script: standin.Script, train: Callable[..., Training]
 ) -> None:

@@ -1,9 +1,9 @@
-"""When which probe is read: each at its interval, a slow one so rarely that it takes a quarter of the time at most.
+"""When which probe is read: each at its interval, a slow one so rarely that it takes a fifth of the time at most.
 Pure; time is an argument, in seconds of a clock that never jumps."""
 
 from __future__ import annotations
 
-_SHARE = 0.25
+_SHARE = 0.2
 
 
 class Pace:

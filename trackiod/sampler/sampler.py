@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from trackio import alerts, inquiry, names, places, settings, wire
@@ -62,6 +63,9 @@ class Sampler:
         self._orders: dict[str, Any] = {}
         self._ranks: list[Rank] = []
         self._gpus: Gpus | None = None
+        self._mine: list[Device] = []
+        """the devices that this sampler reads, and no other one does"""
+        self._looks = 0
         self._trouble = ""
         self._wants_new_life = False
         self._look_at = 0.0
@@ -145,17 +149,15 @@ class Sampler:
         if orders.get("gpu"):
             self._open_gpus(now)
             others = set(orders.get("elsewhere", ()))
-            for device in self._gpus.devices if self._gpus else ():
-                if device.uuid not in others:
-                    wanted[f"gpu {device.uuid}"] = wanted[f"slow {device.uuid}"] = float(orders["gpu_interval"])
+            self._mine = [device for device in self._gpus.devices if device.uuid not in others] if self._gpus else []
+            if self._mine:
+                wanted["gpus"] = wanted["traffic"] = float(orders["gpu_interval"])
         else:
             self._close_gpus()
         if orders.get("host") and not self._hosted:
-            wanted["host"] = float(orders["host_interval"])
-            wanted["processes"] = float(orders["host_interval"])
+            wanted["host"] = wanted["processes"] = float(orders["host_interval"])
         for name in self._paces.keys() - wanted.keys():
             del self._paces[name]
-            self._values.pop(name, None)
         for name, interval in wanted.items():
             if name in self._paces:
                 self._paces[name].change(interval, now)
@@ -170,33 +172,36 @@ class Sampler:
             if not pace.is_due(started):
                 continue
             try:
-                values = self._read(name, started)
+                for what, values in self._readings(name):
+                    self._values[what] = values
+                    if values:
+                        self._stream.log(self._step, int(Origin.COUNTER), values)
+                        is_new = True
             except NoDriver as error:
                 self._lose_gpus(error)
-                return
             pace.done(started, time.monotonic())
-            self._values[name] = values
-            if values:
-                self._stream.log(self._step, int(Origin.COUNTER), values)
-                is_new = True
         self._tell_troubles()
         if is_new:
             self._step += 1
             self._show()
 
-    def _read(self, name: str, now: float) -> dict[str, Any]:
+    def _readings(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What a probe reads, each with what it was read of. Raises NoDriver."""
+        now = time.monotonic()
         if name == "host":
-            return self._host.read(now)
-        if name == "processes":
-            return {**self._processes.read(now), **self._cgroups.read(now)}
-        assert self._gpus is not None
-        kind, _, uuid = name.partition(" ")
-        device = next(device for device in self._gpus.devices if device.uuid == uuid)
-        found = self._gpus.read(device, now) if kind == "gpu" else self._gpus.slow(device)
-        values: dict[str, Any] = {f"gpu/{uuid}/{metric}": value for metric, value in found.items()}
-        if kind == "gpu":
-            values.update(self._uses(self._gpus, device))
-        return values
+            yield "host", self._host.read(now)
+        elif name == "processes":
+            yield "processes", {**self._processes.read(now), **self._cgroups.read(now)}
+        elif self._gpus is None:
+            return
+        elif name == "traffic":  # one device a turn, since each takes 40 ms
+            self._looks += 1
+            device = self._mine[self._looks % len(self._mine)]
+            yield f"traffic {device.uuid}", _named(device, self._gpus.slow(device))
+        else:
+            for device in self._mine:
+                values = _named(device, self._gpus.read(device, time.monotonic()))
+                yield f"gpu {device.uuid}", {**values, **self._uses(self._gpus, device)}
 
     def _uses(self, gpus: Gpus, device: Device) -> dict[str, Any]:
         """What the ranks' processes do on a device; one that no rank is behind only counts."""
@@ -225,11 +230,17 @@ class Sampler:
 
     def _show(self) -> None:
         devices = [device.facts() for device in self._gpus.devices] if self._gpus else []
+        self._values = {what: values for what, values in self._values.items() if self._is_read(what)}
         values = {name: value for reading in self._values.values() for name, value in reading.items()}
         interval = min((pace.interval for pace in self._paces.values()), default=1.0)
         ranks = [list(rank[:6]) for rank in self._ranks]
         now_ns = time.time_ns()
         self._board.write(Sample(self._stream.id, now_ns, interval, devices, ranks, values, self._trouble))
+
+    def _is_read(self, what: str) -> bool:
+        """Whether something that was read is still read."""
+        kind, _, uuid = what.partition(" ")
+        return kind in self._paces if not uuid else any(device.uuid == uuid for device in self._mine)
 
     # -- the driver ------------------------------------------------------------------------------------------------
 
@@ -265,6 +276,7 @@ class Sampler:
 
     def _close_gpus(self) -> None:
         gpus, self._gpus = self._gpus, None
+        self._mine = []
         self._look_at = 0.0
         if gpus is not None:
             gpus.close()
@@ -273,9 +285,6 @@ class Sampler:
         """The driver does not work: the host is sampled on, and the driver is tried again later."""
         self._close_gpus()
         self._look_at = time.monotonic() + self._patience
-        for name in [name for name in self._paces if name.startswith(("gpu ", "slow "))]:
-            del self._paces[name]
-            self._values.pop(name, None)
         if error.is_odd and self._trouble != str(error):
             self._trouble = str(error)
             self._alert(alerts.AlertLevel.WARN, "GPUs are not sampled", str(error))
@@ -293,6 +302,10 @@ class Sampler:
     def _alert(self, level: alerts.AlertLevel, title: str, text: str) -> None:
         hooks = (url for url, least in self._orders.get("webhooks", ()) if level >= least)
         self._stream.note(Kind.ALERT, alerts.facts(level, title, text, None, next(hooks, None)), seconds=_CLOSE_SECONDS)
+
+
+def _named(device: Device, values: dict[str, float]) -> dict[str, Any]:
+    return {f"gpu/{device.uuid}/{metric}": value for metric, value in values.items()}
 
 
 def _own_cgroup() -> str:
