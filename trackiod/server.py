@@ -18,6 +18,7 @@ from trackio.version import __version__
 from trackiod import orphans, streams
 from trackiod.committer import Committer
 from trackiod.exits import Exit
+from trackiod.outlets import Outlets
 from trackiod.sampling import Sampling
 from trackiod.streams import LiveStream
 from trackiod.work import Append, Drain, Drained, Edit, Find, NotDrained, Refused, Register, Reply
@@ -43,6 +44,7 @@ class Server:
         idle_seconds: float | None,
         busy_with: Callable[[], int] = lambda: 0,
         sampling: Sampling | None = None,
+        outlets: Outlets | None = None,
     ) -> None:
         """`idle_seconds`: leave after this long with nothing to do; None stays for ever. `busy_with`: how much is being
         done elsewhere."""
@@ -52,6 +54,8 @@ class Server:
         self._idle_seconds = idle_seconds
         self._busy_with = busy_with
         self._sampling = sampling
+        self._outlets = outlets
+        self._ends = 0
         self._streams: dict[str, LiveStream] = {}
         self._draining: dict[str, LiveStream | None] = {}
         self._drain_again_at: dict[str, float] = {}
@@ -243,6 +247,7 @@ class Server:
         while outcomes:
             outcome = outcomes.popleft()
             if isinstance(outcome, Drained):
+                self._ends += 1
                 self._forget(outcome.stream)
             elif isinstance(outcome, NotDrained):
                 self._forget(outcome.stream)
@@ -280,6 +285,8 @@ class Server:
         if self._sampling is not None:
             for stream in self._sampling.check(self._streams, now):
                 self._send(stream.peer, wire.HostSampler(stream.id))
+        if self._outlets is not None:
+            self._outlets.check(self._ends, is_busy=bool(self._streams or self._draining), now=now)
         if now >= self._next_scan:
             self._next_scan = now + _SCAN_SECONDS
             self.drain_orphans()
@@ -343,6 +350,7 @@ class Server:
             "backlog": self._committer.backlog,
             "errands": self._busy_with(),
             "problem": self._committer.problem,
+            "copies": self._outlets.facts() if self._outlets else None,
             "sampler": self._sampling.facts(self._streams) if self._sampling else None,
         }
         return wire.StatusReport(daemon, [s.report(now) for s in self._streams.values() if s.role != "sampler"])
