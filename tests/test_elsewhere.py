@@ -244,3 +244,23 @@ def test_a_part_is_a_database_of_the_layout_and_holds_no_secret(hosts: Callable[
     assert sqlite3.connect(part).execute("SELECT count(*) FROM series").fetchone() == (1,)
     assert url.encode() not in part.read_bytes()
     assert oct(part.parent.stat().st_mode)[-3:] == "700"
+
+
+def test_pictures_and_tables_are_seen_on_other_hosts(hosts: Callable[[str], Host]) -> None:
+    node, login = hosts("node"), hosts("login")
+    node.start()
+    code = """
+import numpy, trackio
+trackio.init(project="p", name="r")
+trackio.log({"img": trackio.Image(numpy.zeros((8, 8, 3), numpy.uint8), caption="c"),
+             "rows": trackio.Table(columns=["a"], data=[[i] for i in range(2000)])})
+"""
+    assert node.run(code).returncode == 0
+    node.ended_run("p")
+    wait_for(lambda: node.status().daemon["errands"] == 0, 20, "the files")
+    node.stop()
+    shutil.rmtree(node.data)
+    (image,) = values(login, "r", "img")
+    assert image["caption"] == "c" and Path(image["file_path"]).read_bytes()[1:4] == b"PNG"
+    (rows,) = values(login, "r", "rows")
+    assert len(rows["_value"]) == 2000

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from trackio.places import Places, make_private
 from trackiod.errors import StoreError
-from trackiod.sinks.directory import ALIVE, CHANGED
+from trackiod.sinks.directory import ALIVE, CHANGED, FILES
 from trackiod.store import removal, schema
 
 _FIRST_ID = 1 << 40
@@ -65,7 +65,7 @@ def _take_in(where: Places, folder: str, problems: list[str]) -> None:
         before, known = state.get(store.path) or [0, False], [store.changed_ns, is_silent]
         if before == known:
             continue
-        for project in sorted({*_folders(store.path), *_taken(folder)}):
+        for project in sorted({*_folders(store.path), *_taken(folder)} - {FILES}):
             try:
                 _take_project(folder, store, project, is_silent=is_silent, is_back=before[1] and not is_silent)
             except (sqlite3.Error, OSError, StoreError) as error:
@@ -93,6 +93,7 @@ def _take_project(folder: str, store: _Store, project: str, *, is_silent: bool, 
                         _take_part(source, target, f"{name}/{run}", part, identity, is_last=part == parts[-1])
         if target is not None:
             _forget_deleted(target, name, runs)
+            _link_files(os.path.join(store.path, FILES, project), os.path.join(folder, "blobs", project))
             if is_silent:
                 _end_silent(target, store)
             is_empty = target.execute("SELECT 1 FROM runs LIMIT 1").fetchone() is None
@@ -185,6 +186,18 @@ def _forget_deleted(target: sqlite3.Connection, store: str, runs: list[str]) -> 
                 removal.delete_stream(target, stream)
             target.execute("DELETE FROM meta WHERE value = ? OR key LIKE ?", (run, f"part {run}/%"))
         target.execute("DELETE FROM runs WHERE NOT EXISTS (SELECT 1 FROM streams s WHERE s.run = runs.id)")
+
+
+def _link_files(source: str, folder: str) -> None:
+    """Leads to the files of another host's values; they are read where they lie."""
+    for ab in _folders(source):
+        make_private(os.path.join(folder, ab))
+        for name in os.listdir(os.path.join(source, ab)):
+            link = os.path.join(folder, ab, name)
+            if not os.path.exists(link) and not name.endswith(".new"):
+                if os.path.islink(link):
+                    os.unlink(link)
+                os.symlink(os.path.join(source, ab, name), link)
 
 
 def _end_silent(target: sqlite3.Connection, store: _Store) -> None:

@@ -2,6 +2,7 @@
 
     <shared>/<host>/<store>/alive, changed              touched every minute, and when something below has changed
     <shared>/<host>/<store>/<project>/<run>/000000.db   parts of a run: small databases in the layout of a project's
+    <shared>/<host>/<store>/files/<project>/ab/abcd...  pictures and other files of its values, by content
 
 A part is written under another name and renamed, and never changed but for the last one, which is replaced until its
 columns are large enough; so whoever reads finds each whole, and needs no lock of SQLite's on a network. The last part
@@ -25,9 +26,11 @@ from trackio.places import Places, make_private
 from trackiod.store import removal, schema
 from trackiod.store.reader import own_paths as paths
 
-CHANGED, ALIVE = "changed", "alive"
+CHANGED, ALIVE, FILES = "changed", "alive", "files"
 _CURSOR = "cursor"
 _MEMO = "published.json"
+_MOST_FILE_BYTES = 64 << 20
+"""a larger file of a value stays on its host"""
 _PART_BYTES = 8 << 20
 """of columns, from which on a part is not written any more"""
 
@@ -69,11 +72,12 @@ def publish(where: Places) -> int:
         with _reading(path) as source:
             runs = now[project] = _tokens(source)
             if runs != before.get(project):
-                copied += _publish_project(
-                    source, runs, before.get(project, {}), os.path.join(own, project), where.live
-                )
-    for name in set(_folders(own)) - projects:
-        shutil.rmtree(os.path.join(own, name), ignore_errors=True)  # the project was deleted
+                _publish_files(source, os.path.join(where.blobs, project), os.path.join(own, FILES, project))
+                folder = os.path.join(own, project)
+                copied += _publish_project(source, runs, before.get(project, {}), folder, where.live)
+    for name in set(_folders(own)) - projects - {FILES}:  # the project was deleted
+        shutil.rmtree(os.path.join(own, FILES, name), ignore_errors=True)
+        shutil.rmtree(os.path.join(own, name), ignore_errors=True)
         copied += 1
     if copied:
         _touch(os.path.join(own, CHANGED))
@@ -97,6 +101,22 @@ def _memo(where: Places) -> dict[str, dict[str, str]]:
     except (OSError, ValueError):
         return {}
     return tokens if folder == own_folder(where) else {}
+
+
+def _publish_files(source: sqlite3.Connection, blobs: str, folder: str) -> None:
+    """Copies the files of values that are not too large, each once, and removes those that nothing speaks of."""
+    rows = source.execute(
+        "SELECT DISTINCT digest, suffix FROM files WHERE state = 'kept' AND artifact IS NULL AND size <= ?",
+        (_MOST_FILE_BYTES,),
+    )
+    wanted = {os.path.join(digest[:2], digest + suffix) for digest, suffix in rows}
+    there = {os.path.join(ab, name) for ab in _folders(folder) for name in os.listdir(os.path.join(folder, ab))}
+    for name in sorted(wanted - there):
+        if os.path.exists(os.path.join(blobs, name)):
+            make_private(os.path.dirname(os.path.join(folder, name)))
+            _place(os.path.join(blobs, name), os.path.join(folder, name))
+    for name in there - wanted:
+        os.unlink(os.path.join(folder, name))
 
 
 def _publish_project(
