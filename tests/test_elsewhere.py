@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Host, wait_for
+from conftest import Host, clean_environ, wait_for
 
 from trackiod import elsewhere
 from trackiod.sinks import directory
@@ -97,7 +100,7 @@ def test_a_host_that_dies_with_its_memory_loses_a_minute_and_its_runs_end(hosts:
     training = node.python(LOG, "r", "1000", "stay", stdin=-1)
     assert training.stdout.readline() == "logged\n"
     wait_for(lambda: points_of(node) == 4000, 20, "the points in the host's own store")
-    directory.publish(node.places)  # as its daemon does every minute
+    directory.copy_out(node.places)  # as its daemon does every minute
     os.kill(node.status().daemon["pid"], signal.SIGKILL)
     training.kill()
     training.wait()
@@ -164,7 +167,7 @@ for turn in range(3):
         assert training.stdout.readline() == "turn\n"
         wait_for(lambda turn=turn: points_of(node) == 12_000 * (turn + 1), 30, "the points")
         time.sleep(1)  # some of it is folded
-        directory.publish(node.places)
+        directory.copy_out(node.places)
         elsewhere.refresh(login.places)
         for metric in ("v", "w"):
             assert values(login, "r", metric) == values(node, "r", metric)
@@ -189,7 +192,7 @@ def test_what_is_deleted_or_renamed_on_its_host_is_so_everywhere(hosts: Callable
     for name in ("goes", "stays"):
         assert node.run(LOG, name, "10").returncode == 0
     node.ended_runs("p")
-    directory.publish(node.places)
+    directory.copy_out(node.places)
     assert {*login.cli("list", "runs", "--project", "p")["runs"]} == {"goes", "stays"}
     code = """
 import trackio
@@ -197,11 +200,11 @@ runs = {run.name: run for run in trackio.Api().runs("p")}
 runs["goes"].delete(); runs["stays"].rename("new")
 """
     assert node.run(code).returncode == 0
-    directory.publish(node.places)
+    directory.copy_out(node.places)
     assert login.cli("list", "runs", "--project", "p")["runs"] == ["new"]
     assert values(login, "new", "loss") == list(range(10))
     assert node.run("import trackio; trackio.delete_project('p', force=True)").returncode == 0
-    directory.publish(node.places)
+    directory.copy_out(node.places)
     assert login.cli("list", "projects")["projects"] == []
 
 
@@ -264,3 +267,96 @@ trackio.log({"img": trackio.Image(numpy.zeros((8, 8, 3), numpy.uint8), caption="
     assert image["caption"] == "c" and Path(image["file_path"]).read_bytes()[1:4] == b"PNG"
     (rows,) = values(login, "r", "rows")
     assert len(rows["_value"]) == 2000
+
+
+def test_drain_waits_until_everything_is_stored_and_copied(hosts: Callable[[str], Host]) -> None:
+    node, login = hosts("node"), hosts("login")
+    assert node.run(LOG, "r", "2000").returncode == 0  # no daemon ever ran: the data wait in the spool
+    done = node.command("trackio", "drain", "--timeout", "60")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Everything is stored and copied.\n", "")
+    assert node.status() is None, "a daemon that drain started is gone"
+    shutil.rmtree(node.data)
+    shutil.rmtree(node.spool)
+    assert values(login, "r", "loss") == list(range(2000))
+
+
+def test_drain_hurries_a_daemon_that_runs_and_says_what_keeps_it(hosts: Callable[[str], Host]) -> None:
+    node, login = hosts("node"), hosts("login")
+    node.start()
+    training = node.python(LOG, "r", "500", "stay", stdin=-1)
+    assert training.stdout.readline() == "logged\n"
+    assert node.command("trackio", "drain").returncode == 0
+    assert values(login, "r", "loss") == list(range(500))
+    shared = Path(node.extra["TRACKIO_SHARED_DIR"])
+    shared.rename(shared.with_name("away"))
+    shared.write_text("a file")
+    training.communicate("")
+    node.ended_run("p")
+    done = node.command("trackio", "drain", "--timeout", "3")
+    assert done.returncode == 1 and "Not everything is safe yet" in done.stderr and "cannot be written" in done.stderr
+
+
+def test_hosts_in_namespaces_of_their_own_share_only_the_folder(tmp_path: Path) -> None:
+    """Mounts, names and networks of their own: each has a tmpfs of its own for data and spools, and one is killed."""
+    if os.geteuid() or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare")
+    shared, scratch = tmp_path / "shared", tmp_path / "scratch"
+    shared.mkdir()
+    scratch.mkdir()
+    environ = {
+        **clean_environ(), "TRACKIO_DIR": str(scratch / "data"), "TRACKIO_SAMPLING": "0",
+        "TRACKIO_SHARED_DIR": str(shared), "TRACKIO_RUN_ID": "job", "WORLD_SIZE": "2", "TRACKIO_QUIET": "1",
+    }  # fmt: skip
+    inside = f'hostname $0 && mount -t tmpfs none {scratch} && mount -t tmpfs none /dev/shm && exec "$@"'
+
+    def on(name: str, code: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
+        command = [
+            "unshare",
+            "--mount",
+            "--uts",
+            "--net",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--kill-child",
+            "sh",
+            "-c",
+        ]
+        words = [*command, inside, name, sys.executable, "-c", code, *arguments]
+        return subprocess.Popen(
+            words, env=environ | env, stdin=-1, stdout=-1, stderr=-1, text=True, start_new_session=True
+        )
+
+    code = (
+        LOG
+        + """
+import subprocess
+if rank == 0:
+    drain = subprocess.run([os.path.join(os.path.dirname(sys.executable), "trackio"), "drain"], capture_output=True)
+    print(drain.stdout, drain.stderr, flush=True)
+sys.stdin.read()
+"""
+    )
+    nodes = [on(f"node{rank}", code, f"r{rank}", "300", RANK=str(rank)) for rank in range(2)]
+    try:
+        for node in nodes:
+            assert node.stdout is not None and node.stdout.readline() == "logged\n", node.communicate()
+        assert "Everything" in nodes[0].stdout.readline()
+        wait_for(lambda: len(list(shared.glob("node*/*/changed"))) == 2, 90, "both hosts' copies")
+        assert sorted(path.name for path in shared.iterdir()) == ["node0", "node1"]
+        login = on(
+            "login",
+            f"""
+import subprocess, sys
+words = ["get", "metric", "--project", "p", "--run", "job", "--metric", "loss", "--json"]
+sys.exit(subprocess.run([{str(Path(sys.executable).with_name("trackio"))!r}, *words]).returncode)
+""",
+        )
+        nodes[1].kill()  # and with it everything in its memory
+        out, err = login.communicate(timeout=60)
+        assert login.returncode == 0, err
+        assert [point["value"] for point in json.loads(out)["values"]] == [step + 0.5 for step in range(300)]
+    finally:
+        for node in nodes:
+            node.kill()
+            node.communicate()

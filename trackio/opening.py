@@ -235,7 +235,8 @@ def _warn_of_folder(where: Places) -> None:
     if where.network:
         voice.warn_once(
             "network",
-            f"{where.data} is on a network file system ({where.network}); this host's data lie in {where.live}.",
+            f"{where.data} is on a network file system ({where.network}); this host's data lie in {where.live}"
+            + (f" and are copied to {where.shared} every minute." if where.shared else "."),
         )  # fmt: skip
     try:
         places.make_private(where.live)

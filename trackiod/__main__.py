@@ -1,4 +1,4 @@
-"""`python -m trackiod run`: how a daemon process begins, without the command line's packages; `keep`, `publish`
+"""`python -m trackiod run`: how a daemon process begins, without the command line's packages; `keep`, `copy`
 and `sample`: its children."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> int:
         from trackiod import keeper
 
         return keeper.main()
-    if arguments == ["publish"]:
+    if arguments == ["copy"]:
         from trackiod.sinks import directory
 
         return directory.main()

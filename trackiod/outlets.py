@@ -15,6 +15,7 @@ from trackio.places import Places
 log = logging.getLogger("trackiod.outlets")
 
 EVERY_SECONDS = 60.0
+_FIRST_SECONDS = 5.0
 _SOON_SECONDS = 1.0
 _SHARE = 0.05
 """of the time may be spent with copying: what takes long is done more rarely"""
@@ -29,32 +30,49 @@ class Outlets:
         self._places = where
         self._child: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
-        self._due_at = time.monotonic() + EVERY_SECONDS
+        self._due_at = time.monotonic() + _FIRST_SECONDS
         self._ends = 0
         self._failures = 0
         self._problem = ""
         self._copied_at: float | None = None
+        self._stored = self._copying = self._copied = 0
+        """how often something was stored: so far, before the copy in hand, before the last one"""
 
-    def check(self, ends: int, *, is_busy: bool, now: float) -> None:
-        """Starts the child when it is time. `ends`: how many streams have ended so far; `is_busy`: whether there are
-        streams, or something has been stored since the last time."""
+    def check(self, stored: int, ends: int, *, is_busy: bool, now: float) -> None:
+        """Starts the child when it is time. `stored`: how often something was stored so far; `ends`: how many streams
+        have ended; `is_busy`: whether there are streams, whose host is to be known as alive."""
         if not self._places.shared:
             return
+        self._stored = stored
         if self._child is not None:
             self._look_after(self._child, now)
             return
         if ends != self._ends and not self._failures:
             self._ends = ends
             self._due_at = min(self._due_at, now + _SOON_SECONDS)
-        if now >= self._due_at and (is_busy or self._failures or ends):
+        if now >= self._due_at and (is_busy or self._is_behind):
             self._start(now)
 
-    def facts(self) -> dict[str, Any] | None:
+    @property
+    def _is_behind(self) -> bool:
+        return self._stored != self._copied
+
+    def hurry(self) -> None:
+        """Copies as soon as can be: somebody waits for it."""
+        self._due_at = 0.0
+
+    def facts(self, stored: int) -> dict[str, Any] | None:
         """What `status` says of it; None where nothing is copied."""
         if not self._places.shared:
             return None
+        self._stored = stored
         ago = None if self._copied_at is None else round(time.monotonic() - self._copied_at, 1)
-        return {"folder": self._places.shared, "copied_seconds_ago": ago, "problem": self._problem}
+        return {
+            "folder": self._places.shared,
+            "copied_seconds_ago": ago,
+            "is_behind": self._is_behind,
+            "problem": self._problem,
+        }
 
     def end(self, seconds: float) -> bool:
         """Copies what is stored now, once nothing is written any more. False if it took too long or failed."""
@@ -73,7 +91,7 @@ class Outlets:
             return False
 
     def _start(self, now: float) -> None:
-        command = [sys.executable, "-P", "-m", "trackiod", "publish"]
+        command = [sys.executable, "-P", "-m", "trackiod", "copy"]
         try:
             self._child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/"
@@ -81,7 +99,7 @@ class Outlets:
         except OSError as error:
             self._note(str(error), now)
             return
-        self._started_at = now
+        self._started_at, self._copying = now, self._stored
 
     def _look_after(self, child: subprocess.Popen[bytes], now: float) -> None:
         code = child.poll()
@@ -106,5 +124,5 @@ class Outlets:
         if problem:
             pause = min(5.0 * 2**self._failures, _LONGEST_PAUSE_SECONDS)
         else:
-            self._copied_at = now
+            self._copied_at, self._copied = now, self._copying
         self._due_at = now + pause

@@ -9,11 +9,12 @@ columns are large enough; so whoever reads finds each whole, and needs no lock o
 also holds what is not folded yet, and what is known of the run now. Each can be made again from this host's store, so
 a part that is written twice, or a cursor that is lost, harms nothing.
 
-Runs in a child (`python -m trackiod publish`): a file server that hangs costs nobody else anything.
+Runs in a child (`python -m trackiod copy`): a file server that hangs costs nobody else anything.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -28,7 +29,8 @@ from trackiod.store.reader import own_paths as paths
 
 CHANGED, ALIVE, FILES = "changed", "alive", "files"
 _CURSOR = "cursor"
-_MEMO = "published.json"
+_LOCK = "copy.lock"
+_MEMO = "copied.json"
 _MOST_FILE_BYTES = 64 << 20
 """a larger file of a value stays on its host"""
 _PART_BYTES = 8 << 20
@@ -51,15 +53,22 @@ def main() -> int:
     ours, _ = settings.of_this_process()
     where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
     try:
-        publish(where)
+        copy_out(where)
     except (OSError, sqlite3.Error) as error:
         sys.stderr.write(f"{where.shared} cannot be written: {getattr(error, 'strerror', None) or error}\n")
         return 1
     return 0
 
 
-def publish(where: Places) -> int:
-    """Copies every run that has changed; returns how many. Raises OSError or sqlite3.Error."""
+def copy_out(where: Places) -> int:
+    """Copies every run that has changed; returns how many. One at a time: waits for another. Raises OSError or
+    sqlite3.Error."""
+    with open(os.path.join(where.live, _LOCK), "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _copy_out(where)
+
+
+def _copy_out(where: Places) -> int:
     own = own_folder(where)
     make_private(own)
     copied = 0
@@ -72,9 +81,9 @@ def publish(where: Places) -> int:
         with _reading(path) as source:
             runs = now[project] = _tokens(source)
             if runs != before.get(project):
-                _publish_files(source, os.path.join(where.blobs, project), os.path.join(own, FILES, project))
+                _copy_files(source, os.path.join(where.blobs, project), os.path.join(own, FILES, project))
                 folder = os.path.join(own, project)
-                copied += _publish_project(source, runs, before.get(project, {}), folder, where.live)
+                copied += _copy_project(source, runs, before.get(project, {}), folder, where.live)
     for name in set(_folders(own)) - projects - {FILES}:  # the project was deleted
         shutil.rmtree(os.path.join(own, FILES, name), ignore_errors=True)
         shutil.rmtree(os.path.join(own, name), ignore_errors=True)
@@ -103,7 +112,7 @@ def _memo(where: Places) -> dict[str, dict[str, str]]:
     return tokens if folder == own_folder(where) else {}
 
 
-def _publish_files(source: sqlite3.Connection, blobs: str, folder: str) -> None:
+def _copy_files(source: sqlite3.Connection, blobs: str, folder: str) -> None:
     """Copies the files of values that are not too large, each once, and removes those that nothing speaks of."""
     rows = source.execute(
         "SELECT DISTINCT digest, suffix FROM files WHERE state = 'kept' AND artifact IS NULL AND size <= ?",
@@ -119,7 +128,7 @@ def _publish_files(source: sqlite3.Connection, blobs: str, folder: str) -> None:
         os.unlink(os.path.join(folder, name))
 
 
-def _publish_project(
+def _copy_project(
     source: sqlite3.Connection, runs: dict[str, str], before: dict[str, str], folder: str, live: str
 ) -> int:
     known = {names.derived_id("run", run): run for run in runs}
@@ -129,7 +138,7 @@ def _publish_project(
         copied += 1
     for name, run in known.items():
         if runs[run] != before.get(run):
-            copied += _publish_run(source, run, runs[run], os.path.join(folder, name), live)
+            copied += _copy_run(source, run, runs[run], os.path.join(folder, name), live)
     return copied
 
 
@@ -143,7 +152,7 @@ def _tokens(source: sqlite3.Connection) -> dict[str, str]:
     return {run: json.dumps(facts) for run, *facts in rows}
 
 
-def _publish_run(source: sqlite3.Connection, run: str, token: str, folder: str, live: str) -> int:
+def _copy_run(source: sqlite3.Connection, run: str, token: str, folder: str, live: str) -> int:
     cursor = _cursor(folder)
     if token == cursor.token:
         return 0
@@ -159,7 +168,7 @@ def _publish_run(source: sqlite3.Connection, run: str, token: str, folder: str, 
     # of a full part the columns stay there; what is not folded, and what is known of the run, goes into the next too
     following = Cursor(cursor.number + 1, last, "") if is_full else cursor._replace(token=token)
     _write(os.path.join(folder, _CURSOR), json.dumps(following))
-    return 1 + (_publish_run(source, run, token, folder, live) if is_full else 0)
+    return 1 + (_copy_run(source, run, token, folder, live) if is_full else 0)
 
 
 def _make_part(source: sqlite3.Connection, path: str, run: str, after_axis: int) -> tuple[int, int]:
