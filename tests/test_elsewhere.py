@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from conftest import Host, clean_environ, wait_for
 
+from trackio import launch, mounts, places
 from trackiod import elsewhere
 from trackiod.sinks import directory
 
@@ -360,3 +361,44 @@ sys.exit(subprocess.run([{str(Path(sys.executable).with_name("trackio"))!r}, *wo
         for node in nodes:
             node.kill()
             node.communicate()
+
+
+MOUNTS = """\
+1 0 8:1 / / rw - ext4 /dev/sda1 rw
+2 1 0:30 / {home} rw - nfs4 server:/home rw
+3 1 0:31 / {scratch} rw - ext4 /dev/nvme0n1 rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("data", "home_is_network", "job", "configured", "shared"),
+    [
+        ("", True, False, "", "home/.local/share/trackio/hosts"),  # the live store lies elsewhere
+        ("home/project", True, False, "", "home/project/hosts"),
+        ("scratch/run", True, False, "", "home/.local/share/trackio/hosts"),  # a compute node's own disk
+        ("scratch/run", False, True, "", "home/.local/share/trackio/hosts"),  # a batch job's own folder
+        ("scratch/run", False, False, "", ""),  # a workstation
+        ("", False, True, "", ""),  # the home outlives the job
+        ("scratch/run", True, True, "off", ""),
+        ("", False, False, "scratch/all", "scratch/all"),
+    ],
+)
+def test_runs_are_copied_where_they_outlive_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, home_is_network: bool, job: bool, configured: str,
+    shared: str,
+) -> None:  # fmt: skip
+    home, scratch = tmp_path / "home", tmp_path / "scratch"
+    text = MOUNTS.format(home=home, scratch=scratch)
+    parsed = mounts.parse(text if home_is_network else text.replace("nfs4", "ext4"))
+    monkeypatch.setattr(mounts, "of", lambda path: mounts.mount_of(os.path.realpath(path), parsed))
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("XDG_DATA_HOME", "XDG_RUNTIME_DIR", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"):
+        monkeypatch.delenv(name, raising=False)
+    if job:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+    if configured not in ("", "off"):
+        configured = str(tmp_path / configured)
+    found = places.find(str(tmp_path / data) if data else "", "", configured)
+    assert found.shared == (str(tmp_path / shared) if shared else "")
+    for_daemon = launch.environment({"SLURM_JOB_ID": "7", "PATH": "/bin"}, found, "/nowhere")
+    assert for_daemon["TRACKIO_SHARED_DIR"] == (found.shared or "off")  # it decides nothing anew
