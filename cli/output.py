@@ -12,7 +12,6 @@ import click
 
 from trackio import places, settings
 from trackio.places import Places
-from trackiod import elsewhere
 from trackiod.errors import TrackiodError
 from trackiod.moments import timestamp as timestamp
 
@@ -37,13 +36,11 @@ class SpokenErrors(click.Group):
 
 
 def where() -> Places:
-    """The places of the data folder that TRACKIO_DIR chooses, with what other hosts have copied."""
+    """The places of the data folder that TRACKIO_DIR chooses."""
     ours, problems = settings.of_this_process()
     for problem in problems:
         click.echo(f"Warning: {problem}", err=True)
-    found = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
-    warn(elsewhere.refresh(found))
-    return found
+    return places.find(ours.data_dir, ours.spool_dir)
 
 
 def say(text: str, *, err: bool = False) -> None:

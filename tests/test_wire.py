@@ -28,7 +28,6 @@ MESSAGES = [
     wire.SamplerQuery("s", {"hidden": 1}),
     wire.SamplerOrders({"leave": False}),
     wire.HostSampler("s"),
-    wire.Copy(),
 ]
 
 

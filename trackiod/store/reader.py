@@ -304,20 +304,13 @@ class ProjectReader(ShelfReader):
         return rows
 
 
-def own_paths(projects: str) -> list[str]:
+def paths(projects: str) -> list[str]:
     """The database files in a folder; none if it is not there."""
     try:
         names = sorted(os.listdir(projects))
     except OSError:
         return []
     return [os.path.join(projects, name) for name in names if name.endswith(schema.SUFFIX)]
-
-
-def paths(projects: str) -> list[str]:
-    """The database file of every project, this host's own or what others have copied."""
-    own = own_paths(projects)
-    known = {os.path.basename(path) for path in own}
-    return own + [path for path in own_paths(schema.elsewhere(projects)) if os.path.basename(path) not in known]
 
 
 def project_names(projects: str) -> tuple[list[str], list[str]]:

@@ -70,16 +70,10 @@ def drop_oldest(connection: sqlite3.Connection, axes: int) -> int:
         )
     ]
     for stream in empty if streams else ():
-        delete_stream(connection, stream)
+        for table in ("series", *_OF_STREAMS):
+            connection.execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))
+        connection.execute("DELETE FROM streams WHERE id = ?", (stream,))
     return len(ids)
-
-
-def delete_stream(connection: sqlite3.Connection, stream: str) -> None:
-    """Removes a stream and all that was stored of it."""
-    connection.execute("DELETE FROM chunks WHERE series IN (SELECT id FROM series WHERE stream = ?)", (stream,))
-    for table in ("series", "axes", *_OF_STREAMS):
-        connection.execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))
-    connection.execute("DELETE FROM streams WHERE id = ?", (stream,))
 
 
 def spoken_of(connection: sqlite3.Connection) -> set[tuple[str, str]]:
@@ -91,11 +85,9 @@ def spoken_of(connection: sqlite3.Connection) -> set[tuple[str, str]]:
     return needed
 
 
-def copy(
-    source: sqlite3.Connection, target: sqlite3.Connection, runs: Sequence[str], after_axis: int = 0
-) -> list[tuple[str, str]]:
-    """Copies all of these runs but their artifacts, and of their columns those behind `after_axis`; what is there
-    already stays. Returns (digest, suffix) of the files that the copies need."""
+def copy(source: sqlite3.Connection, target: sqlite3.Connection, runs: Sequence[str]) -> list[tuple[str, str]]:
+    """Copies all of these runs but their artifacts; what is there already stays. Returns (digest, suffix) of the files
+    that the copies need."""
     streams = _streams(source, runs)
     _insert(target, "runs", _rows(source, "runs", "id", runs))
     for table in _OF_RUNS:
@@ -108,8 +100,8 @@ def copy(
             rows = _rows(source, table, "stream", new)
             _insert(target, table, [{k: v for k, v in row.items() if (table, k) != ("batches", "id")} for row in rows])
     series = _renumbered(target, "series", _rows(source, "series", "stream", new))
-    axes = _renumbered(target, "axes", _rows(source, "axes", "stream", new, f"AND id > {after_axis:d}"))
-    for row in _rows(source, "chunks", "series", list(series), f"AND axis > {after_axis:d}"):
+    axes = _renumbered(target, "axes", _rows(source, "axes", "stream", new))
+    for row in _rows(source, "chunks", "series", list(series)):
         _insert(target, "chunks", [row | {"id": None, "series": series[row["series"]], "axis": axes[row["axis"]]}])
     return source.execute(
         f"SELECT DISTINCT digest, suffix FROM files WHERE state = 'kept' AND stream IN ({_marks(streams)})", streams
@@ -120,12 +112,10 @@ def _streams(connection: sqlite3.Connection, runs: Sequence[str]) -> list[str]:
     return [row[0] for row in connection.execute(f"SELECT id FROM streams WHERE run IN ({_marks(runs)})", runs)]
 
 
-def _rows(
-    connection: sqlite3.Connection, table: str, column: str, values: Sequence[Any], condition: str = ""
-) -> list[dict[str, Any]]:
+def _rows(connection: sqlite3.Connection, table: str, column: str, values: Sequence[Any]) -> list[dict[str, Any]]:
     rows = []
     for value in values:
-        cursor = connection.execute(f"SELECT * FROM {table} WHERE {column} = ? {condition} ORDER BY 1", (value,))
+        cursor = connection.execute(f"SELECT * FROM {table} WHERE {column} = ? ORDER BY 1", (value,))
         names = [each[0] for each in cursor.description]
         rows += [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
     return rows

@@ -21,20 +21,6 @@ def project_id(project: str) -> str:
     return derived_id("project", project)
 
 
-def elsewhere(projects: str) -> str:
-    """The folder of what other hosts have copied, taken in on this one (`trackiod.elsewhere`)."""
-    return os.path.join(os.path.dirname(projects), "elsewhere")
-
-
-def readable_path(projects: str, project: str) -> str:
-    """The database file to read a project from: this host's, or what others copied if this one has none."""
-    own = path_of(projects, project)
-    if not os.path.exists(own) and project != HOST:
-        others = os.path.join(elsewhere(projects), project_id(project) + SUFFIX)
-        return others if os.path.exists(others) else own
-    return own
-
-
 def path_of(projects: str, project: str) -> str:
     """The database file of a project; of the node's samples, one beside the projects'."""
     if project == HOST:
@@ -86,7 +72,6 @@ def open_for_reading(path: str) -> sqlite3.Connection:
         try:
             connection = sqlite3.connect(f"file:{quote(path)}?{options}", uri=True, isolation_level=None, timeout=10)
             check_version(connection, path)
-            _join_others(connection, path)
             return connection
         except (sqlite3.Error, UnicodeDecodeError) as error:
             last = error
@@ -101,34 +86,6 @@ def open_for_reading(path: str) -> sqlite3.Connection:
             " written: copy all three files, or make the copy writable."
         ) from last
     raise _named(last, path) from last
-
-
-_ALIKE = (
-    "streams series axes chunks batches clocks configs summaries holes files artifacts versions aliases alerts system"
-).split()
-_RUNS = (
-    "SELECT * FROM {0}.runs a WHERE NOT EXISTS"
-    " (SELECT 1 FROM {1}.runs b WHERE b.id = a.id AND b.name_rank {2} a.name_rank)"
-)
-
-
-def _join_others(connection: sqlite3.Connection, path: str) -> None:
-    """Where other hosts have copied runs of a project of ours, tables hold both: temporary views over them take the
-    tables' names. A run that ran on several hosts is one, and has the name that its lowest rank gave."""
-    others = os.path.join(elsewhere(os.path.dirname(path)), os.path.basename(path))  # of the same project
-    if not os.path.exists(others) or os.path.samefile(others, path):
-        return
-    connection.execute("PRAGMA temp_store = MEMORY")
-    connection.execute("ATTACH ? AS others", (f"file:{quote(others)}?mode=ro",))
-    runs = f"{_RUNS.format('main', 'others', '<')} UNION ALL {_RUNS.format('others', 'main', '<=')}"
-    connection.execute(f"CREATE TEMP VIEW runs AS {runs}")
-    for table in _ALIKE:
-        both = " UNION ALL ".join(f"SELECT * FROM {one}.{table}" for one in ("main", "others"))
-        connection.execute(f"CREATE TEMP VIEW {table} AS {both}")
-    connection.execute(
-        "CREATE TEMP VIEW definitions AS SELECT * FROM main.definitions UNION ALL SELECT * FROM others.definitions o"
-        " WHERE NOT EXISTS (SELECT 1 FROM main.definitions d WHERE d.run = o.run AND d.name = o.name)"
-    )
 
 
 def project_of(connection: sqlite3.Connection, path: str) -> str:
@@ -170,17 +127,6 @@ def _create(path: str, project: str, store_id: str) -> None:
     finally:
         connection.close()
     os.rename(new, path)
-
-
-def make_part(path: str, project: str) -> sqlite3.Connection:
-    """A new database in the layout of a project's, to be copied elsewhere once it is closed: a plain file, without a
-    log of changes."""
-    if os.path.exists(path):
-        os.unlink(path)
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
-    connection.execute("INSERT INTO meta VALUES ('project', ?)", (project,))
-    return connection
 
 
 def is_damage(error: sqlite3.Error) -> bool:

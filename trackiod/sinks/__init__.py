@@ -1,1 +1,0 @@
-"""Where runs go beside this host's store, so that they outlive it. One file a sink."""
