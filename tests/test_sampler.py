@@ -308,6 +308,32 @@ def test_a_gpu_that_falls_off_the_bus_costs_itself_only_and_an_alert_says_so(
     wait_for(lambda: len(values(host, "r", "gpu/3/power")) > gone, 30, "its coming back")
 
 
+def test_a_gpu_that_wants_a_reset_is_said_once_and_the_others_are_not_opened_anew(
+    host: Host, script: standin.Script, train: Callable[..., Training]
+) -> None:
+    training = train()
+    script.set(f"0 process {training.pid} 1 1")
+    wait_for(lambda: values(host, "r", "gpu/0/energy"), 30, "samples")
+    script.set(f"0 process {training.pid} 1 1", "3 reset")
+    wait_for(lambda: any("GPU 3" in alert for alert in alerts(host)), 30, "the alert")
+    count = len(values(host, "r", "gpu/0/power"))
+    wait_for(lambda: len(values(host, "r", "gpu/0/power")) > count + 40, 30, "several looks at the devices")
+    assert sum("GPU 3" in alert for alert in alerts(host)) == 1
+    # a counter that was begun anew would lack a reading
+    assert len(values(host, "r", "gpu/0/power")) - len(values(host, "r", "gpu/0/energy")) <= 1
+    script.set(f"0 process {training.pid} 1 1")
+    wait_for(lambda: host.cli("gpu")["gpus"][3]["power"] is not None, 30, "its coming back")
+
+
+def test_an_older_driver_tells_its_processes_too(
+    host: Host, script: standin.Script, train: Callable[..., Training]
+) -> None:
+    training = train()
+    script.set("older", f"0 process {training.pid} {1 << 30} 7")
+    wait_for(lambda: values(host, "r", "gpu/0/process_memory"), 30, "its processes")
+    assert host.status().daemon["sampler"]["failures"] == 0
+
+
 @pytest.mark.parametrize("fault", ["init 18", "init 9"])
 def test_a_driver_that_does_not_work_leaves_the_host_sampled_and_is_tried_again(
     host: Host, script: standin.Script, train: Callable[..., Training], fault: str
@@ -359,7 +385,7 @@ def test_a_driver_that_hangs_is_left_behind_and_ingest_does_not_notice(
 ) -> None:
     training = train()
     script.set(f"0 process {training.pid} 1 1")
-    wait_for(lambda: values(host, "r", "gpu/0/power"), 30, "samples")
+    wait_for(lambda: len(values(host, "r", "gpu/0/power")) > 25, 30, "samples of a while: it has told that it reads")
     pid = sampler_pid(host)
     script.set("call nvmlDeviceGetUtilizationRates hang")
     time.sleep(1)

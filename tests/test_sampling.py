@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from conftest import Host, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trackio import gauges, newest, wire
+from trackio.host import covers
 from trackio.newest import Board, Sample
 from trackio.version import __version__
 from trackiod.sampler import processes
@@ -25,7 +27,7 @@ from trackiod.sampler.hosts import Host as SampledHost
 from trackiod.sampler.joining import joined
 from trackiod.sampler.pacing import Pace
 from trackiod.sampler.processes import Processes, Rank
-from trackiod.sampling import LINGER_SECONDS, Sampling, covers, wishes
+from trackiod.sampling import LINGER_SECONDS, Sampling, wishes
 from trackiod.streams import LiveStream
 
 
@@ -93,22 +95,31 @@ def test_a_pid_of_another_namespace_is_nobody_rather_than_the_wrong_one() -> Non
     inner = {100: [7], 200: [9]}
     every: dict[int, bool] = {100: True, 200: True}
 
+    here: set[int] = set()
+
     def found(pids: list[int], holds: dict[int, bool], first: bool) -> dict[int, int]:
         result = joined(
-            pids, ranks, lambda pid: inner.get(pid, []), lambda pid: holds.get(pid, False), is_first_namespace=first
-        )
-        return {pid: who.rank for pid, who in result.items()}
+            pids, ranks, lambda pid: inner.get(pid, []), lambda pid: holds.get(pid, False), lambda pid: pid in here,
+            is_first_namespace=first,
+        )  # fmt: skip
+        return {pid: who[0].rank for pid, who in result.items()}
 
     assert found([100, 200, 300], {}, True) == {100: 0, 200: 1}  # the host's own pids are sure
     assert found([100, 200], {}, False) == {}  # in a container they may be the host's, of somebody else
     assert found([100, 200], {100: True}, False) == {100: 0}  # but who has the device open computes on it
     assert found([7, 9, 5], every, True) == {7: 0, 9: 1}  # the driver told the pids of inner namespaces
     assert found([7], {}, True) == {}
+    here.add(7)
+    assert found([7, 9], every, True) == {9: 1}  # but one that names a process here is that one
+    here.clear()
     inner[200] = [100]
     assert found([100], every, False) == {}  # two could be meant
     assert found([100], every, True) == {100: 0}
     inner[100] = inner[200] = [7]
     assert found([7], every, True) == {}
+    two = [rank(0, 100), rank(5, 100)]  # of two runs in one process
+    both = joined([100], two, lambda _: [], lambda _: False, lambda _: True, is_first_namespace=True)
+    assert both == {100: two}
 
 
 def test_the_pids_of_inner_namespaces_are_read_where_the_host_allows() -> None:
@@ -218,6 +229,26 @@ def test_cuda_s_devices_are_chosen_as_cuda_does() -> None:
     assert gauges.chosen(devices, "-1") == [] and gauges.chosen(devices, "0,0") == ["GPU-0aaaa"]
 
 
+def test_log_gpu_takes_the_samplers_that_see_its_devices(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sample(stream: str, cgroup: str, started_ns: int, uuid: str, power: int) -> Sample:
+        device = {"uuid": uuid, "label": "0", "name": "n", "parent": ""}
+        ranks = [["own", "p", "run", "r", 0, os.getpid()]]
+        values = {f"gpu/{uuid}/power": power, f"gpu/{uuid}/process/own/is_there": 1} if "mine" in uuid else {}
+        values = values or {f"gpu/{uuid}/power": power}
+        return Sample(stream, time.time_ns(), 5.0, [device], ranks, values, "", started_ns, cgroup)
+
+    monkeypatch.setenv("TRACKIO_DIR", str(host.data))
+    monkeypatch.setenv("TRACKIO_SPOOL_DIR", str(host.spool))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    ours = Path("/proc/self/cgroup").read_text()
+    Board(host.places, "other").write(sample("other", "5:devices:/job_other\n0::/job_other\n", 1, "GPU-other", 700))
+    Board(host.places, "mine").write(sample("mine", ours, 2, "GPU-mine", 100))
+    assert gauges.gpus()["gpu/0/power"] == 100 and gauges.gpus()["gpu/total_power"] == 100
+    assert "gpu/1/power" not in gauges.gpus()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")  # an index of the batch job's; the driver knows what we use
+    assert gauges.gpus(0)["gpu/0/power"] == 100
+
+
 def live(stream: str, role: str, **facts: Any) -> LiveStream:
     meta = {"role": role, "project": "p", "run": "r", "name": "n", "rank": 0, "started_ns": 1}
     return LiveStream(stream, {**meta, **facts}, met_at=0.0)
@@ -264,6 +295,27 @@ def test_of_two_samplers_the_later_leaves_and_one_of_another_release_too(host: H
     assert {"GPU-one", "GPU-two"} <= set(orders["host"]["elsewhere"])  # what elders sample is not sampled again
 
 
+def test_a_driver_that_takes_long_to_open_is_waited_for(host: Host) -> None:
+    sampling = Sampling(host.places, is_allowed=True, interval=5.0)
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        streams = {"s": live("s", "sampler"), "t": live("t", "rank")}
+        streams["s"].pid = child.pid
+        now = time.monotonic()
+        sampling.check(streams, now)
+        sampling.orders(wire.SamplerQuery("s", {"release": __version__, "devices": []}), streams, now)
+        sampling.check(streams, now + 55)  # eight GPUs without persistence mode
+        assert child.poll() is None
+        sampling.orders(wire.SamplerQuery("s", {"release": __version__, "devices": ["a"]}), streams, now + 56)
+        sampling.check(streams, now + 70)
+        assert child.poll() is None
+        sampling.check(streams, now + 72)  # and now it hangs
+        assert child.wait(10) == -9
+    finally:
+        child.kill()
+        child.wait()
+
+
 def test_after_three_failures_gpus_are_left_alone_for_a_while(host: Host) -> None:
     sampling = Sampling(host.places, is_allowed=True, interval=5.0)
     streams = {"s": live("s", "sampler"), "t": live("t", "rank")}
@@ -291,5 +343,11 @@ def test_the_newest_sample_is_read_whole_and_a_stale_or_foreign_one_is_not(host:
     Board(host.places, "4567").write(sample._replace(stream="4567", time_ns=time.time_ns() - 60 * 10**9))
     (Path(host.places.roots[0]) / "samples" / "89ab").write_bytes(b"\xc1 no msgpack")
     assert newest.samples(host.places) == [sample]
+    for odd in (
+        sample._replace(interval="x"), sample._replace(devices=[{"uuid": "a"}]), sample._replace(ranks=[[1, 2]]),
+        sample._replace(values=None), sample._replace(values={1: 2}), sample._replace(cgroup=None), (), "text",
+    ):  # fmt: skip
+        (Path(host.places.roots[0]) / "samples" / "cdef").write_bytes(msgpack.packb(odd))
+        assert newest.samples(host.places) == [sample]
     board.clear()
     assert newest.samples(host.places) == []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from trackio import newest, places, settings
+from trackio import newest, places, settings, voice
+from trackio.host import control_group, covers, devices_group
 from trackio.newest import Sample
 
 
@@ -16,23 +17,43 @@ def visible_devices() -> str | None:
 
 def gpus(device: int | None = None) -> dict[str, Any]:
     """The metrics of the devices that this process may use, or of one of them, by CUDA's index. Never raises."""
+    try:
+        return _gpus(_samples(), device)
+    except Exception as error:  # noqa: BLE001 the border to the user's process
+        voice.warn_once("log_gpu", f"log_gpu() failed and returns nothing: {error!r}")
+        return {}
+
+
+def _gpus(samples: list[Sample], device: int | None) -> dict[str, Any]:
+    values = {name: value for sample in samples for name, value in sample.values.items()}
+    group = devices_group(control_group())
+    closest = [sample for sample in samples if devices_group(sample.cgroup) == group]  # its indices are CUDA's
+    devices = {device["uuid"]: device for sample in closest or samples for device in sample.devices}
+    own = {rank[0] for sample in samples for rank in sample.ranks if rank[5] == os.getpid()}
+    known = sorted(devices.values(), key=lambda device: [int(part) for part in device["label"].split(":")])
+    used = [uuid for uuid in (d["uuid"] for d in known) if _is_used(values, uuid, own)]
+    indexed = chosen(known, visible_devices())
+    if not {*used} <= {*indexed}:
+        indexed = used  # its indices are a batch job's, and the sampler's are the node's
     found: dict[str, Any] = {}
-    shown = 0
-    for sample in _samples():
-        own = {rank[0] for rank in sample.ranks if rank[5] == os.getpid()}
-        for index, uuid in enumerate(chosen(sample.devices, visible_devices()), shown):
-            shown += 1
-            if device is None or device == index:
-                found.update(_of_device(sample, uuid, index, own))
-    if device is None:
-        found.update(_together(found))
-    return found
+    for index, uuid in enumerate(indexed):
+        if device is None or device == index:
+            found.update(_of_device(values, uuid, index, own))
+    return found if device is not None else found | _together(found)
 
 
 def host() -> dict[str, Any]:
     """The metrics of the host and of this process. Never raises."""
+    try:
+        return _host(_samples())
+    except Exception as error:  # noqa: BLE001 the border to the user's process
+        voice.warn_once("log_cpu", f"log_cpu() failed and returns nothing: {error!r}")
+        return {}
+
+
+def _host(samples: list[Sample]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for sample in _samples():
+    for sample in samples:
         own = tuple(f"process/{rank[0]}/" for rank in sample.ranks if rank[5] == os.getpid())
         for name, value in sample.values.items():
             if name.startswith(own):
@@ -60,14 +81,21 @@ def chosen(devices: list[dict[str, str]], visible: str | None) -> list[str]:
 
 
 def _samples() -> list[Sample]:
+    """The samples of those who see this process's devices."""
     ours, _ = settings.of_this_process()
-    return newest.samples(places.find(ours.data_dir, ours.spool_dir))
+    group = control_group()
+    samples = newest.samples(places.find(ours.data_dir, ours.spool_dir))
+    return [sample for sample in samples if covers(sample.cgroup, group)]
 
 
-def _of_device(sample: Sample, uuid: str, index: int, own: set[str]) -> dict[str, Any]:
+def _is_used(values: dict[str, Any], uuid: str, own: set[str]) -> bool:
+    return any(f"gpu/{uuid}/process/{stream}/is_there" in values for stream in own)
+
+
+def _of_device(values: dict[str, Any], uuid: str, index: int, own: set[str]) -> dict[str, Any]:
     prefix = f"gpu/{uuid}/"
     found: dict[str, Any] = {}
-    for name, value in sample.values.items():
+    for name, value in values.items():
         if not name.startswith(prefix):
             continue
         metric = name[len(prefix) :]

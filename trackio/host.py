@@ -1,4 +1,4 @@
-"""Figures of this host that growth depends on: free space and memory headroom. Reads, decides nothing."""
+"""Figures of this host: free space, memory headroom, files' identities, control groups. Reads, decides nothing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,41 @@ def disk(path: str) -> tuple[int, int]:
     """(total, free to us) bytes of the file system that holds `path`."""
     info = os.statvfs(path)
     return info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize
+
+
+def file_identity(path: str) -> tuple[int, int] | None:
+    """What tells a file from one that was put in its place; None if it is gone."""
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return info.st_ino, info.st_mtime_ns
+
+
+def control_group(pid: int | str = "self") -> str:
+    """The text of `/proc/<pid>/cgroup`; empty if it cannot be read."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def devices_group(text: str) -> str:
+    """The path of the control group that rules over devices: version 1's of that name, else version 2's. `text` is that
+    of `control_group`."""
+    found = {}
+    for line in text.splitlines():
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        found.update(dict.fromkeys(controllers.split(","), path))
+    return str(found.get("devices", found.get("", "/")))
+
+
+def covers(sampler: str, process: str) -> bool:
+    """Whether a sampler sees all the devices that a process may see, by their control groups: what is allowed in a
+    group is allowed in those above it."""
+    above, below = devices_group(sampler), devices_group(process)
+    return above == below or below.startswith(above.rstrip("/") + "/")
 
 
 def room(root: str) -> Room:

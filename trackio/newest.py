@@ -13,6 +13,7 @@ from trackio.places import Places, make_private
 _FOLDER = "samples"
 _STALE_SECONDS = 10.0
 _FORGOTTEN_SECONDS = 300.0
+_RANK_FIELDS = 6
 
 
 class Sample(NamedTuple):
@@ -30,6 +31,10 @@ class Sample(NamedTuple):
     """metrics by the names they are stored under, see `trackiod.sampler.table`"""
     trouble: str = ""
     """why GPUs cannot be read, or empty"""
+    started_ns: int = 0
+    """when the sampler began"""
+    cgroup: str = ""
+    """its control groups, as `/proc/<pid>/cgroup` has them"""
 
 
 class Board:
@@ -74,7 +79,7 @@ def samples(places: Places) -> list[Sample]:
         except OSError:
             continue
         found += [sample for name in names if (sample := _read(os.path.join(folder, name))) is not None]
-    return sorted(found, key=lambda sample: sample.time_ns)
+    return sorted(found, key=lambda sample: (sample.started_ns, sample.stream))
 
 
 def _read(path: str) -> Sample | None:
@@ -83,6 +88,16 @@ def _read(path: str) -> Sample | None:
             fields = msgpack.unpackb(file.read())
         sample = Sample(*fields[: len(Sample._fields)])
         age = (time.time_ns() - sample.time_ns) / 1e9
+        is_new = age <= 3 * sample.interval + _STALE_SECONDS
+        is_known = _is_known(sample)
     except Exception:  # noqa: BLE001 absent, another release's or not msgpack
         return None
-    return sample if age <= 3 * sample.interval + _STALE_SECONDS else None
+    return sample if is_new and is_known else None
+
+
+def _is_known(sample: Sample) -> bool:
+    """Whether everything in it is of its type: another release may have written it. May raise."""
+    facts = [device[fact] for device in sample.devices for fact in ("uuid", "label", "name", "parent")]
+    texts = [sample.stream, sample.cgroup, *sample.values, *facts]
+    ranks = all(isinstance(rank, list) and len(rank) == _RANK_FIELDS for rank in sample.ranks)
+    return ranks and isinstance(sample.started_ns, int) and all(isinstance(text, str) for text in texts)

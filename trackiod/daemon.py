@@ -13,6 +13,7 @@ import uuid
 from typing import Any
 
 from trackio import places, settings
+from trackio.host import file_identity
 from trackio.places import Endpoint, Places
 from trackio.settings import Settings
 from trackio.version import __version__
@@ -178,7 +179,7 @@ class _PackageWatch:
         self._next = time.monotonic() + _CHECK_PACKAGE_SECONDS
 
     def _look(self) -> list[tuple[int, int] | None]:
-        return [_identity(path) for path in self._paths]
+        return [file_identity(path) for path in self._paths]
 
     def check(self) -> str:
         if time.monotonic() < self._next:
@@ -186,15 +187,6 @@ class _PackageWatch:
         self._next = time.monotonic() + _CHECK_PACKAGE_SECONDS
         before, self._last = self._last, self._look()
         return "the installed package changed" if self._started_with != self._last == before else ""
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """What tells a file from one that was put in its place; None if it is gone."""
-    try:
-        info = os.stat(path)
-    except OSError:
-        return None
-    return info.st_ino, info.st_mtime_ns
 
 
 def _be_modest() -> None:

@@ -64,6 +64,7 @@ class _Sampler:
         self._stream = stream.id
         ranks = [s for s in view.streams if s.role == "rank"]
         self._rank_of = {s.id: s.rank for s in ranks}
+        self._process_of = {s.id: s.process for s in ranks}
         self._lives = [(s.started_ns, _FOR_EVER if s.state is None else s.ended_ns or s.started_ns) for s in ranks]
         devices = reader.config(stream.id).get("devices", ())
         self._labels: dict[str, str] = {d["uuid"]: d["label"] for d in devices}
@@ -141,7 +142,10 @@ class _Sampler:
         if exact.any() or not seen.size:
             return exact
         slack = _EVENT_SLACK_NS if lane.shown.endswith("/xid") else 0  # what it reports may end the process
-        return _within(times, [(int(seen[0]) - slack, int(seen[-1]) + slack)])  # it was read apart from the others
+        ends = [min(end, _FOR_EVER - slack) + slack for _, end in self._lives]
+        lives = [(start - slack, end) for (start, _), end in zip(self._lives, ends, strict=True)]
+        between = [(int(seen[0]) - slack, int(seen[-1]) + slack)]  # it was read apart from the others
+        return _within(times, between) & _within(times, lives)
 
     def energy(self) -> float | None:
         """Joules that the run's share of its GPUs used: where others compute beside it, by the number of processes."""
@@ -152,9 +156,12 @@ class _Sampler:
             used, on_it = columns.get(f"gpu/{gpu}/energy"), columns.get(f"gpu/{gpu}/processes")
             if used is None or on_it is None:
                 continue
-            ours = np.zeros(used.size)
-            for name in presence.values():
-                ours += np.isin(used.times_ns, columns[name].times_ns)
+            by_process: dict[str, Bools] = {}  # which counts once, whatever number of streams it has
+            for stream, name in presence.items():
+                there = np.isin(used.times_ns, columns[name].times_ns)
+                process = self._process_of[stream]
+                by_process[process] = there | by_process.get(process, np.zeros(used.size, bool))
+            ours = np.sum([there.astype(float) for there in by_process.values()], axis=0)
             others = dict(zip(on_it.times_ns.tolist(), numbers(on_it.values).tolist(), strict=True))
             all_of_them = np.array([others.get(t, 0.0) for t in used.times_ns.tolist()])
             share = np.divide(ours, np.maximum(all_of_them, ours), out=np.zeros(used.size), where=ours > 0)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeGuard
 
 from trackio import wire
+from trackio.host import control_group, covers, devices_group
 from trackio.places import Places
 from trackio.settings import LONGEST_SAMPLE_SECONDS, SHORTEST_SAMPLE_SECONDS
 from trackio.version import __version__
@@ -30,6 +31,7 @@ _FIRST_SECONDS = 60.0
 _SILENT_SECONDS = 15.0
 """how long a sampler may say nothing, at first, while the driver wakes its devices, and then"""
 _LONGEST_PAUSE_SECONDS = 60.0
+_END_SECONDS = 2.0
 _WELL_SECONDS = 300.0
 """a sampler that lived so long did not fail at its start"""
 _MOST_FAILURES = 3
@@ -58,22 +60,6 @@ def wishes(asked: Iterable[Mapping[str, Any]], default: float) -> Wishes:
 
 def _is_interval(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and SHORTEST_SAMPLE_SECONDS <= value <= LONGEST_SAMPLE_SECONDS
-
-
-def covers(sampler: str, process: str) -> bool:
-    """Whether a sampler sees all the devices that a process may see, by their control groups, as `/proc/<pid>/cgroup`
-    has them: what is allowed in a group is allowed in those above it."""
-    above, below = _devices_group(sampler), _devices_group(process)
-    return above == below or below.startswith(above.rstrip("/") + "/")
-
-
-def _devices_group(text: str) -> str:
-    """The path of the group that rules over devices: version 1's of that name, else version 2's."""
-    found = {}
-    for line in text.splitlines():
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
-        found.update(dict.fromkeys(controllers.split(","), path))
-    return str(found.get("devices", found.get("", "/")))
 
 
 class Sampling:
@@ -121,9 +107,9 @@ class Sampling:
         covered = [str(sampler.meta.get("cgroup", "")) for sampler in samplers]
         found: dict[str, LiveStream] = {}
         for stream in ranks:
-            group = _cgroup(stream.pid)
+            group = control_group(stream.pid)
             if group and now - stream.met_at >= _SETTLE_SECONDS and not any(covers(c, group) for c in covered):
-                found.setdefault(_devices_group(group), stream)
+                found.setdefault(devices_group(group), stream)
         if found:
             self._host_at = now + _HOST_AGAIN_SECONDS
         return list(found.values())
@@ -135,6 +121,8 @@ class Sampling:
         is_one_too_many = not query.state.get("hosted") and any(not elder.meta.get("hosted") for elder in elders)
         is_other = query.state.get("release") != __version__
         has_gpus = now >= self._without_gpu_until
+        if has_gpus and self._wishes.gpu is not None and not query.state.get("devices"):
+            self._heard_at[query.stream] = now + _FIRST_SECONDS - _SILENT_SECONDS  # it opens the driver next
         return {
             "leave": now - self._wanted_at > LINGER_SECONDS or is_one_too_many or is_other,
             "gpu": self._wishes.gpu is not None and has_gpus,
@@ -165,7 +153,10 @@ class Sampling:
         child, self._child = self._child, None
         if child is not None:
             child.kill()
-            child.wait()
+            try:
+                child.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                log.error("the sampler (pid %d) is stuck in the driver; it is left behind", child.pid)
 
     # -- the child -----------------------------------------------------------------------------------------------------
 
@@ -242,14 +233,6 @@ def _webhooks(streams: Iterable[LiveStream]) -> list[list[str]]:
         if isinstance(hook, list) and len(hook) == 2 and all(isinstance(part, str) for part in hook):
             found[tuple(hook)] = None
     return [list(hook) for hook in found]
-
-
-def _cgroup(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def _kill(pid: int) -> None:

@@ -6,6 +6,8 @@
      init CODE                       what nvmlInit returns
      DEVICE hidden [CGROUP]          its handle is refused (no permission), but for processes whose cgroup has that text
      DEVICE lost                     every call on it returns GPU_IS_LOST
+     DEVICE reset                    it can be named, and every reading returns RESET_REQUIRED
+     older                           the driver lacks what came with release 510
      DEVICE mig N                    it is cut into N instances
      DEVICE value NAME NUMBER        a gauge, by the names below
      DEVICE field ID NUMBER          a field value; `field ID none` is not supported
@@ -28,7 +30,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { OK = 0, INVALID = 2, UNSUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6, TOO_SMALL = 7, TIMEOUT = 10, LOST = 15 };
+enum { OK = 0, INVALID = 2, UNSUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6, TOO_SMALL = 7, TIMEOUT = 10, FUNCTION_NOT_FOUND = 13, LOST = 15, RESET = 16 };
 enum { MOST_RULES = 1024, MOST_DEVICES = 16, MOST_INSTANCES = 7 };
 
 typedef struct { int index, instance; } Device; /* instance -1: the whole GPU */
@@ -91,6 +93,8 @@ static int enter(Device *d, const char *function) {
     if (r && !strcmp(r->b, "crash")) raise(11);
     if (r && !strcmp(r->b, "sleep")) usleep((useconds_t)atoi(r->c) * 1000);
     if (d && find(d->index, "lost", NULL)) return LOST;
+    int names = !strcmp(function, "nvmlDeviceGetUUID") || !strcmp(function, "nvmlDeviceGetName");
+    if (d && !names && find(d->index, "reset", NULL)) return RESET;
     return OK;
 }
 
@@ -251,7 +255,8 @@ static int running(Device *d, unsigned *n, Process *out, const char *verb) {
     return code;
 }
 
-int nvmlDeviceGetComputeRunningProcesses_v3(Device *d, unsigned *n, Process *out) { ENTER(d); return running(d, n, out, "process"); }
+int nvmlDeviceGetComputeRunningProcesses_v2(Device *d, unsigned *n, Process *out) { ENTER(d); return running(d, n, out, "process"); }
+int nvmlDeviceGetComputeRunningProcesses_v3(Device *d, unsigned *n, Process *out) { ENTER(d); return find(-1, "older", NULL) ? FUNCTION_NOT_FOUND : running(d, n, out, "process"); }
 int nvmlDeviceGetGraphicsRunningProcesses_v3(Device *d, unsigned *n, Process *out) { ENTER(d); return running(d, n, out, "graphics"); }
 
 typedef struct { unsigned pid; uint64_t time; unsigned sm, memory, encoder, decoder; } Utilization;

@@ -24,10 +24,14 @@ class Cgroups:
 
     def expect(self, ranks: Iterable[Rank]) -> None:
         """From now on the groups of these are read."""
+        before = set(self._streams)
         self._streams.clear()
         for rank in ranks:
             if (group := self._group_of(rank.pid)) is not None:
                 self._streams.setdefault(group, rank.stream)
+        for group in before - self._streams.keys():
+            self._counters.forget(f"used {group}")
+            self._counters.forget(f"stopped {group}")
 
     def read(self, now: float) -> dict[str, float]:
         """What all groups use now."""

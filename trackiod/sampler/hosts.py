@@ -12,6 +12,8 @@ from trackiod.sampler.table import GIB, MIB
 
 _PRESSURE = "/proc/pressure"
 _INFINIBAND = "/sys/class/infiniband"
+_SHORT_LIVED = ("veth", "cali", "lxc", "tap")
+"""interfaces of containers, which come and go with them"""
 _INFINIBAND_UNIT = 4
 """its data counters count words of four bytes"""
 _INFINIBAND_ERRORS = ("symbol_error", "port_rcv_errors", "link_downed")
@@ -90,7 +92,7 @@ class Host:
 
     def _network(self, now: float) -> Iterator[tuple[str, float]]:
         for name, counters in psutil.net_io_counters(pernic=True).items():
-            if name != "lo":
+            if name != "lo" and not name.startswith(_SHORT_LIVED):
                 yield from self._rate(f"network/{name}/sent_mb_per_sec", counters.bytes_sent, now, MIB)
                 yield from self._rate(f"network/{name}/recv_mb_per_sec", counters.bytes_recv, now, MIB)
 
@@ -98,11 +100,16 @@ class Host:
         for card in sorted(os.listdir(self._cards)):
             ports = os.path.join(self._cards, card, "ports")
             for port in sorted(os.listdir(ports)):
-                folder, name = os.path.join(ports, port, "counters"), f"infiniband/{card}:{port}"
-                sent, received = (_count(folder, f) for f in ("port_xmit_data", "port_rcv_data"))
-                yield from self._rate(f"{name}/sent_mb_per_sec", sent * _INFINIBAND_UNIT, now, MIB)
-                yield from self._rate(f"{name}/recv_mb_per_sec", received * _INFINIBAND_UNIT, now, MIB)
-                yield f"{name}/errors", sum(_count(folder, error) for error in _INFINIBAND_ERRORS)
+                try:
+                    yield from self._port(os.path.join(ports, port, "counters"), f"infiniband/{card}:{port}", now)
+                except (OSError, ValueError):
+                    continue  # this one does not count
+
+    def _port(self, folder: str, name: str, now: float) -> Iterator[tuple[str, float]]:
+        sent, received = (_count(folder, counter) for counter in ("port_xmit_data", "port_rcv_data"))
+        yield from self._rate(f"{name}/sent_mb_per_sec", sent * _INFINIBAND_UNIT, now, MIB)
+        yield from self._rate(f"{name}/recv_mb_per_sec", received * _INFINIBAND_UNIT, now, MIB)
+        yield f"{name}/errors", sum(_count(folder, error) for error in _INFINIBAND_ERRORS)
 
     def _rate(self, name: str, value: float, now: float, unit: float = 1.0) -> Iterator[tuple[str, float]]:
         growth = self._counters.growth(name, value, now)

@@ -129,6 +129,11 @@ def inner_pids(pid: int) -> list[int]:
     return [int(field) for field in line.split()[2:]]
 
 
+def is_here(pid: int) -> bool:
+    """Whether there is a process of that pid in this namespace."""
+    return os.path.exists(f"/proc/{pid}")
+
+
 def holds_device(pid: int) -> bool:
     """Whether a process has a GPU's device file open."""
     folder = f"/proc/{pid}/fd"

@@ -7,12 +7,12 @@ says so, or has not answered for long. What the driver does to it, it does to no
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from trackio import alerts, inquiry, names, places, settings, wire
+from trackio.host import control_group
 from trackio.newest import Board, Sample
 from trackio.places import Places
 from trackio.record import Kind, Origin
@@ -22,9 +22,10 @@ from trackio.values import clean_text
 from trackio.version import __version__
 from trackiod.sampler import processes
 from trackiod.sampler.cgroups import Cgroups
-from trackiod.sampler.gpus import Device, Event, Gpus, NoDriver, has_changed
+from trackiod.sampler.gpus import Device, Event, Gpus, NoDriver
 from trackiod.sampler.hosts import Host
 from trackiod.sampler.joining import joined
+from trackiod.sampler.nvml import has_changed
 from trackiod.sampler.pacing import Pace
 from trackiod.sampler.processes import Processes, Rank
 from trackiod.sampler.table import GIB
@@ -33,7 +34,9 @@ _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 """the number that the kernel gives the host's PID namespace"""
 _ASK_SECONDS = 1.0
 """from question to question; up to five times as long where samples are as rare"""
-_ANSWER_SECONDS = 2.0
+_ANSWER_SECONDS = 0.3
+"""which sampling waits for; without an answer all goes on as before"""
+_ASK_AGAIN_SECONDS = 2.0
 _ALONE_SECONDS = 30.0
 _LOOK_AGAIN_SAMPLES = 12
 """after so many samples it is looked whether the devices are still the same, or there again"""
@@ -76,7 +79,6 @@ class Sampler:
         self._paces: dict[str, Pace] = {}
         self._values: dict[str, dict[str, Any]] = {}
         """the newest reading of each probe"""
-        self._is_over = threading.Event()
         self._has_device: dict[int, bool] = {}
         self._is_first_namespace = _is_first_namespace()
 
@@ -84,7 +86,7 @@ class Sampler:
     def _facts(hosted: bool) -> dict[str, Any]:
         return {
             "project": names.HOST, "run": "node", "name": clean_text(os.uname().nodename), "role": "sampler", "rank": 0,
-            "local_rank": 0, "world_size": 1, "attempt": names.random_id(), "cgroup": _own_cgroup(), "hosted": hosted,
+            "local_rank": 0, "world_size": 1, "attempt": names.random_id(), "cgroup": control_group(), "hosted": hosted,
             "is_first_namespace": _is_first_namespace(),
         }  # fmt: skip
 
@@ -94,7 +96,6 @@ class Sampler:
         try:
             self._sample()
         finally:
-            self._is_over.set()
             self._close_gpus()
             self._board.clear()
             self._stream.note(Kind.FINISH, "finished", "", True, seconds=_CLOSE_SECONDS)
@@ -106,10 +107,10 @@ class Sampler:
             now = time.monotonic()
             if now >= ask_at:
                 answer = self._ask()
-                ask_at = time.monotonic() + self._ask_seconds
                 if answer is not None:
                     answered_at = now
                     self._obey(answer)
+                ask_at = time.monotonic() + (_ASK_AGAIN_SECONDS if answer is None else self._ask_seconds)
                 if self._orders.get("leave") or now - answered_at > _ALONE_SECONDS or self._wants_new_life:
                     return
             self._turn()
@@ -211,10 +212,10 @@ class Sampler:
         found: dict[str, Any] = {f"gpu/{device.uuid}/processes": len(uses)}
         ranks = joined(
             (use.pid for use in uses), self._ranks, processes.inner_pids, self._holds_device,
-            is_first_namespace=self._is_first_namespace,
+            processes.is_here, is_first_namespace=self._is_first_namespace,
         )  # fmt: skip
         for use in uses:
-            if (rank := ranks.get(use.pid)) is not None:
+            for rank in ranks.get(use.pid, ()):
                 prefix = f"gpu/{device.uuid}/process/{rank.stream}"
                 found[f"{prefix}/is_there"] = 1
                 if use.memory_bytes is not None:
@@ -235,7 +236,12 @@ class Sampler:
         interval = min((pace.interval for pace in self._paces.values()), default=1.0)
         ranks = [list(rank[:6]) for rank in self._ranks]
         now_ns = time.time_ns()
-        self._board.write(Sample(self._stream.id, now_ns, interval, devices, ranks, values, self._trouble))
+        self._board.write(
+            Sample(
+                self._stream.id, now_ns, interval, devices, ranks, values, self._trouble,
+                self._stream.meta["started_ns"], self._stream.meta["cgroup"],
+            )
+        )  # fmt: skip
 
     def _is_read(self, what: str) -> bool:
         """Whether something that was read is still read."""
@@ -263,11 +269,7 @@ class Sampler:
             return
         self._trouble = ""
         self._stream.note(Kind.CONFIG, {"devices": [device.facts() for device in self._gpus.devices]})
-        gpus = self._gpus
-        threading.Thread(
-            target=gpus.watch, args=(self._on_event, lambda: self._gpus is not gpus or self._is_over.is_set()),
-            name="events", daemon=True,
-        ).start()  # fmt: skip
+        self._gpus.watch(self._on_event)
 
     @property
     def _patience(self) -> float:
@@ -306,14 +308,6 @@ class Sampler:
 
 def _named(device: Device, values: dict[str, float]) -> dict[str, Any]:
     return {f"gpu/{device.uuid}/{metric}": value for metric, value in values.items()}
-
-
-def _own_cgroup() -> str:
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def _is_first_namespace() -> bool:
