@@ -92,7 +92,7 @@ def test_an_unmodified_sft_training_with_checkpoints_is_one_run(offline: Host) -
 
 def test_an_sft_training_under_torchrun_is_one_run_in_which_one_rank_of_two_logs(offline: Host) -> None:
     folder = offline.data.parent
-    (folder / "sft.py").write_text(SFT)
+    (folder / "sft.py").write_text(SFT + "tiny_model.leave()")
     done = offline.command("torchrun", "--nproc-per-node", "2", "sft.py", str(folder), seconds=SECONDS)
     assert done.returncode == 0, done.stderr
     report = json.loads((folder / "report.json").read_text())

@@ -158,7 +158,7 @@ def assert_completions_are_those_of(run: Stored, report: Any, folder: Path) -> N
 
 def test_grpo_under_torchrun_is_one_run_with_its_completions(offline: Host) -> None:
     folder = offline.data.parent
-    (folder / "grpo.py").write_text(OPTIONS + GRPO + REPORT)
+    (folder / "grpo.py").write_text(OPTIONS + GRPO + REPORT + "tiny_model.leave()")
     done = offline.command("torchrun", "--nproc-per-node", "2", "grpo.py", str(folder), seconds=SECONDS)
     assert done.returncode == 0, done.stderr
     report = json.loads((folder / "report.json").read_text())

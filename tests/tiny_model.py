@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch.distributed
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -97,6 +98,12 @@ def prompts(count: int = 16) -> list[dict[str, str]]:
 def different_words(completions: list[str], **_: Any) -> list[float]:
     """A reward for completions: how many different words each has."""
     return [float(len(set(completion.split()))) for completion in completions]
+
+
+def leave() -> None:
+    """How a rank that trained with others is to end: gloo's threads may hold tensors still, and abort the process
+    when the interpreter ends (pytorch/pytorch#179291)."""
+    torch.distributed.destroy_process_group()
 
 
 def report(path: str, **facts: Any) -> None:
