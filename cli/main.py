@@ -8,6 +8,7 @@ from trackio.version import __version__
 
 from .alerts import alerts
 from .artifacts import get_artifact, list_artifacts
+from .drain import drain
 from .get import get
 from .gpu import gpu
 from .list import list_
@@ -29,6 +30,7 @@ trackio.add_command(list_)
 trackio.add_command(get)
 trackio.add_command(show_command)
 trackio.add_command(gpu)
+trackio.add_command(drain)
 list_.add_command(alerts)
 get.add_command(alerts)
 list_.add_command(list_artifacts)

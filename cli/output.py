@@ -12,6 +12,7 @@ import click
 
 from trackio import places, settings
 from trackio.places import Places
+from trackiod import elsewhere
 from trackiod.errors import TrackiodError
 from trackiod.moments import timestamp as timestamp
 
@@ -36,11 +37,13 @@ class SpokenErrors(click.Group):
 
 
 def where() -> Places:
-    """The places of the data folder that TRACKIO_DIR chooses."""
+    """The places of the data folder that TRACKIO_DIR chooses, with what other hosts have copied."""
     ours, problems = settings.of_this_process()
     for problem in problems:
         click.echo(f"Warning: {problem}", err=True)
-    return places.find(ours.data_dir, ours.spool_dir)
+    found = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+    warn(elsewhere.refresh(found))
+    return found
 
 
 def say(text: str, *, err: bool = False) -> None:

@@ -80,8 +80,8 @@ def status_facts(places: Places, recent: int) -> dict[str, Any]:
 
 def _problems(daemon: dict[str, Any]) -> list[str]:
     """What the daemon itself complains of."""
-    sampler = daemon.get("sampler") or {}
-    return [problem for problem in (daemon.get("problem"), sampler.get("trouble")) if problem]
+    sampler, copies = daemon.get("sampler") or {}, daemon.get("copies") or {}
+    return [problem for problem in (daemon.get("problem"), sampler.get("trouble"), copies.get("problem")) if problem]
 
 
 def _run(project: str, view: RunView, report: wire.StatusReport | None) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Host:
 
     @property
     def places(self) -> Places:
-        return places.find(str(self.data), str(self.spool))
+        return places.find(str(self.data), str(self.spool), self.extra.get("TRACKIO_SHARED_DIR", ""))
 
     def environ(self, **more: str) -> dict[str, str]:
         ours = {

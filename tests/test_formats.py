@@ -38,6 +38,7 @@ MESSAGES: list[tuple[wire.Message, str]] = [
     (wire.SamplerQuery("s", {"hidden": 1}), "9310a17381a668696464656e01"),
     (wire.SamplerOrders({"leave": False}), "921181a56c65617665c2"),
     (wire.HostSampler("s"), "9212a173"),
+    (wire.Copy(), "9113"),
 ]
 
 

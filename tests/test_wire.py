@@ -28,6 +28,7 @@ MESSAGES = [
     wire.SamplerQuery("s", {"hidden": 1}),
     wire.SamplerOrders({"leave": False}),
     wire.HostSampler("s"),
+    wire.Copy(),
 ]
 
 

@@ -40,6 +40,7 @@ def environment(environ: Mapping[str, str], places: Places, package_folder: str)
         if (name in _KEPT or name.startswith(_KEPT_PREFIXES)) and name not in _DROPPED
     }
     kept["TRACKIO_DIR"] = places.data
+    kept["TRACKIO_SHARED_DIR"] = places.shared or "off"  # it was found with the job's variables
     if _on_python_path(environ.get("PYTHONPATH", ""), package_folder):
         kept["PYTHONPATH"] = package_folder
     return kept

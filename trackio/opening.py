@@ -110,7 +110,7 @@ def imported_run(project: str, name: str) -> Run:
     """A run that nobody in this process logs to by the way: its caller writes and finishes it. Starts a daemon if none
     runs."""
     ours, _ = settings.of_this_process()
-    where = places.find(ours.data_dir, ours.spool_dir)
+    where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
     if ours.autostart and not launch.is_running(where):
         _start_and_wait(where)
     process.install()
@@ -119,7 +119,7 @@ def imported_run(project: str, name: str) -> Run:
 
 
 def _new_run(asked: Request, ours: Settings, *, is_ours: bool = True) -> Run:
-    where = places.find(ours.data_dir, ours.spool_dir)
+    where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
     _warn_of_folder(where)
     facts = identity.facts_of_this_process()
     process.here.interactive = facts.interactive
@@ -235,7 +235,8 @@ def _warn_of_folder(where: Places) -> None:
     if where.network:
         voice.warn_once(
             "network",
-            f"{where.data} is on a network file system ({where.network}); this host's data lie in {where.live}.",
+            f"{where.data} is on a network file system ({where.network}); this host's data lie in {where.live}"
+            + (f" and are copied to {where.shared} every minute." if where.shared else "."),
         )  # fmt: skip
     try:
         places.make_private(where.live)

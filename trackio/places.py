@@ -21,6 +21,10 @@ OWNER = "owner"
 COUNTERS = "counters"
 
 
+_OFF = ("off", "0", "no", "none")
+_BATCH_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "OAR_JOB_ID")
+
+
 class Endpoint(NamedTuple):
     """Where the daemon of a data folder answers; the `endpoint` file holds it."""
 
@@ -49,6 +53,8 @@ class Places(NamedTuple):
     """the network file system's type, or empty"""
     roots: tuple[str, ...]
     """candidate runtime folders, best first, each under a base that exists; they need not exist themselves"""
+    shared: str = ""
+    """the folder that all hosts see, into which runs are copied; empty if there is none"""
 
     @property
     def projects(self) -> str:
@@ -67,6 +73,11 @@ class Places(NamedTuple):
     def blobs(self) -> str:
         """Where the daemon keeps files, by project and content."""
         return os.path.join(self.live, "blobs")
+
+    @property
+    def deleted(self) -> str:
+        """Where a file for each deleted project's database says so, until its copies are removed too."""
+        return os.path.join(self.live, "deleted")
 
     @property
     def lock(self) -> str:
@@ -103,7 +114,7 @@ def folder_hash(path: str) -> str:
     return hashlib.blake2b(os.path.realpath(path).encode(errors="surrogateescape"), digest_size=6).hexdigest()
 
 
-def find(configured_data: str, configured_spool: str) -> Places:
+def find(configured_data: str, configured_spool: str, configured_shared: str = "") -> Places:
     """The places for this process. Creates nothing."""
     uid = os.geteuid()
     data = os.path.realpath(data_folder(configured_data, os.path.expanduser("~"), os.environ.get("XDG_DATA_HOME", "")))
@@ -118,7 +129,23 @@ def find(configured_data: str, configured_spool: str) -> Places:
         for base in bases
         if base.startswith("/") and os.path.isdir(base)
     )
-    return Places(data, live, mount.type if mount.is_network else "", tuple(roots))
+    shared = _shared(configured_shared, data, mount)
+    return Places(data, live, mount.type if mount.is_network else "", tuple(roots), shared)
+
+
+def _shared(configured: str, data: str, mount: mounts.Mount) -> str:
+    """The folder that all hosts see. A store that lies on this host while its user's home is on a network, as compute
+    nodes have it, is copied to the home; so is one in a batch job's own folder, which goes with the job."""
+    if configured:
+        return "" if configured.lower() in _OFF else os.path.realpath(os.path.expanduser(configured))
+    if mount.is_network:
+        return os.path.join(data, "hosts")
+    home = os.path.realpath(data_folder("", os.path.expanduser("~"), os.environ.get("XDG_DATA_HOME", "")))
+    if data == home:
+        return ""
+    home_mount = mounts.of(home)
+    in_job = any(name in os.environ for name in _BATCH_JOBS) and home_mount.point != mount.point
+    return os.path.join(home, "hosts") if home_mount.is_network or in_job else ""
 
 
 def make_private(path: str) -> None:

@@ -32,6 +32,7 @@ class Settings(NamedTuple):
     sampling: bool = True
     sample_seconds: float = 5.0
     sample_bytes: int = 1 << 30
+    shared_dir: str = ""
 
 
 class Variable(NamedTuple):
@@ -98,6 +99,12 @@ VARIABLES: dict[str, Variable] = {
     ),
     "spill_bytes": Variable(
         ("TRACKIO_SPILL_MIB",), _mib, "Most disk one process's unacked data may take, in MiB. Default: 1024."
+    ),
+    "shared_dir": Variable(
+        ("TRACKIO_SHARED_DIR",),
+        _text,
+        "A folder that all hosts see: runs are copied there every minute, and read there on every host; `off`: none. "
+        "Default: `hosts` in the data folder or in `~/.local/share/trackio`, if that outlives the store.",
     ),
     "mode": Variable(("TRACKIO_MODE",), _mode, "`online`, `offline` (never uploads) or `disabled` (does nothing)."),
     "autostart": Variable(("TRACKIO_AUTOSTART",), _switch, "`0`: training processes never start a daemon. Default: 1."),

@@ -144,6 +144,10 @@ class Edited(NamedTuple):
     sentence: str = ""
 
 
+class Copy(NamedTuple):
+    """Copy what is stored to where it outlives this host, as soon as can be. Answered by Edited."""
+
+
 class SamplerQuery(NamedTuple):
     """A sampler, which is the owner of this stream, asks what to do; `state` says what it sees."""
 
@@ -182,6 +186,7 @@ Message = (
     | SamplerQuery
     | SamplerOrders
     | HostSampler
+    | Copy
 )
 
 _TYPES: dict[int, type[Message]] = {
@@ -203,6 +208,7 @@ _TYPES: dict[int, type[Message]] = {
     16: SamplerQuery,
     17: SamplerOrders,
     18: HostSampler,
+    19: Copy,
 }
 _KINDS = {kind: number for number, kind in _TYPES.items()}
 _PLAIN: dict[str, type] = {"str": str, "int": int, "bool": bool}

@@ -1,5 +1,5 @@
-"""`python -m trackiod run`: how a daemon process begins, without the command line's packages; `keep` and `sample`:
-its children."""
+"""`python -m trackiod run`: how a daemon process begins, without the command line's packages; `keep`, `copy`
+and `sample`: its children."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ def main(arguments: list[str]) -> int:
         from trackiod import keeper
 
         return keeper.main()
+    if arguments == ["copy"]:
+        from trackiod.sinks import directory
+
+        return directory.main()
     if arguments[:1] == ["sample"]:
         if "--detach" in arguments and os.fork():
             return 0

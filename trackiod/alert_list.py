@@ -21,7 +21,11 @@ def chosen(
     """The alerts that were asked for, and those of the node (whose run is None) that came while these runs ran on it.
     Raises NotFound, or TrackiodError for what is no time."""
     runs = None if run is None else catalog.find_run(reader, run).run_ids
-    of_node = [row._replace(run=None, run_id=None) for row in _of_node(projects) if reader.ran_at(row.time_ns, runs)]
+    of_node = [
+        row._replace(run=None, run_id=None)
+        for row in _of_node(projects)
+        if row.machine in reader.machines_at(row.time_ns, runs)
+    ]
     rows = sorted([*reader.alerts(runs), *of_node], key=lambda row: row.time_ns, reverse=True)
     after = -1 if since is None else _us(since)
     return [
@@ -32,7 +36,7 @@ def chosen(
 
 
 def _of_node(projects: str) -> list[AlertRow]:
-    path = schema.path_of(projects, HOST)
+    path = schema.readable_path(projects, HOST)
     if not os.path.exists(path):
         return []
     with ProjectReader(path) as node:

@@ -17,7 +17,7 @@ _EDIT_SECONDS = 60.0
 
 def _where() -> Places:
     ours, _ = settings.of_this_process()
-    return places.find(ours.data_dir, ours.spool_dir)
+    return places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
 
 
 class Run:

@@ -18,7 +18,7 @@ _SUGGESTED = 100
 
 def open_project(projects: str, project: str) -> ProjectReader:
     """The project's database. Raises NotFound or StoreError."""
-    path = schema.path_of(projects, project)
+    path = schema.readable_path(projects, project)
     if not os.path.exists(path):
         raise NotFound("Project", project, "", project_names(projects)[0])
     return ProjectReader(path)

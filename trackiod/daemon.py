@@ -24,6 +24,8 @@ from trackiod.systemd import Notifier, passed_socket
 log = logging.getLogger("trackiod")
 
 _STOP_SECONDS = 20.0
+_COPY_SECONDS = 8.0
+"""of these, kept for copying"""
 _CHECK_PACKAGE_SECONDS = 1.0
 _LOG_BYTES = 1 << 20
 
@@ -38,7 +40,7 @@ def run(*, detach: bool = False, autostarted: bool = False) -> int:
     With `detach` the caller's process returns as soon as the daemon is ready, or has failed.
     """
     ours, problems = settings.of_this_process()
-    where = places.find(ours.data_dir, ours.spool_dir)
+    where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
     report = _detach() if detach else None
     if report == _PARENT:
         return _await_child()
@@ -72,6 +74,7 @@ def _give_up(error: TrackiodError, report: int | None) -> int:
 def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, *, ready: int | None) -> None:
     from trackiod.committer import Committer  # after the fork: zmq and SQLite want a process of their own
     from trackiod.errands import Errands
+    from trackiod.outlets import Outlets
     from trackiod.sampling import Sampling
     from trackiod.server import Server
 
@@ -83,8 +86,12 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, *, ready:
     errands = Errands(where, lambda work: committer.submit(work))
     committer = Committer(where.projects, store_id, lambda: server.wake(), errands.take, ours.sample_bytes)
     idle_seconds = ours.idle_seconds if life == AUTOSTARTED else None
+    outlets = Outlets(where)
     sampling = Sampling(where, is_allowed=ours.sampling, interval=ours.sample_seconds)
-    server = Server(where, committer, idle_seconds=idle_seconds, busy_with=lambda: errands.backlog, sampling=sampling)
+    server = Server(
+        where, committer, idle_seconds=idle_seconds, busy_with=lambda: errands.backlog, sampling=sampling,
+        outlets=outlets,
+    )  # fmt: skip
     open_streams = committer.open_streams()
     endpoint = endpoint_at(where, socket_path, pid=os.getpid(), store=store_id)
     server.listen(listener, _facts(where, endpoint, life))
@@ -108,17 +115,20 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, *, ready:
         log.info("stopping: %s", server.stop_reason)
     finally:
         remove_endpoint(where, socket_path, is_passed=passed is not None)
-        _stop(errands, sampling, committer, server)
+        _stop(errands, sampling, committer, server, outlets)
 
 
-def _stop(errands: Any, sampling: Any, committer: Any, server: Any) -> None:
-    """In this order: no new connections, everything received is committed, everything committed is acked."""
+def _stop(errands: Any, sampling: Any, committer: Any, server: Any, outlets: Any) -> None:
+    """In this order: no new connections, everything received is committed, everything committed is acked and copied."""
+    deadline = time.monotonic() + _STOP_SECONDS
     errands.stop()
     sampling.end()
     server.drain_samplers()
-    if not committer.stop(_STOP_SECONDS):
+    if not committer.stop(deadline - time.monotonic() - (_COPY_SECONDS if outlets.is_in_use else 0)):
         log.error("the disk did not take the last batches in time; their senders still hold them")
     server.close()
+    if not outlets.end(deadline - time.monotonic()):
+        log.error("what was stored last could not be copied in time; it lies on this host")
     log.info("stopped")
 
 

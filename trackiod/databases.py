@@ -39,6 +39,13 @@ class Databases:
         """The folder of all projects' files."""
         return os.path.join(os.path.dirname(self._projects), "blobs")
 
+    def note_deleted(self, database: str) -> None:
+        """That a database is about to be removed because its user says so: its copies are to go too (`sinks`)."""
+        folder = os.path.join(os.path.dirname(self._projects), "deleted")
+        os.makedirs(folder, 0o700, exist_ok=True)
+        with open(os.path.join(folder, database), "w", encoding="utf-8"):
+            pass
+
     def close(self, project: str) -> None:
         """Ends the connection; the next `get` opens another."""
         store = self._stores.pop(project, None)

@@ -12,9 +12,8 @@ from trackiod import catalog
 from trackiod.databases import Databases
 from trackiod.errors import NotFound, TrackiodError
 from trackiod.keeper import blob_path
-from trackiod.store import removal
+from trackiod.store import removal, schema
 from trackiod.store.reader import ProjectReader
-from trackiod.store.schema import project_id
 from trackiod.work import Edit
 
 
@@ -38,11 +37,12 @@ def _delete_project(databases: Databases, work: Edit) -> None:
     if removal.is_running(store.connection):
         raise TrackiodError(f"Project '{work.project}' has a run that is running.")
     path = store.path
+    databases.note_deleted(schema.database_of(store.connection))
     databases.close(work.project)
     for suffix in ("", "-wal", "-shm"):
         if os.path.exists(path + suffix):
             os.unlink(path + suffix)
-    shutil.rmtree(os.path.join(databases.blobs, project_id(work.project)), ignore_errors=True)
+    shutil.rmtree(os.path.join(databases.blobs, schema.project_id(work.project)), ignore_errors=True)
 
 
 def _runs(databases: Databases, work: Edit) -> list[str]:
@@ -69,7 +69,7 @@ def _delete(databases: Databases, work: Edit) -> None:
     with store.transaction():
         gone = removal.delete(store.connection, runs)
     for digest, suffix in gone:
-        path = blob_path(databases.blobs, project_id(work.project), digest, suffix)
+        path = blob_path(databases.blobs, schema.project_id(work.project), digest, suffix)
         if os.path.exists(path):
             os.unlink(path)
 
@@ -85,7 +85,7 @@ def _move(databases: Databases, work: Edit) -> None:
     with target.transaction():
         files = removal.copy(source.connection, target.connection, runs)
         for digest, suffix in files:
-            old, new = (blob_path(databases.blobs, project_id(name), digest, suffix)
+            old, new = (blob_path(databases.blobs, schema.project_id(name), digest, suffix)
                         for name in (work.project, target_name))  # fmt: skip
             if os.path.exists(old) and not os.path.exists(new):
                 os.makedirs(os.path.dirname(new), 0o700, exist_ok=True)

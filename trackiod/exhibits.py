@@ -28,9 +28,18 @@ class Exhibits:
         self._reader = reader
         folder, database = os.path.split(reader.path)
         self._blobs = os.path.join(os.path.dirname(folder), "blobs")
+        self._copied = os.path.join(os.path.dirname(folder), "elsewhere", "blobs")
         self._project_id = os.path.splitext(database)[0]
         self._files: dict[str, FileRow] = {}
         self._whole = whole
+
+    def _path_of(self, digest: str, suffix: str) -> str:
+        """Where a file lies: on this host, else where another one copied it."""
+        path = blob_path(self._blobs, self._project_id, digest, suffix)
+        if os.path.exists(path):
+            return path
+        copied = blob_path(self._copied, self._project_id, digest, suffix)
+        return copied if os.path.exists(copied) else path
 
     def shown(self, value: Any) -> Any:
         """`value` with every rich value in it as readers see it."""
@@ -66,7 +75,7 @@ class Exhibits:
             return {"file_path": None, "incomplete": "it is not kept yet"}
         if row.state != "kept" or row.digest is None:
             return {"file_path": None, "incomplete": row.cause}
-        path = blob_path(self._blobs, self._project_id, row.digest, row.suffix)
+        path = self._path_of(row.digest, row.suffix)
         if row.suffix == ".msgpack":
             return self._content(path) if self._whole else {}
         facts = {"file_path": path, "size": row.size, "sha256": row.digest}

@@ -20,10 +20,12 @@ from trackio.names import HOST
 from trackiod.answers import RunView
 from trackiod.store import points, schema
 from trackiod.store.reader import ProjectReader
+from trackiod.store.shelf_reader import machine_of
 from trackiod.views.attempts import Stream
 from trackiod.views.column import Bools, Column, Ints, numbers
 
 _OF_GPU = re.compile(r"gpu/([^/]+)/(.+)")
+_SHOWN_GPU = re.compile(r"(node\d+/)?gpu/")
 _OF_GPU_PROCESS = re.compile(r"gpu/([^/]+)/process/([^/]+)/(.+)")
 _OF_PROCESS = re.compile(r"process/([^/]+)/(.+)")
 _RUN = "node"
@@ -59,8 +61,9 @@ class _Lane(NamedTuple):
 class _Sampler:
     """What one sampler stored, as far as it concerns a run."""
 
-    def __init__(self, reader: ProjectReader, stream: Stream, meta: dict[str, Any], view: RunView) -> None:
+    def __init__(self, reader: ProjectReader, stream: Stream, meta: dict[str, Any], view: RunView, prefix: str) -> None:
         self._reader = reader
+        self._prefix = prefix
         self._stream = stream.id
         ranks = [s for s in view.streams if s.role == "rank"]
         self._rank_of = {s.id: s.rank for s in ranks}
@@ -95,7 +98,8 @@ class _Sampler:
     @cached_property
     def lanes(self) -> list[_Lane]:
         """The series that the run sees."""
-        return [lane for name in self._names if (lane := self._lane(name)) is not None]
+        lanes = (self._lane(name) for name in self._names)
+        return [lane._replace(shown=self._prefix + lane.shown) for lane in lanes if lane is not None]
 
     def _lane(self, name: str) -> _Lane | None:
         if match := _OF_GPU_PROCESS.fullmatch(name):
@@ -177,7 +181,7 @@ class SystemView:
         """Raises StoreError."""
         self._view = view
         self._given = view.reader.system(view.run_ids)
-        path = schema.path_of(projects, HOST)
+        path = schema.readable_path(projects, HOST)
         self._reader = ProjectReader(path) if os.path.exists(path) else None
         self._samplers = list(self._found())
 
@@ -193,10 +197,20 @@ class SystemView:
             return
         start = min(stream.started_ns for stream in self._view.streams)
         end = self._view.ended_ns
-        metas = self._reader.metas([_RUN])
-        for stream in self._reader.streams([_RUN]):
-            if (stream.last_ns or 0) >= start and (end is None or stream.started_ns <= end):
-                yield _Sampler(self._reader, stream, metas[stream.id], self._view)
+        nodes = self._nodes()
+        streams = self._reader.streams([_RUN])
+        metas = self._reader.metas([_RUN])  # of these, and of others that came meanwhile
+        for stream in streams:
+            node = nodes.get(machine_of(metas[stream.id]))
+            if node is not None and (stream.last_ns or 0) >= start and (end is None or stream.started_ns <= end):
+                prefix = f"node{node}/" if len(nodes) > 1 else ""
+                yield _Sampler(self._reader, stream, metas[stream.id], self._view, prefix)
+
+    def _nodes(self) -> dict[str, int]:
+        """The machines that the run ran on, numbered in the order of their lowest ranks."""
+        ordered = sorted(self._view.streams, key=lambda stream: (stream.rank, stream.started_ns))
+        machines = dict.fromkeys(machine_of(self._view.metas[stream.id]) for stream in ordered)
+        return {machine: number for number, machine in enumerate(machines)}
 
     @property
     def names(self) -> list[str]:
@@ -240,7 +254,7 @@ def _within(times: Ints, spans: Iterable[tuple[int, int]]) -> Bools:
 def _sources(metric: str) -> list[str]:
     """The metrics that one is made of, if it is made."""
     prefix, _, name = metric.rpartition("/")
-    return [f"{prefix}/{source}" for source in _MADE_OF.get(name, ())] if prefix.startswith("gpu/") else []
+    return [f"{prefix}/{source}" for source in _MADE_OF.get(name, ())] if _SHOWN_GPU.match(prefix) else []
 
 
 def _made_of(name: str, shown: Collection[str]) -> list[str]:
@@ -252,7 +266,7 @@ def _derive(rows: Iterable[Row]) -> None:
     """Adds to each row what is made of its metrics."""
     consumed: dict[str, float] = {}
     for row in rows:
-        for name in [name for name in row.metrics if name.startswith("gpu/")]:
+        for name in [name for name in row.metrics if _SHOWN_GPU.match(name)]:
             prefix, _, metric = name.rpartition("/")
             if metric == "energy":
                 consumed[prefix] = consumed.get(prefix, 0.0) + row.metrics[name]

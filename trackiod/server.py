@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,8 @@ from trackio.version import __version__
 from trackiod import orphans, streams
 from trackiod.committer import Committer
 from trackiod.exits import Exit
+from trackiod.outlets import Outlets
+from trackiod.peers import Peers
 from trackiod.sampling import Sampling
 from trackiod.streams import LiveStream
 from trackiod.work import Append, Drain, Drained, Edit, Find, NotDrained, Refused, Register, Reply
@@ -29,7 +30,6 @@ _SCAN_SECONDS = 5.0
 _DRAIN_AGAIN_SECONDS = 60.0
 _RECEIVE_HWM = 8
 _MAX_MESSAGES_A_TURN = 256
-_PEER = struct.Struct("3i")
 
 
 class Server:
@@ -43,6 +43,7 @@ class Server:
         idle_seconds: float | None,
         busy_with: Callable[[], int] = lambda: 0,
         sampling: Sampling | None = None,
+        outlets: Outlets | None = None,
     ) -> None:
         """`idle_seconds`: leave after this long with nothing to do; None stays for ever. `busy_with`: how much is being
         done elsewhere."""
@@ -52,10 +53,12 @@ class Server:
         self._idle_seconds = idle_seconds
         self._busy_with = busy_with
         self._sampling = sampling
+        self._outlets = outlets
+        self._ends = 0
         self._streams: dict[str, LiveStream] = {}
         self._draining: dict[str, LiveStream | None] = {}
         self._drain_again_at: dict[str, float] = {}
-        self._trusted: dict[bytes, int] = {}
+        self._peers = Peers()
         self._nonsense = 0
         self._complained_at = 0.0
         self._started_at = self._busy_at = time.monotonic()
@@ -127,7 +130,7 @@ class Server:
             except zmq.Again:
                 return
             peer = frames[0].bytes
-            pid = self._pid_of(peer, frames[-1])
+            pid = self._peers.pid_of(peer, frames[-1])
             if pid is None:
                 continue
             try:
@@ -145,24 +148,6 @@ class Server:
             log.warning("a message from pid %d was dropped (%d so far): %s", pid, self._nonsense, error)
             self._complained_at = time.monotonic()
 
-    def _pid_of(self, peer: bytes, frame: zmq.Frame) -> int | None:
-        """The peer's pid; None if it is another user's process, or gone."""
-        if peer in self._trusted:
-            return self._trusted[peer]
-        try:
-            # a copy of the descriptor: libzmq owns the original
-            with socket.socket(fileno=os.dup(frame.get(zmq.SRCFD))) as peer_socket:
-                pid, uid, _ = _PEER.unpack(peer_socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-        except (OSError, zmq.ZMQError, KeyError):
-            return None
-        if uid not in (os.geteuid(), 0):
-            log.warning("a message from uid %d (pid %d) was refused", uid, pid)
-            return None
-        if len(self._trusted) > 10_000:
-            self._trusted.clear()
-        self._trusted[peer] = pid
-        return int(pid)
-
     def _handle(self, peer: bytes, pid: int, message: wire.Message) -> None:
         match message:
             case wire.Hello():
@@ -175,6 +160,10 @@ class Server:
                 self._committer.submit(Find(message.project, message.name, message.attempt, peer))
             case wire.Edit():
                 self._committer.submit(Edit(*message, peer))
+            case wire.Copy():
+                if self._outlets is not None:
+                    self._outlets.hurry()
+                self._send(peer, wire.Edited(True))
             case wire.SamplerQuery():
                 if self._sampling is not None:
                     orders = self._sampling.orders(message, self._streams, time.monotonic())
@@ -243,6 +232,7 @@ class Server:
         while outcomes:
             outcome = outcomes.popleft()
             if isinstance(outcome, Drained):
+                self._ends += 1
                 self._forget(outcome.stream)
             elif isinstance(outcome, NotDrained):
                 self._forget(outcome.stream)
@@ -280,6 +270,9 @@ class Server:
         if self._sampling is not None:
             for stream in self._sampling.check(self._streams, now):
                 self._send(stream.peer, wire.HostSampler(stream.id))
+        if self._outlets is not None:
+            is_busy = bool(self._streams or self._draining)
+            self._outlets.check(self._committer.commits, self._ends, is_busy=is_busy, now=now)
         if now >= self._next_scan:
             self._next_scan = now + _SCAN_SECONDS
             self.drain_orphans()
@@ -343,6 +336,7 @@ class Server:
             "backlog": self._committer.backlog,
             "errands": self._busy_with(),
             "problem": self._committer.problem,
+            "copies": self._outlets.facts(self._committer.commits) if self._outlets else None,
             "sampler": self._sampling.facts(self._streams) if self._sampling else None,
         }
         return wire.StatusReport(daemon, [s.report(now) for s in self._streams.values() if s.role != "sampler"])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from trackio.names import HOST
 from trackio.record import salvage
 from trackiod.errors import StoreDamaged, StoreError
 from trackiod.store import schema
@@ -304,13 +305,20 @@ class ProjectReader(ShelfReader):
         return rows
 
 
-def paths(projects: str) -> list[str]:
+def own_paths(projects: str) -> list[str]:
     """The database files in a folder; none if it is not there."""
     try:
         names = sorted(os.listdir(projects))
     except OSError:
         return []
     return [os.path.join(projects, name) for name in names if name.endswith(schema.SUFFIX)]
+
+
+def paths(projects: str) -> list[str]:
+    """The database file of every project, this host's own or what others have copied."""
+    own = own_paths(projects)
+    known = {os.path.basename(path) for path in (*own, schema.path_of(projects, HOST))}
+    return own + [path for path in own_paths(schema.elsewhere(projects)) if os.path.basename(path) not in known]
 
 
 def project_names(projects: str) -> tuple[list[str], list[str]]:

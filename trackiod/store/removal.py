@@ -70,10 +70,16 @@ def drop_oldest(connection: sqlite3.Connection, axes: int) -> int:
         )
     ]
     for stream in empty if streams else ():
-        for table in ("series", *_OF_STREAMS):
-            connection.execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))
-        connection.execute("DELETE FROM streams WHERE id = ?", (stream,))
+        delete_stream(connection, stream)
     return len(ids)
+
+
+def delete_stream(connection: sqlite3.Connection, stream: str) -> None:
+    """Removes a stream and all that was stored of it."""
+    connection.execute("DELETE FROM chunks WHERE series IN (SELECT id FROM series WHERE stream = ?)", (stream,))
+    for table in ("series", "axes", *_OF_STREAMS):
+        connection.execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))
+    connection.execute("DELETE FROM streams WHERE id = ?", (stream,))
 
 
 def spoken_of(connection: sqlite3.Connection) -> set[tuple[str, str]]:

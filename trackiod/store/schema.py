@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sqlite3
+import uuid
 from urllib.parse import quote
 
 from trackio.names import HOST, derived_id
@@ -12,6 +13,7 @@ from trackiod.errors import StoreDamaged, StoreError, StoreTooNew
 from trackiod.store.layout import TABLES, VERSION
 
 SUFFIX = ".db"
+_HOST_FILE = "host" + SUFFIX
 _BUSY_SECONDS = 1.0
 _DAMAGES = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB}
 
@@ -21,10 +23,28 @@ def project_id(project: str) -> str:
     return derived_id("project", project)
 
 
+def elsewhere(projects: str) -> str:
+    """The folder of what other hosts have copied, taken in on this one (`trackiod.elsewhere`)."""
+    return os.path.join(os.path.dirname(projects), "elsewhere")
+
+
+def readable_path(projects: str, project: str) -> str:
+    """The database file to read a project from: this host's, or what others copied if this one has none."""
+    own = path_of(projects, project)
+    others = others_path(own)
+    return others if not os.path.exists(own) and os.path.exists(others) else own
+
+
+def others_path(path: str) -> str:
+    """What others copied of the same project, or of the samples of their nodes."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder if name == _HOST_FILE else os.path.dirname(folder), "elsewhere", name)
+
+
 def path_of(projects: str, project: str) -> str:
     """The database file of a project; of the node's samples, one beside the projects'."""
     if project == HOST:
-        return os.path.join(os.path.dirname(projects), "host" + SUFFIX)
+        return os.path.join(os.path.dirname(projects), _HOST_FILE)
     return os.path.join(projects, project_id(project) + SUFFIX)
 
 
@@ -66,13 +86,13 @@ def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connecti
 def open_for_reading(path: str) -> sqlite3.Connection:
     """A connection that cannot write; also for a copy on a read-only medium. Raises StoreError."""
     last: sqlite3.Error | UnicodeDecodeError | None = None
-    for options in ("mode=ro", "mode=ro&immutable=1"):
-        if options != "mode=ro" and os.path.exists(path + "-wal") and os.path.getsize(path + "-wal"):
+    for is_immutable in (False, True):
+        if is_immutable and os.path.exists(path + "-wal") and os.path.getsize(path + "-wal"):
             break  # an immutable view would miss what the log holds
         try:
-            connection = sqlite3.connect(f"file:{quote(path)}?{options}", uri=True, isolation_level=None, timeout=10)
+            connection = connect_for_reading(path, is_immutable=is_immutable)
             check_version(connection, path)
-            return connection
+            return _joined(connection, path)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             last = error
     assert last is not None
@@ -88,12 +108,63 @@ def open_for_reading(path: str) -> sqlite3.Connection:
     raise _named(last, path) from last
 
 
+def connect_for_reading(path: str, *, is_immutable: bool = False) -> sqlite3.Connection:
+    """This file alone, which is not written. `is_immutable`: nor does anybody else."""
+    options = "mode=ro&immutable=1" if is_immutable else "mode=ro"
+    return sqlite3.connect(f"file:{quote(path)}?{options}", uri=True, isolation_level=None, timeout=10)
+
+
+_ALIKE = (
+    "streams series axes chunks batches clocks configs summaries holes files artifacts versions aliases alerts system"
+).split()
+_RUNS = (
+    "SELECT * FROM {0}.runs a WHERE NOT EXISTS"
+    " (SELECT 1 FROM {1}.runs b WHERE b.id = a.id AND b.name_rank {2} a.name_rank)"
+)
+
+
+def _joined(connection: sqlite3.Connection, path: str) -> sqlite3.Connection:
+    """Where other hosts have copied runs of a project of ours, tables hold both. What was copied is made anew if it
+    cannot be read (`trackiod.elsewhere`); this host's own does not wait for that."""
+    others = others_path(path)
+    if not os.path.exists(others) or os.path.samefile(others, path):
+        return connection
+    try:
+        _join_others(connection, others)
+    except sqlite3.Error:
+        connection.close()
+        connection = connect_for_reading(path)
+    return connection
+
+
+def _join_others(connection: sqlite3.Connection, others: str) -> None:
+    """Temporary views over both take the tables' names. A run that ran on several hosts is one, and has the name that
+    its lowest rank gave."""
+    connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute("ATTACH ? AS others", (f"file:{quote(others)}?mode=ro",))
+    runs = f"{_RUNS.format('main', 'others', '<')} UNION ALL {_RUNS.format('others', 'main', '<=')}"
+    connection.execute(f"CREATE TEMP VIEW runs AS {runs}")
+    for table in _ALIKE:
+        both = " UNION ALL ".join(f"SELECT * FROM {one}.{table}" for one in ("main", "others"))
+        connection.execute(f"CREATE TEMP VIEW {table} AS {both}")
+    connection.execute(
+        "CREATE TEMP VIEW definitions AS SELECT * FROM main.definitions UNION ALL SELECT * FROM others.definitions o"
+        " WHERE NOT EXISTS (SELECT 1 FROM main.definitions d WHERE d.run = o.run AND d.name = o.name)"
+    )
+
+
 def project_of(connection: sqlite3.Connection, path: str) -> str:
     """The name of the project in a database. Raises StoreDamaged or sqlite3.Error."""
     row = connection.execute("SELECT value FROM meta WHERE key = 'project'").fetchone()
     if row is None:
         raise StoreDamaged(f"{path} is damaged (it does not say which project it is).")
     return str(row[0])
+
+
+def database_of(connection: sqlite3.Connection) -> str:
+    """What tells a database from every other, also from one that was begun anew for the same project."""
+    found = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('database', 'project')").fetchall())
+    return str(found.get("database") or project_id(str(found.get("project"))))
 
 
 def check_version(connection: sqlite3.Connection, path: str) -> None:
@@ -123,7 +194,8 @@ def _create(path: str, project: str, store_id: str) -> None:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
-        connection.executemany("INSERT INTO meta VALUES (?, ?)", [("project", project), ("store", store_id)])
+        facts = [("project", project), ("store", store_id), ("database", uuid.uuid4().hex)]
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", facts)
     finally:
         connection.close()
     os.rename(new, path)

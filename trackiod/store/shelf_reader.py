@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import msgpack
@@ -30,6 +30,12 @@ class AlertRow(NamedTuple):
     level: str
     step: int | None
     sent: str | None
+    machine: str
+
+
+def machine_of(meta: Mapping[str, Any]) -> str:
+    """Which machine a stream's process ran on, whatever its containers call it."""
+    return str(meta.get("boot_id") or meta.get("host"))
 
 
 class ShelfReader:
@@ -111,16 +117,17 @@ class ShelfReader:
         )  # fmt: skip
         return [tuple(row) for row in rows]
 
-    def ran_at(self, time_ns: int, runs: Collection[str] | None = None) -> bool:
-        """Whether one of these runs, or any, had a process at a time."""
-        sql = "SELECT 1 FROM streams WHERE started_ns <= ?1 AND (state IS NULL OR coalesce(ended_ns, last_ns) >= ?1)"
-        if runs is None:
-            return bool(self._all(sql + " LIMIT 1", time_ns))
-        return any(self._all(sql + " AND run = ?2 LIMIT 1", time_ns, run) for run in runs)
+    def machines_at(self, time_ns: int, runs: Collection[str] | None = None) -> set[str]:
+        """Where these runs, or any, had a process at a time."""
+        sql = "SELECT meta FROM streams WHERE started_ns <= ?1 AND (state IS NULL OR coalesce(ended_ns, last_ns) >= ?1)"
+        found = [self._all(sql, time_ns)] if runs is None else [
+            self._all(sql + " AND run = ?2", time_ns, run) for run in runs]  # fmt: skip
+        return {machine_of(msgpack.unpackb(meta)) for rows in found for (meta,) in rows}
 
     def alerts(self, runs: Collection[str] | None = None) -> list[AlertRow]:
         """The alerts of these runs or of all, the newest first."""
-        sql = ("SELECT a.time_ns, r.name, r.id, a.title, a.text, a.level, a.step, a.sent FROM alerts a"
+        sql = ("SELECT a.time_ns, r.name, r.id, a.title, a.text, a.level, a.step, a.sent, s.meta FROM alerts a"
                " JOIN streams s ON s.id = a.stream JOIN runs r ON r.id = s.run")  # fmt: skip
         rows = self._all(sql) if runs is None else self._each(sql + " WHERE r.id IN ({})", runs)
-        return sorted(map(AlertRow._make, rows), key=lambda row: row.time_ns, reverse=True)
+        found = [AlertRow._make((*row[:-1], machine_of(msgpack.unpackb(row[-1])))) for row in rows]
+        return sorted(found, key=lambda row: row.time_ns, reverse=True)

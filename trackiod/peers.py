@@ -1,0 +1,42 @@
+"""Who sends: only processes of our own user are heard."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+
+import zmq
+
+log = logging.getLogger("trackiod.peers")
+
+_CREDENTIALS = struct.Struct("3i")
+_MOST_KNOWN = 10_000
+
+
+class Peers:
+    """The connections that were looked at."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, int] = {}
+
+    def pid_of(self, peer: bytes, frame: zmq.Frame) -> int | None:
+        """The pid at the other end of a connection, by its identity and a frame that came from it; None if it is
+        another user's process, or gone."""
+        if peer in self._known:
+            return self._known[peer]
+        try:
+            # a copy of the descriptor: libzmq owns the original
+            with socket.socket(fileno=os.dup(frame.get(zmq.SRCFD))) as connection:
+                credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        except (OSError, zmq.ZMQError, KeyError):
+            return None
+        pid, uid, _ = _CREDENTIALS.unpack(credentials)
+        if uid not in (os.geteuid(), 0):
+            log.warning("a message from uid %d (pid %d) was refused", uid, pid)
+            return None
+        if len(self._known) > _MOST_KNOWN:
+            self._known.clear()
+        self._known[peer] = pid
+        return int(pid)

@@ -1,0 +1,250 @@
+"""The `dir://` sink: copies this host's runs, as plain files, into a folder that all hosts see.
+
+    <shared>/<host>/<store>/alive                     touched every minute; its text changes when something below does
+    <shared>/<host>/<store>/<database>/parts.json     which parts each run of the database has
+    <shared>/<host>/<store>/<database>/<digest>.db    a part (`trackiod.store.parts`), named by its content
+    <shared>/<host>/<store>/<database>/files/ab/...   pictures and other files of its values, by content
+
+A file is written under another name and renamed, and a part never changes, so whoever reads finds each whole, and needs
+no lock of SQLite's on a network. A part counts once `parts.json` names it; what it does not name is removed. Everything
+can be made again from this host's store. Nothing is removed because it cannot be read here any more, only because the
+database it came from says that the run is gone.
+
+Runs in a child (`python -m trackiod copy`): a file server that hangs costs nobody else anything.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+from trackio import names, places, settings
+from trackio.places import Places, make_private
+from trackiod.errors import StoreError
+from trackiod.store import parts, schema
+from trackiod.store.parts import Place
+from trackiod.store.reader import own_paths
+
+ALIVE, INDEX, FILES = "alive", "parts.json", "files"
+_NEW = ".new"
+_NO_INDEX: dict[str, Any] = {"project": "", "runs": {}}
+_LOCK = "copy.lock"
+_MOST_FILE_BYTES = 64 << 20
+"""a larger file of a value stays on its host"""
+
+
+def main() -> int:
+    """Copies what has changed. 0 when everything is there; else the reason stands in the last line of stderr."""
+    ours, _ = settings.of_this_process()
+    where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+    try:
+        problems = copy_out(where)
+    except OSError as error:
+        problems = [f"{where.shared} cannot be written: {error.strerror or error}"]
+    sys.stderr.writelines(f"{problem}\n" for problem in problems)
+    return 1 if problems else 0
+
+
+def copy_out(where: Places) -> list[str]:
+    """Copies every run that has changed; returns a sentence for each database of which something could not be copied.
+    One at a time: waits for another. Raises OSError if the folder cannot be written."""
+    with open(os.path.join(where.live, _LOCK), "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _Copier(where).copy()
+
+
+def own_folder(where: Places) -> str:
+    """This host's and store's folder among those of all hosts."""
+    return os.path.join(where.shared, os.uname().nodename, store_id(where))
+
+
+def store_id(where: Places) -> str:
+    """The data folder's own id. Raises OSError if no daemon ever served it."""
+    with open(os.path.join(where.live, "store.id"), encoding="utf-8") as file:
+        return file.read().strip()
+
+
+class _Copier:
+    """One copy of everything that has changed."""
+
+    def __init__(self, where: Places) -> None:
+        self._places = where
+        self._folder = own_folder(where)
+        self._made = os.path.join(where.live, ".part")
+
+    def copy(self) -> list[str]:
+        make_private(self._folder)
+        self._say_alive()
+        problems = []
+        for path in [*own_paths(self._places.projects), schema.path_of(self._places.projects, names.HOST)]:
+            if not os.path.exists(path):
+                continue
+            try:
+                with closing(schema.connect_for_reading(path)) as source:
+                    schema.check_version(source, path)
+                    self._copy_database(source, path)
+            except (sqlite3.Error, StoreError) as error:
+                problems.append(f"{path} cannot be copied: {error}")
+            self._say_alive()
+        for database in _names(self._places.deleted):
+            if os.path.isdir(folder := os.path.join(self._folder, database)):
+                shutil.rmtree(folder)
+            os.unlink(os.path.join(self._places.deleted, database))
+        self._say_alive(self._revision())
+        return problems
+
+    def _say_alive(self, revision: str = "") -> None:
+        """That this host lives, and which revision of everything is there."""
+        path = os.path.join(self._folder, ALIVE)
+        if revision in ("", read_text(path)) and os.path.exists(path):
+            os.utime(path)  # the file server's time
+        else:
+            _write(path, revision)
+
+    def _revision(self) -> str:
+        """What changes whenever an index does."""
+        indexes = [read_text(os.path.join(self._folder, name, INDEX)) for name in sorted(_names(self._folder))]
+        return hashlib.sha256("\n".join(indexes).encode()).hexdigest()
+
+    def _copy_database(self, source: sqlite3.Connection, path: str) -> None:
+        project, database = schema.project_of(source, path), schema.database_of(source)
+        folder = os.path.join(self._folder, database)
+        make_private(folder)
+        try:
+            before = read_index(folder)
+        except ValueError:
+            before = _NO_INDEX  # it is damaged: everything is copied anew
+        runs: dict[str, Any] = {}
+        for run, token in _tokens(source).items():
+            entry = before["runs"].get(run)
+            is_new = entry is None or entry["token"] != token
+            runs[run] = self._copy_run(source, folder, run, token, entry) if is_new else entry
+        blobs = os.path.join(self._places.blobs, os.path.basename(path).removesuffix(schema.SUFFIX))
+        files = _copy_files(source, blobs, os.path.join(folder, FILES)) if runs != before["runs"] else None
+        index = {"project": project, "runs": runs}
+        if index != before:
+            _write(os.path.join(folder, INDEX), json.dumps(index))
+        named = {part["name"] for entry in runs.values() for part in entry["parts"]}
+        for name in _names(folder):
+            if name.removesuffix(_NEW).endswith(schema.SUFFIX) and name not in named:
+                os.unlink(os.path.join(folder, name))
+        for file in files or ():
+            os.unlink(file)
+
+    def _copy_run(
+        self, source: sqlite3.Connection, folder: str, run: str, token: str, entry: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Writes what the index does not name yet of a run; returns its new entry."""
+        kept = _full_parts(source, run, entry["parts"]) if entry else []
+        self._say_alive()
+        for cut in parts.cuts(source, run, kept[-1]["upto"][0] if kept else 0):
+            parts.write(source, self._made, run, cut)
+            name = _digest(self._made) + schema.SUFFIX
+            _place(self._made, os.path.join(folder, name))
+            os.unlink(self._made)
+            kept.append({"name": name, "upto": None if cut.is_last else parts.place_of(source, cut.upto)})
+        return {"token": token, "parts": kept}
+
+
+def _full_parts(source: sqlite3.Connection, run: str, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The parts that need not be written again; none if the database was put back to an earlier state. Those of which
+    the database dropped everything, as it does with old samples, go."""
+    full = [part for part in known if part["upto"]]
+    row = source.execute(
+        "SELECT min(a.id) FROM axes a JOIN streams s ON s.id = a.stream WHERE s.run = ?", (run,)
+    ).fetchone()
+    oldest = row[0]
+    held = [part for part in full if oldest is not None and part["upto"][0] >= oldest]
+    if any(parts.place_of(source, part["upto"][0]) != Place(*part["upto"]) for part in held[-1:]):
+        return []
+    return held or full[-1:]  # so that what follows is not written from the beginning
+
+
+def _tokens(source: sqlite3.Connection) -> dict[str, str]:
+    """What changes whenever a run does, by run."""
+    rows = source.execute(
+        "SELECT s.run, r.name, r.run_group, r.created_ns, count(*), sum(s.committed), count(s.state),"
+        " max(coalesce(s.ended_ns, 0)), group_concat(s.state), sum(s.refused_points + s.refused_records),"
+        " sum(length(s.meta)), sum(s.world_size),"
+        " (SELECT count(*) FROM files f JOIN streams t ON t.id = f.stream WHERE t.run = s.run AND f.state IS NOT NULL),"
+        " (SELECT count(*) FROM alerts f JOIN streams t ON t.id = f.stream WHERE t.run = s.run AND f.sent IS NOT NULL)"
+        " FROM streams s JOIN runs r ON r.id = s.run GROUP BY s.run"
+    )
+    return {run: json.dumps(facts) for run, *facts in rows}
+
+
+def _copy_files(source: sqlite3.Connection, blobs: str, folder: str) -> list[str]:
+    """Copies the files of values that are not too large, each once. Returns those that nothing speaks of any more."""
+    rows = source.execute(
+        "SELECT DISTINCT digest, suffix FROM files WHERE state = 'kept' AND artifact IS NULL AND size <= ?",
+        (_MOST_FILE_BYTES,),
+    )
+    wanted = {os.path.join(digest[:2], digest + suffix) for digest, suffix in rows}
+    there = {os.path.join(ab, name) for ab in _names(folder) for name in _names(os.path.join(folder, ab))}
+    for name in sorted(wanted - there):
+        if os.path.exists(os.path.join(blobs, name)):
+            make_private(os.path.dirname(os.path.join(folder, name)))
+            _place(os.path.join(blobs, name), os.path.join(folder, name))
+    return [os.path.join(folder, name) for name in there - wanted]
+
+
+# -- files, as readers find them -------------------------------------------------------------------------------------
+
+
+def read_index(folder: str) -> dict[str, Any]:
+    """Which parts a database has in the shared folder, by run; nothing if none was copied yet. Raises OSError, or
+    ValueError if it is damaged."""
+    text = read_text(os.path.join(folder, INDEX))
+    if not text:
+        return _NO_INDEX
+    index = json.loads(text)
+    if not isinstance(index, dict) or index.keys() != _NO_INDEX.keys():
+        raise ValueError(f"{folder} has an index that means nothing")
+    return index
+
+
+def read_text(path: str) -> str:
+    """A small file; an empty text if there is none. Raises OSError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+def _names(folder: str) -> Iterator[str]:
+    """What lies in a folder; nothing if it is not there. Raises OSError: what cannot be listed is not empty."""
+    try:
+        entries = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    yield from entries
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def _place(made: str, target: str) -> None:
+    """Copies a file to where it is whole or not at all."""
+    shutil.copyfile(made, target + _NEW)
+    with open(target + _NEW, "rb+") as file:
+        os.fsync(file.fileno())
+    os.rename(target + _NEW, target)
+
+
+def _write(target: str, text: str) -> None:
+    with open(target + _NEW, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(target + _NEW, target)

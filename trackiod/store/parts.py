@@ -1,0 +1,262 @@
+"""A run in parts: small databases in the layout of a project's, each closed once it is written, that are put together
+again on another host. Knows SQLite; where the files lie is its callers' business.
+
+Each part holds columns; the last of a run also what is known of the run now, and, in columns too, what its streams'
+raw batches hold: records as they came may name a webhook, which is a secret. Row ids of what comes from elsewhere begin
+at 2^40, this host's own are below, so the two never meet.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from trackiod.errors import StoreDamaged, StoreError
+from trackiod.store import removal, schema
+from trackiod.store.batch import read
+from trackiod.store.layout import TABLES, VERSION
+
+FULL_BYTES = 8 << 20
+"""of columns, from which on a part is not written again"""
+_FIRST_ID = 1 << 40
+_OF_STREAM = ("clocks", "configs", "summaries", "holes", "files", "alerts", "system")
+_AXES = "INSERT INTO axes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_CHUNKS = "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+_NO_END = (1 << 63) - 1
+
+
+class Cut(NamedTuple):
+    """Which of a run's axes a part holds."""
+
+    after: int
+    upto: int = _NO_END
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it also holds what is not in columns yet, and what is known of the run."""
+        return self.upto == _NO_END
+
+
+class Place(NamedTuple):
+    """An axis by what it is, not by its number: a restored database counts anew."""
+
+    axis: int
+    stream: str
+    start: int
+
+
+# -- here: from this host's store into a part -----------------------------------------------------------------------
+
+
+def cuts(source: sqlite3.Connection, run: str, after: int) -> Iterator[Cut]:
+    """The parts to write of what a run has behind an axis, each of so many bytes; the last has what is left."""
+    sizes = source.execute(
+        "SELECT axis, sum(length(c.data)) FROM chunks c JOIN series m ON m.id = c.series JOIN streams s"
+        " ON s.id = m.stream WHERE s.run = ? AND axis > ? GROUP BY axis ORDER BY axis", (run, after),
+    ).fetchall()  # fmt: skip
+    size = 0
+    for axis, more in sizes:
+        size += more
+        if size > FULL_BYTES:
+            yield Cut(after, axis)
+            after, size = axis, 0
+    yield Cut(after)
+
+
+def place_of(source: sqlite3.Connection, axis: int) -> Place | None:
+    """What an axis is; None if there is none of that number."""
+    row = source.execute("SELECT id, stream, start FROM axes WHERE id = ?", (axis,)).fetchone()
+    return Place(*row) if row else None
+
+
+def write(source: sqlite3.Connection, path: str, run: str, cut: Cut) -> None:
+    """Writes a part of a run into a new file. Raises sqlite3.Error or OSError."""
+    if os.path.exists(path):
+        os.unlink(path)
+    target = sqlite3.connect(path, isolation_level=None)
+    try:
+        target.execute("PRAGMA journal_mode = OFF")
+        target.execute("PRAGMA synchronous = OFF")  # a part counts once it is copied and named
+        target.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {VERSION};")
+        source.execute("BEGIN")
+        _write(source, target, run, cut)
+        target.execute("COMMIT")
+    finally:
+        if source.in_transaction:
+            source.execute("ROLLBACK")
+        target.close()
+
+
+def _write(source: sqlite3.Connection, target: sqlite3.Connection, run: str, cut: Cut) -> None:
+    for (stream,) in source.execute("SELECT id FROM streams WHERE run = ?", (run,)).fetchall():
+        _copy(source, target, "series", "stream = ?", stream)
+        _copy(source, target, "axes", f"stream = ? AND id > {cut.after} AND id <= {cut.upto}", stream)
+        for (series,) in source.execute("SELECT id FROM series WHERE stream = ?", (stream,)).fetchall():
+            _copy(source, target, "chunks", f"series = ? AND axis > {cut.after} AND axis <= {cut.upto}", series)
+        if cut.is_last:
+            _copy(source, target, "streams", "id = ?", stream)
+            for table in _OF_STREAM:
+                _copy(source, target, table, "stream = ?", stream)
+            _write_raw(source, target, stream)
+    if cut.is_last:
+        _copy(source, target, "runs", "id = ?", run)
+        _copy(source, target, "definitions", "run = ?", run)
+        target.execute("UPDATE alerts SET webhook = NULL")
+        target.execute("DELETE FROM files WHERE artifact IS NOT NULL")
+
+
+def _copy(source: sqlite3.Connection, target: sqlite3.Connection, table: str, condition: str, value: Any) -> None:
+    rows = source.execute(f"SELECT * FROM {table} WHERE {condition}", (value,))
+    marks = ",".join("?" * len(rows.description))
+    target.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+
+
+def _write_raw(source: sqlite3.Connection, target: sqlite3.Connection, stream: str) -> None:
+    """What a stream's raw batches hold, in columns."""
+    raw = source.execute("SELECT start, data FROM batches WHERE stream = ? ORDER BY start", (stream,)).fetchall()
+    if not raw:
+        return
+    from trackiod.store.fold import at_once, fold  # numpy
+
+    series = dict(source.execute("SELECT name, id FROM series WHERE stream = ?", (stream,)).fetchall())
+    for axis, chunks in at_once(fold(read(data, start) for start, data in raw)):
+        id_ = target.execute("SELECT coalesce(max(id), 0) + 1 FROM axes").fetchone()[0]
+        target.execute(_AXES, (id_, stream, *axis))
+        rows = [(None, series[chunk.name], id_, 0, *chunk[1:]) for chunk in chunks]
+        target.executemany(_CHUNKS, rows)
+
+
+# -- there: parts put together again ---------------------------------------------------------------------------------
+
+
+def opened(path: str) -> sqlite3.Connection:
+    """A part, which nobody changes. Raises StoreError or OSError."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    connection = schema.connect_for_reading(path, is_immutable=True)
+    try:
+        schema.check_version(connection, path)
+    except StoreError:
+        connection.close()
+        raise
+    except sqlite3.Error as error:
+        connection.close()
+        raise StoreDamaged(f"{path} is damaged ({error}).") from error
+    return connection
+
+
+def gathering(path: str, project: str) -> sqlite3.Connection:
+    """The database that a project's parts are put together in. It can be made anew, so it need not survive a crash."""
+    if not os.path.exists(path):
+        made = sqlite3.connect(f"{path}.new", isolation_level=None)
+        made.executescript(f"PRAGMA journal_mode = WAL; BEGIN; {TABLES} PRAGMA user_version = {VERSION};")
+        made.execute("INSERT INTO meta VALUES ('project', ?)", (project,))
+        made.execute("COMMIT")
+        made.close()
+        os.rename(f"{path}.new", path)
+    connection = sqlite3.connect(path, isolation_level=None, timeout=5)
+    connection.execute("PRAGMA synchronous = OFF")
+    return connection
+
+
+def take_columns(part: sqlite3.Connection, target: sqlite3.Connection) -> tuple[int, int]:
+    """Adds a part's columns; returns the numbers of the axes they got: above the first, up to the second."""
+    series = _take_series(part, target)
+    low = high = _next_id(target, "axes") - 1
+    axes = {}
+    for id_, *rest in _read(part, "SELECT * FROM axes ORDER BY id"):
+        high += 1
+        axes[id_] = high
+        target.execute(_AXES, (high, *rest))
+    next_id = _next_id(target, "chunks")
+    rows = _read(part, "SELECT * FROM chunks ORDER BY id")
+    renumbered = ((next_id + i, series[row[1]], axes[row[2]], *row[3:]) for i, row in enumerate(rows))
+    target.executemany(_CHUNKS, renumbered)
+    _mark_overlapped(target, series.values())
+    return low, high
+
+
+def drop_columns(target: sqlite3.Connection, low: int, high: int) -> None:
+    """Removes what `take_columns` added."""
+    for (stream,) in target.execute(
+        "SELECT DISTINCT stream FROM axes WHERE id > ? AND id <= ?", (low, high)
+    ).fetchall():
+        of_stream = "series IN (SELECT id FROM series WHERE stream = ?)"
+        target.execute(f"DELETE FROM chunks WHERE {of_stream} AND axis > ? AND axis <= ?", (stream, low, high))
+    target.execute("DELETE FROM axes WHERE id > ? AND id <= ?", (low, high))
+
+
+def take_facts(part: sqlite3.Connection, target: sqlite3.Connection) -> tuple[list[str], list[tuple[str, str]]]:
+    """Takes what a run's last part says of it, in the place of what was known. Returns the run's streams, and (digest,
+    suffix) of the files of its values."""
+    streams = [row[0] for row in _read(part, "SELECT id FROM streams")]
+    for stream in streams:
+        for table in _OF_STREAM:
+            target.execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))
+    for table in ("streams", *_OF_STREAM, "definitions"):
+        for row in _read(part, f"SELECT * FROM {table}"):
+            target.execute(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(row))})", row)
+    for row in _read(part, "SELECT * FROM runs"):
+        _take_run(target, row)
+    files = _read(part, "SELECT DISTINCT digest, suffix FROM files WHERE state = 'kept'")
+    return streams, [(digest, suffix) for digest, suffix in files]
+
+
+def drop_streams(target: sqlite3.Connection, streams: Sequence[str]) -> None:
+    """Removes streams, and runs that have none left."""
+    for stream in streams:
+        removal.delete_stream(target, stream)
+    target.execute("DELETE FROM runs WHERE NOT EXISTS (SELECT 1 FROM streams s WHERE s.run = runs.id)")
+
+
+def _take_series(part: sqlite3.Connection, target: sqlite3.Connection) -> dict[int, int]:
+    """The new numbers of a part's series, by their numbers in it. Parts are taken in their order, so the last to speak
+    of a series knows most of it."""
+    ids = {}
+    for id_, stream, name, *rest in _read(part, "SELECT * FROM series"):
+        row = target.execute("SELECT id FROM series WHERE stream = ? AND name = ?", (stream, name)).fetchone()
+        ids[id_] = new = row[0] if row else _next_id(target, "series")
+        marks = ",".join("?" * (3 + len(rest)))
+        target.execute(f"INSERT OR REPLACE INTO series VALUES ({marks})", (new, stream, name, *rest))
+    return ids
+
+
+def _mark_overlapped(target: sqlite3.Connection, series: Collection[int]) -> None:
+    """What a later chunk hides of one in an earlier part is not known here: such series' sums are not used."""
+    for id_ in series:
+        target.execute(
+            "UPDATE chunks SET overlapped = 1 WHERE series = ?1 AND overlapped = 0"
+            " AND (SELECT ascending FROM series WHERE id = ?1) = 0", (id_,),
+        )  # fmt: skip
+
+
+def _take_run(target: sqlite3.Connection, row: tuple[Any, ...]) -> None:
+    """A run that ran on several hosts has the name that its lowest rank gave, and began when its first process did."""
+    id_, name, name_rank, group, created_ns, resumes = row
+    known = target.execute("SELECT name_rank, created_ns FROM runs WHERE id = ?", (id_,)).fetchone()
+    if known is not None:
+        created_ns = min(known[1], created_ns)
+        if known[0] < name_rank:
+            target.execute("UPDATE runs SET created_ns = ? WHERE id = ?", (created_ns, id_))
+            return
+    target.execute(
+        "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?)", (id_, name, name_rank, group, created_ns, resumes)
+    )
+
+
+def _read(part: sqlite3.Connection, sql: str) -> Iterator[tuple[Any, ...]]:
+    """Rows of a part; what is wrong with it is not to be taken for a fault of the database it is added to."""
+    try:
+        yield from part.execute(sql)
+    except sqlite3.Error as error:
+        raise StoreDamaged(str(error)) from error
+
+
+def _next_id(target: sqlite3.Connection, table: str) -> int:
+    (highest,) = target.execute(f"SELECT max(id) FROM {table}").fetchone()
+    return max(_FIRST_ID, (highest or 0) + 1)
