@@ -75,6 +75,11 @@ class Places(NamedTuple):
         return os.path.join(self.live, "blobs")
 
     @property
+    def uploads(self) -> str:
+        """What is remembered of each target, in a folder for it."""
+        return os.path.join(self.live, "uploads")
+
+    @property
     def deleted(self) -> str:
         """Where a file for each deleted project's database says so, until its copies are removed too."""
         return os.path.join(self.live, "deleted")

@@ -13,6 +13,10 @@ def main(arguments: list[str]) -> int:
         from trackiod import keeper
 
         return keeper.main()
+    if arguments[:1] == ["upload"]:
+        from trackiod.uploads import uploader
+
+        return uploader.main(*arguments[1:])
     if arguments == ["copy"]:
         from trackiod.sinks import directory
 

@@ -64,6 +64,7 @@ class _Sampler:
     def __init__(self, reader: ProjectReader, stream: Stream, meta: dict[str, Any], view: RunView, prefix: str) -> None:
         self._reader = reader
         self._prefix = prefix
+        self.stream = stream
         self._stream = stream.id
         ranks = [s for s in view.streams if s.role == "rank"]
         self._rank_of = {s.id: s.rank for s in ranks}
@@ -177,12 +178,12 @@ class _Sampler:
 class SystemView:
     """What is known of the machine while a run ran on it. Owns a reader; use as a context manager."""
 
-    def __init__(self, projects: str, view: RunView) -> None:
-        """Raises StoreError."""
+    def __init__(self, projects: str, view: RunView, *, is_alone: bool = False) -> None:
+        """`is_alone`: only what this host sampled. Raises StoreError."""
         self._view = view
         self._given = view.reader.system(view.run_ids)
-        path = schema.readable_path(projects, HOST)
-        self._reader = ProjectReader(path) if os.path.exists(path) else None
+        path = schema.path_of(projects, HOST) if is_alone else schema.readable_path(projects, HOST)
+        self._reader = ProjectReader(path, is_alone=is_alone) if os.path.exists(path) else None
         self._samplers = list(self._found())
 
     def __enter__(self) -> SystemView:
@@ -237,6 +238,13 @@ class SystemView:
         if metric is None:
             return rows
         return [Row(time_ns, rank, {metric: metrics[metric]}) for time_ns, rank, metrics in rows if metric in metrics]
+
+    def columns(self) -> Iterator[tuple[str, int, int | None, str, Column]]:
+        """Everything that was sampled, series by series: the sampler's stream, up to which time it stored all, the rank
+        or None for the node, the metric, its points."""
+        for sampler in self._samplers:
+            for lane, column in sampler.read(sampler.lanes):
+                yield sampler.stream.id, sampler.stream.last_ns or 0, lane.rank, lane.shown, column
 
     def energy(self) -> float | None:
         """Joules that the run used on this node's GPUs; None where that is not known."""

@@ -123,7 +123,7 @@ class _Copier:
         except ValueError:
             before = _NO_INDEX  # it is damaged: everything is copied anew
         runs: dict[str, Any] = {}
-        for run, token in _tokens(source).items():
+        for run, token in parts.tokens(source).items():
             entry = before["runs"].get(run)
             is_new = entry is None or entry["token"] != token
             runs[run] = self._copy_run(source, folder, run, token, entry) if is_new else entry
@@ -166,19 +166,6 @@ def _full_parts(source: sqlite3.Connection, run: str, known: list[dict[str, Any]
     if any(parts.place_of(source, part["upto"][0]) != Place(*part["upto"]) for part in held[-1:]):
         return []
     return held or full[-1:]  # so that what follows is not written from the beginning
-
-
-def _tokens(source: sqlite3.Connection) -> dict[str, str]:
-    """What changes whenever a run does, by run."""
-    rows = source.execute(
-        "SELECT s.run, r.name, r.run_group, r.created_ns, count(*), sum(s.committed), count(s.state),"
-        " max(coalesce(s.ended_ns, 0)), group_concat(s.state), sum(s.refused_points + s.refused_records),"
-        " sum(length(s.meta)), sum(s.world_size),"
-        " (SELECT count(*) FROM files f JOIN streams t ON t.id = f.stream WHERE t.run = s.run AND f.state IS NOT NULL),"
-        " (SELECT count(*) FROM alerts f JOIN streams t ON t.id = f.stream WHERE t.run = s.run AND f.sent IS NOT NULL)"
-        " FROM streams s JOIN runs r ON r.id = s.run GROUP BY s.run"
-    )
-    return {run: json.dumps(facts) for run, *facts in rows}
 
 
 def _copy_files(source: sqlite3.Connection, blobs: str, folder: str) -> list[str]:

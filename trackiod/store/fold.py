@@ -243,6 +243,11 @@ def _chunk(name: str, values: Values, blocks: Blocks) -> Chunk:
     return Chunk(name, kind, *whole, seal([data]), sums)
 
 
+def read_places(blob: bytes, count: int) -> Places:
+    """Where the records of an axis stand. Raises Damaged."""
+    return Places(*(unpack_ints(part, count) for part in unseal(blob)))
+
+
 def read_axis(blob: bytes, count: int) -> tuple[Ints, Ints, Bools]:
     """Steps, times and which steps were counted, of an axis. Raises Damaged."""
     _, steps, times_ns, origins = unseal(blob)

@@ -9,6 +9,7 @@ at 2^40, this host's own are below, so the two never meet.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
@@ -51,6 +52,19 @@ class Place(NamedTuple):
 
 
 # -- here: from this host's store into a part -----------------------------------------------------------------------
+
+
+def tokens(source: sqlite3.Connection) -> dict[str, str]:
+    """What changes whenever a run does, by run."""
+    rows = source.execute(
+        "SELECT s.run, r.name, r.run_group, r.created_ns, count(*), sum(s.committed), count(s.state),"
+        " max(coalesce(s.ended_ns, 0)), group_concat(s.state), sum(s.refused_points + s.refused_records),"
+        " sum(length(s.meta)), sum(s.world_size),"
+        " (SELECT count(*) FROM files f JOIN streams t ON t.id = f.stream WHERE t.run = s.run AND f.state IS NOT NULL),"
+        " (SELECT count(*) FROM alerts f JOIN streams t ON t.id = f.stream WHERE t.run = s.run AND f.sent IS NOT NULL)"
+        " FROM streams s JOIN runs r ON r.id = s.run GROUP BY s.run"
+    )
+    return {run: json.dumps(facts) for run, *facts in rows}
 
 
 def cuts(source: sqlite3.Connection, run: str, after: int) -> Iterator[Cut]:

@@ -83,8 +83,9 @@ def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connecti
     return connection
 
 
-def open_for_reading(path: str) -> sqlite3.Connection:
-    """A connection that cannot write; also for a copy on a read-only medium. Raises StoreError."""
+def open_for_reading(path: str, *, is_alone: bool = False) -> sqlite3.Connection:
+    """A connection that cannot write; also for a copy on a read-only medium. `is_alone`: without what other hosts have
+    copied of the same project. Raises StoreError."""
     last: sqlite3.Error | UnicodeDecodeError | None = None
     for is_immutable in (False, True):
         if is_immutable and os.path.exists(path + "-wal") and os.path.getsize(path + "-wal"):
@@ -92,7 +93,7 @@ def open_for_reading(path: str) -> sqlite3.Connection:
         try:
             connection = connect_for_reading(path, is_immutable=is_immutable)
             check_version(connection, path)
-            return _joined(connection, path)
+            return connection if is_alone else _joined(connection, path)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             last = error
     assert last is not None

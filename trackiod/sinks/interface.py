@@ -1,0 +1,50 @@
+"""What a target is to the uploader. Each kind of target is one file beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+
+class Change(NamedTuple):
+    """What one commit does, all or nothing: files by their path at the target, each a path here or bytes; and paths
+    that go."""
+
+    message: str
+    adds: Mapping[str, str | bytes]
+    deletes: Sequence[str] = ()
+
+
+class Verdict(NamedTuple):
+    """What an error means."""
+
+    kind: str
+    """`again`: later, as it is; `smaller`: less at once; `rebase`: at once, after another look; `park`: not before
+    somebody has done something"""
+    sentence: str
+    seconds: float | None = None
+    """how long the target asks to wait"""
+
+
+AGAIN, SMALLER, REBASE, PARK = "again", "smaller", "rebase", "park"
+
+
+class Sink(Protocol):
+    """A target that is open."""
+
+    name: str
+
+    def prepare(self, *, private: bool) -> None:
+        """Makes the target if it is not there. Raises what `classify` knows."""
+
+    def read(self, path: str) -> bytes | None:
+        """A small file; None if there is none. Raises what `classify` knows."""
+
+    def names(self, folder: str) -> list[str]:
+        """The paths of the files in a folder. Raises what `classify` knows."""
+
+    def send(self, change: Change) -> None:
+        """Commits. To send what is there already changes nothing. Raises what `classify` knows."""
+
+    def classify(self, error: Exception) -> Verdict:
+        """What an error of the others means."""

@@ -1,0 +1,55 @@
+"""The dataset's card: how its parts are loaded, what its columns mean, and the SQL for a curve of all ranks."""
+
+KINDS = ("metrics", "system", "runs", "alerts")
+
+_CONFIGS = "".join(
+    f"- config_name: {kind}\n  data_files: {kind}/*/*.parquet\n" + ("  default: true\n" if kind == "metrics" else "")
+    for kind in KINDS
+)
+
+CARD = f"""\
+---
+tags:
+- trackio
+configs:
+{_CONFIGS}---
+
+# Training runs, tracked with trackio
+
+```python
+import datasets
+
+metrics = datasets.load_dataset("REPO", "metrics")["train"]  # also "system", "runs", "alerts"
+```
+
+* `metrics`: a row for each value that a rank logged. `value` is a float; `value_text` holds what a float cannot: texts,
+  integers beyond 2^53, `true` and `false` (beside 1 and 0), and as JSON everything else. Rows are never changed.
+* `system`: a row for each reading of a GPU, the host or a rank's process (`rank` is empty for what concerns the node).
+* `runs`: what is known of a run on each host; its rows are replaced as the run goes on. `config` is JSON.
+* `alerts`: what was raised by `trackio.alert()`.
+
+`attempt` is equal in the ranks of one start of the job, `seq` is the order in which a rank logged, `node` the number
+of the host. What `trackio` shows as a run's curve is the mean over ranks of the last value at each step, where a later
+attempt hides what earlier ones logged from its own first step on:
+
+```sql
+WITH began AS (
+    SELECT run_id, metric, attempt, min(step) AS first_step, min(time) AS first_time
+    FROM metrics GROUP BY run_id, metric, attempt
+), seen AS (
+    SELECT m.*, row_number() OVER (
+        PARTITION BY m.run_id, m.metric, m.rank, m.attempt, m.step ORDER BY m.time DESC, m.seq DESC) AS place
+    FROM metrics m JOIN began b USING (run_id, metric, attempt)
+    WHERE NOT EXISTS (
+        SELECT 1 FROM began l WHERE l.run_id = m.run_id AND l.metric = m.metric AND l.first_time > b.first_time
+        AND l.first_step <= m.step)
+)
+SELECT run_id, metric, step, avg(value) AS value, count(*) AS ranks
+FROM seen WHERE place = 1 GROUP BY run_id, metric, step ORDER BY run_id, metric, step;
+```
+"""
+
+
+def card(url: str) -> str:
+    """The README.md of a target."""
+    return CARD.replace("REPO", "/".join(url.rsplit("/", 2)[-2:]))

@@ -1,0 +1,156 @@
+"""Targets and what is remembered of each on this host, in `<live>/uploads/<id>/`: what it is (`target.json`, the
+daemon's), how it stands (`status.json`, the uploader's), and how far each run is uploaded (`runs/`, the uploader's)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from trackio.names import derived_id
+from trackio.places import Places, make_private
+from trackiod.uploads.cursor import Cursor, from_json
+
+_TARGET, _STATUS, _RUNS = "target.json", "status.json", "runs"
+
+
+class Target(NamedTuple):
+    """Where runs go, and in whose way."""
+
+    url: str
+    projects: Mapping[str, bool] = {}
+    """whose runs; true: all of them, false: those whose processes named this target"""
+    private: bool = True
+    environ: Mapping[str, str] = {}
+    """the job's settings of the target's library, of proxies and certificates; nothing secret"""
+    hosts: int = 1
+    """hosts that share the target's commits"""
+    node: int | None = None
+    """which of them this is"""
+    shows_host: bool = False
+    """whether the host's name goes along"""
+
+    @property
+    def id(self) -> str:
+        return derived_id("target", self.url, self.environ.get("HF_ENDPOINT", ""))
+
+    def joined(self, other: Target) -> Target:
+        """With what another process says of it now."""
+        projects = {**self.projects}
+        for project, is_all in other.projects.items():
+            projects[project] = is_all or projects.get(project, False)
+        return other._replace(projects=projects)
+
+
+class Status(NamedTuple):
+    """How a target stands."""
+
+    tokens: float | None = None
+    tokens_at: float = 0.0
+    is_prepared: bool = False
+    next_at: float = 0.0
+    """not before"""
+    last_commit_at: float | None = None
+    commits: int = 0
+    rows: int = 0
+    bytes: int = 0
+    rows_waiting: int = 0
+    failures: int = 0
+    """in a row"""
+    problem: str = ""
+    parked: str = ""
+    """why nothing is tried any more before somebody has done something"""
+    alerted: str = ""
+    """the sentence that an alert was raised for"""
+
+
+class RunState(NamedTuple):
+    """How far a run is uploaded."""
+
+    cursor: Cursor
+    token: str = ""
+    """of what is known of the run, as it was uploaded last"""
+    system_at: float = 0.0
+    files: tuple[str, ...] = ()
+    """the ids of its files that are at the target"""
+    is_merged: bool = False
+    """its small files were, as far as can be"""
+
+
+class Folder:
+    """What is remembered of one target."""
+
+    def __init__(self, where: Places, id_: str) -> None:
+        self.path = os.path.join(where.uploads, id_)
+
+    def read_target(self) -> Target | None:
+        values = _read(os.path.join(self.path, _TARGET))
+        return Target(**values) if values else None
+
+    def write_target(self, target: Target) -> None:
+        """Raises OSError."""
+        make_private(self.path)
+        _write(os.path.join(self.path, _TARGET), target._asdict())
+
+    def read_status(self) -> Status:
+        values = _read(os.path.join(self.path, _STATUS))
+        known = {name: value for name, value in values.items() if name in Status._fields}
+        return Status(**known)
+
+    def write_status(self, status: Status) -> None:
+        """Raises OSError."""
+        _write(os.path.join(self.path, _STATUS), status._asdict())
+
+    def read_run(self, run: str) -> RunState | None:
+        values = _read(self._run_path(run))
+        try:
+            return RunState(**{**values, "cursor": from_json(values["cursor"]), "files": tuple(values["files"])})
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def write_run(self, run: str, state: RunState) -> None:
+        """Raises OSError."""
+        make_private(os.path.join(self.path, _RUNS))
+        _write(self._run_path(run), {**state._asdict(), "cursor": state.cursor.to_json()})
+
+    def _run_path(self, run: str) -> str:
+        return os.path.join(self.path, _RUNS, derived_id("run", run) + ".json")
+
+    def scratch(self, name: str) -> str:
+        """An empty folder for files that are being made."""
+        path = os.path.join(self.path, name)
+        make_private(path)
+        for name in os.listdir(path):
+            os.unlink(os.path.join(path, name))
+        return path
+
+
+def known(where: Places) -> Iterator[tuple[str, Target]]:
+    """The targets of this data folder, by id."""
+    try:
+        ids = sorted(os.listdir(where.uploads))
+    except OSError:
+        return
+    for id_ in ids:
+        target = Folder(where, id_).read_target()
+        if target is not None:
+            yield id_, target
+
+
+def _read(path: str) -> dict[str, Any]:
+    """Empty for a file that is not there or means nothing: it is made again."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _write(path: str, values: Mapping[str, Any]) -> None:
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        json.dump(values, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(f"{path}.new", path)

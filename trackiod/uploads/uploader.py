@@ -1,0 +1,236 @@
+"""The uploader: sends what waits for one target, and goes. A child of the daemon (`python -m trackiod upload ID`).
+
+Each commit holds runs' new rows, their cursors and what is known of them now. A run's cursor lies beside its rows, so
+the target itself says what it has: a commit whose answer was lost is seen, or made again under the same names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import msgpack
+
+from trackio import places, settings
+from trackio.places import Places
+from trackiod.errors import StoreError
+from trackiod.sinks import open_sink
+from trackiod.sinks.directory import store_id
+from trackiod.sinks.interface import AGAIN, PARK, REBASE, SMALLER, Change, Sink, Verdict
+from trackiod.store import parts, schema
+from trackiod.uploads import cursor, pacing, run_files
+from trackiod.uploads.card import card
+from trackiod.uploads.cursor import Cursor
+from trackiod.uploads.run_files import MOST_ROWS, SYSTEM_SECONDS, Addition, RunFiles, Source
+from trackiod.uploads.target import Folder, RunState, Status, Target
+
+_MOST_FILES = 20
+"""of rows, in a commit"""
+_LEAST_ROWS = 1000
+_TRIES = 5
+"""at once, where the target has changed meanwhile"""
+_MANY_FILES = 24
+"""of a run that goes on, from which on they are merged"""
+
+
+def main(id_: str) -> int:
+    """Sends what waits. What it needs to know and nobody may see comes on stdin, as JSON: `token`; and `is_retry`."""
+    ours, _ = settings.of_this_process()
+    where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+    job = json.load(sys.stdin)
+    folder = Folder(where, id_)
+    target = folder.read_target()
+    if target is None:
+        return 1
+    Uploader(where, folder, target, open_sink(target.url, job.get("token"))).upload(is_retry=bool(job.get("is_retry")))
+    return 0
+
+
+class Uploader:
+    """One target's. `clock`: seconds since 1970."""
+
+    def __init__(
+        self, where: Places, folder: Folder, target: Target, sink: Sink, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._places = where
+        self._folder = folder
+        self._target = target
+        self._sink = sink
+        self._clock = clock
+        self._store = store_id(where)[:12]
+        self._most_rows = MOST_ROWS
+        self._problems: list[str] = []
+        self.status = folder.read_status()
+
+    def upload(self, *, is_retry: bool = False) -> Status:
+        """Sends what waits, as far as the target's pace allows; returns how it stands then, which is also written.
+        Raises OSError if it cannot be written."""
+        if is_retry:
+            self.status = self.status._replace(parked="", problem="", failures=0, next_at=0.0)
+        attempt = 0
+        while not self.status.parked:
+            verdict = self._tried()
+            attempt += 1
+            if verdict is None:
+                break
+            if verdict.kind == SMALLER and self._most_rows > _LEAST_ROWS:
+                self._most_rows //= 4
+            elif verdict.kind == REBASE and attempt < _TRIES:
+                self.status = self.status._replace(is_prepared=False)
+            else:
+                self._fail(verdict)
+                break
+        self._folder.write_status(self.status)
+        return self.status
+
+    def _tried(self) -> Verdict | None:
+        """Sends; returns what went wrong, if something did."""
+        try:
+            self._send_all()
+        except (StoreError, sqlite3.Error) as error:
+            return Verdict(AGAIN, f"What is stored cannot be read: {error}")
+        except Exception as error:  # noqa: BLE001  whatever the target's library raises
+            if isinstance(error, OSError) and str(error.filename or "").startswith(self._folder.path):
+                return Verdict(AGAIN, f"Files for the upload cannot be written: {error.strerror or error}")
+            return self._sink.classify(error)
+        return None
+
+    def _fail(self, verdict: Verdict) -> None:
+        failures = self.status.failures + 1
+        self.status = self.status._replace(
+            failures=failures, problem=verdict.sentence, parked=verdict.sentence if verdict.kind == PARK else "",
+            next_at=self._clock() + pacing.pause_after(failures, verdict.seconds),
+        )  # fmt: skip
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    def _send_all(self) -> None:
+        first: dict[str, str | bytes] = {}
+        if not self.status.is_prepared:
+            self._sink.prepare(private=self._target.private)
+            first = self._first_files()
+        for is_merging in (False, True):
+            while additions := self._next_additions(is_merging):
+                if not self._may_commit():
+                    return
+                self._commit(additions, first)
+                first = {}
+        self.status = self.status._replace(
+            failures=0, problem="; ".join(self._problems[:3]), rows_waiting=0,
+            next_at=self._clock() + max(pacing.EVERY_SECONDS, self._budget().seconds_until_one(self._target.hosts)),
+        )  # fmt: skip
+
+    def _first_files(self) -> dict[str, str | bytes]:
+        """The card and a file without rows for each kind, since what loads them wants at least one; nothing where the
+        repository has a card."""
+        if self._sink.read("README.md") is not None:
+            return {}
+        files = run_files.empty_files(self._folder.scratch("first"))
+        return {"README.md": card(self._target.url).encode(), **files}
+
+    def _budget(self) -> pacing.Budget:
+        now, hosts = self._clock(), self._target.hosts
+        if self.status.tokens is None:
+            return pacing.first_budget(now, hosts, self._target.node or 0)
+        return pacing.Budget(self.status.tokens, self.status.tokens_at).refilled(now, hosts)
+
+    def _may_commit(self) -> bool:
+        """Takes a token of the budget, before the commit: one that was taken though nobody heard of it counts too."""
+        budget = self._budget()
+        pause = budget.seconds_until_one(self._target.hosts)
+        if pause <= 0:
+            budget = budget.spent()
+        else:
+            self.status = self.status._replace(next_at=self._clock() + pause, problem="")
+        self.status = self.status._replace(tokens=budget.tokens, tokens_at=budget.at)
+        self._folder.write_status(self.status)
+        return pause <= 0
+
+    def _commit(self, additions: list[Addition], first: dict[str, str | bytes]) -> None:
+        adds = {**first, **{path: data for one in additions for path, data in one.adds.items()}}
+        rows = sum(one.rows for one in additions)
+        runs = len({one.run for one in additions})
+        size = sum(os.path.getsize(data) if isinstance(data, str) else len(data) for data in adds.values())
+        message = f"{rows:,} rows of {runs} run{'s' * (runs > 1)}" if rows else f"Merge files of {runs} run(s)"
+        self._sink.send(Change(message, adds, [path for one in additions for path in one.deletes]))
+        for one in additions:
+            self._folder.write_run(one.run, one.state)
+        self.status = self.status._replace(
+            is_prepared=True, last_commit_at=self._clock(), commits=self.status.commits + 1, failures=0, problem="",
+            rows=self.status.rows + rows, bytes=self.status.bytes + size,
+            rows_waiting=max(0, self.status.rows_waiting - rows),
+        )  # fmt: skip
+        self._folder.write_status(self.status)
+
+    # -- what waits --------------------------------------------------------------------------------------------------
+
+    def _next_additions(self, is_merging: bool) -> list[Addition]:
+        """What the next commit holds; nothing if nothing waits."""
+        scratch = self._folder.scratch("next")
+        found: list[Addition] = []
+        self._problems = []
+        waiting = 0
+        for project, is_whole in self._target.projects.items():
+            path = schema.path_of(self._places.projects, project)
+            if not os.path.exists(path):
+                continue  # it was deleted
+            with closing(schema.connect_for_reading(path)) as connection:
+                schema.check_version(connection, path)
+                source = Source(self._places, connection, project, self._target, self._store, scratch)
+                for run, token in self._runs(connection, is_whole).items():
+                    state = self._folder.read_run(run)
+                    files = RunFiles(source, run)
+                    more = self._merged(files, state) if is_merging else self._new(files, state, token)
+                    found += itertools.islice(more, _MOST_FILES - len(found))
+                    waiting += files.points - (state.cursor.rows if state else 0)
+                    self._problems += files.problems
+        self.status = self.status._replace(rows_waiting=waiting)
+        return found
+
+    def _runs(self, connection: sqlite3.Connection, is_whole: bool) -> dict[str, str]:
+        """The runs that go to this target, with what changes whenever one does."""
+        tokens = parts.tokens(connection)
+        if is_whole:
+            return tokens
+        metas = connection.execute("SELECT run, meta FROM streams WHERE role = 'rank'")
+        named = {(run, (msgpack.unpackb(meta).get("target") or {}).get("url")) for run, meta in metas}
+        ours = {run for run, url in named if url == self._target.url}
+        return {run: token for run, token in tokens.items() if run in ours}
+
+    def _new(self, files: RunFiles, state: RunState | None, token: str) -> Iterator[Addition]:
+        now = self._clock()
+        is_sampled = state is None or not files.is_running or now - state.system_at < SYSTEM_SECONDS
+        if state is not None and state.token == token and is_sampled:
+            return
+        there = self._cursor_there(files.run)
+        if state is None or there is None:
+            state = RunState(there or Cursor())
+        elif there.next_number > state.cursor.next_number:
+            state = state._replace(cursor=there)
+        yield from files.additions(state, token, self._most_rows, now)
+
+    def _cursor_there(self, run: str) -> Cursor | None:
+        """How far a run is uploaded, as the target says; None if it says nothing."""
+        text = self._sink.read(run_files.cursor_path(run, self._store))
+        try:
+            return cursor.from_json(text.decode()) if text else None
+        except ValueError as error:
+            raise StoreError(f"the cursor of run {run} at {self._target.url} means nothing: {error}") from error
+
+    def _merged(self, files: RunFiles, state: RunState | None) -> Iterator[Addition]:
+        """What puts one file of a run in the place of several; tried once after each upload."""
+        if state is None or state.is_merged or (files.is_running and len(state.cursor.files) < _MANY_FILES):
+            return
+        addition = None
+        if run_files.can_merge(state.cursor):
+            addition = files.merged(state, self._sink.names(f"metrics/{run_files.folder_of(files.run)}"))
+        if addition is not None:
+            yield addition
+        else:
+            self._folder.write_run(files.run, state._replace(is_merged=True))
