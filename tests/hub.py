@@ -215,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.url}/datasets/{repo}"
         if repo in self.hub.repos:
             raise _Answer(409, {"error": "You already created this dataset repo", "url": url})
-        self.hub.add(repo, private=bool(asked.get("private")))
+        self.hub.add(repo, private=bool(asked.get("private")) or asked.get("visibility") == "private")
         return {"url": url, "name": repo, "id": repo}
 
     def info(self, query: Any, body: bytes, repo: str, revision: str = REVISION) -> Any:
