@@ -13,7 +13,7 @@ from trackio.version import __version__
 from trackiod import control, daemon, lock
 
 from .doctor import doctor
-from .output import SpokenErrors, duration, print_json, size, where
+from .output import SpokenErrors, duration, here, print_json, size
 
 EXIT_NOT_RUNNING = 3
 
@@ -27,21 +27,21 @@ def trackiod() -> None:
 @trackiod.command()
 def start() -> None:
     """Start the daemon; returns when it is ready. Safe to call twice."""
-    started = control.start(where())
+    started = control.start(here())
     click.echo(f"trackiod {'started' if started.is_new else 'already runs'} (pid {started.pid}).")
 
 
 @trackiod.command()
 def stop() -> None:
     """Stop the daemon, after it has stored what it received. Training goes on."""
-    stopped = control.stop(where(), "trackiod stop")
+    stopped = control.stop(here(), "trackiod stop")
     click.echo("trackiod stopped." if stopped else "trackiod does not run.")
 
 
 @trackiod.command()
 def restart() -> None:
     """Stop and start it; nothing is lost in between."""
-    places = where()
+    places = here()
     control.stop(places, "trackiod restart")
     click.echo(f"trackiod restarted (pid {control.start(places).pid}).")
 
@@ -59,7 +59,7 @@ def run(detach: bool, autostarted: bool) -> None:
 def publish(socket: str) -> None:
     """Tell training processes that systemd listens on SOCKET for the daemon (trackiod.socket runs this). A daemon
     that runs already stops, so that the next connection starts systemd's."""
-    places = where()
+    places = here()
     control.stop(places, "systemd listens for the daemon from now on")
     lock.publish(places, os.path.abspath(socket))
 
@@ -68,7 +68,7 @@ def publish(socket: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")
 def status(as_json: bool) -> None:
     """Whether the daemon runs, and its live streams. Exit code 3 if it does not."""
-    places = where()
+    places = here()
     report = control.status(places)
     if as_json:
         print_json({"daemon": report.daemon if report else None, "streams": report.streams if report else []})
@@ -95,7 +95,7 @@ def status(as_json: bool) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Wait for more.")
 def logs(lines: int, follow: bool) -> None:
     """The daemon's own log."""
-    path = where().log
+    path = here().log
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             kept = file.readlines()[-lines:] if lines else []

@@ -7,7 +7,7 @@ import click
 from trackiod import draining
 from trackiod.errors import TrackiodError
 
-from .output import where
+from .output import here
 
 
 @click.command()
@@ -15,6 +15,6 @@ from .output import where
               help="Seconds to wait at most; then exit code 1, and a sentence that says what still waits.")  # fmt: skip
 def drain(timeout: float) -> None:
     """Wait until all that was logged on this host is stored, and copied to where it outlives the host."""
-    if sentence := draining.drain(where(), timeout):
+    if sentence := draining.drain(here(), timeout):
         raise TrackiodError(sentence)
     click.echo("Everything is stored and copied.")

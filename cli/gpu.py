@@ -10,7 +10,7 @@ import click
 from trackio import newest
 from trackio.places import Places
 
-from .output import print_json, say, table, timestamp, where
+from .output import here, print_json, say, table, timestamp
 
 _FACTS = (
     "utilization", "memory_utilization", "allocated_memory", "total_memory", "power", "power_limit", "temp",
@@ -24,7 +24,7 @@ _HEADER = ["GPU", "NAME", "UTIL", "MEMORY", "POWER", "TEMP", "RANKS"]
 @click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")
 def gpu(watch: bool, as_json: bool) -> None:
     """This node's GPUs: utilization, memory, power, temperature, and whose ranks compute on them."""
-    places = where()
+    places = here()
     while True:
         samples = newest.samples(places)
         gpus = gpus_of(samples)

@@ -15,6 +15,7 @@ from .list import list_
 from .output import SpokenErrors
 from .show import show_command
 from .status import status
+from .sync import sync
 from .system import get_system_metric, list_system_metrics
 
 
@@ -31,6 +32,7 @@ trackio.add_command(get)
 trackio.add_command(show_command)
 trackio.add_command(gpu)
 trackio.add_command(drain)
+trackio.add_command(sync)
 list_.add_command(alerts)
 get.add_command(alerts)
 list_.add_command(list_artifacts)

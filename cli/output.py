@@ -36,13 +36,19 @@ class SpokenErrors(click.Group):
             ctx.exit(EXIT_INTERRUPTED)
 
 
-def where() -> Places:
-    """The places of the data folder that TRACKIO_DIR chooses, with what other hosts have copied."""
+def here() -> Places:
+    """The places of the data folder that TRACKIO_DIR chooses."""
     ours, problems = settings.of_this_process()
     for problem in problems:
         click.echo(f"Warning: {problem}", err=True)
-    found = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
-    warn(elsewhere.refresh(found))
+    return places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+
+
+def where() -> Places:
+    """The same, with what other hosts have copied."""
+    found = here()
+    if found.shared:
+        warn(elsewhere.look(found))
     return found
 
 

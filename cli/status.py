@@ -18,6 +18,7 @@ from trackiod.store.reader import ProjectReader, paths
 
 from .gpu import gpu_table, gpus_now
 from .output import cell, duration, print_json, size, table, timestamp, where
+from .sync import text as uploads_text
 
 _RECENT_RUNS = 10
 _HEADLINES = 3
@@ -30,8 +31,8 @@ _HEADLINES = 3
               help="How many ended runs to show beside the running ones.")  # fmt: skip
 def status(as_json: bool, watch: bool, recent: int) -> None:
     """The daemon, and the runs that run or ended lately."""
-    places = where()
     while True:
+        places = where()
         facts = status_facts(places, recent)
         if as_json:
             print_json(facts)
@@ -134,6 +135,8 @@ def text(facts: dict[str, Any]) -> str:
         lines.append(f"Of {facts['waiting']} more process(es) the data wait on this host to be stored.")
     if facts["daemon"] and facts["daemon"].get("errands"):
         lines.append(f"{facts['daemon']['errands']} file(s) to keep or alert(s) to send.")
+    uploads = (facts["daemon"] or {}).get("uploads")
+    lines += ["", uploads_text(uploads)] if uploads else []
     if not facts["runs"]:
         return "\n".join([*lines, *([] if facts["waiting"] or facts["has_runs"] else ["No runs yet."])])
     header = ["PROJECT", "RUN", "STATE", "RANKS", "STEP", "STEPS/S", "POINTS", "LAG", "LOST", "SUMMARY"]

@@ -296,7 +296,9 @@ def test_a_run_sees_the_samples_of_the_nodes_it_ran_on(hosts: Callable[[str], Ho
         for project in ("p", "\0host"):
             with sqlite3.connect(schema.path_of(node.places.projects, project)) as database:
                 for stream, meta in database.execute("SELECT id, meta FROM streams").fetchall():
-                    packed = msgpack.packb({**msgpack.unpackb(meta), "boot_id": f"boot {number}"})
+                    packed = msgpack.packb(
+                        {**msgpack.unpackb(meta), "boot_id": f"boot {number}", "host": f"node{number}"}
+                    )
                     database.execute("UPDATE streams SET meta = ? WHERE id = ?", (packed, stream))
             database.close()
         shutil.rmtree(node.data.parent.parent / "shared" / os.uname().nodename / directory.store_id(node.places))
@@ -432,12 +434,6 @@ def test_what_was_taken_in_is_made_anew_if_it_is_damaged(hosts: Callable[[str], 
     assert values(login, "far", "loss") == list(range(10))
     (taken,) = (login.data / "elsewhere").glob("*.db")
     taken.write_bytes(b"nothing that means anything" * 1000)
-    assert values(login, "near", "loss") == list(range(10)), "this host's own does not wait for it"
-    directory.copy_out(node.places)
-    assert node.run("import trackio; trackio.init(project='q'); trackio.log({'a': 1})").returncode == 0
-    node.start()
-    node.ended_run("q")
-    node.stop()
     assert "made anew" in login.command("trackio", "list", "projects").stderr
     for name in ("near", "far", "farther"):
         assert values(login, name, "loss") == list(range(10))
@@ -461,6 +457,102 @@ trackio.finish()
     assert node.command("trackio", "drain").returncode == 0
     shutil.rmtree(node.data)
     assert all(os.path.exists(image["file_path"]) for image in values(login, "r", "img"))
+
+
+def test_a_stream_that_two_databases_hold_is_read_from_the_one_that_has_more(hosts: Callable[[str], Host]) -> None:
+    """A database is damaged while a process logs: it is begun anew, and the process sends what it still holds."""
+    node, login = hosts("node"), hosts("login")
+    copied_by_hand(node)
+    goes_on = "sys.stdin.readline(); [trackio.log({'loss': float(step)}, step=step) for step in range(500, 700)]"
+    training = node.python(LOG.replace("sys.stdin.read()", goes_on), "r", "500", "stay", stdin=-1)
+    assert training.stdout.readline() == "logged\n"
+    wait_for(lambda: points_of(node) == 2000, 20, "the points")
+    assert directory.copy_out(node.places) == []
+    node.stop()
+    Path(schema.path_of(node.places.projects, "p")).write_bytes(b"no database any more" * 1000)
+    copied_by_hand(node)
+    training.communicate("\n")
+    node.ended_run("p")
+    assert directory.copy_out(node.places) == []
+    node.stop()
+    expected = values(node, "r", "loss", "--all")
+    assert expected[-1] == 699.0
+    moved = hosts("moved")  # the same database in another store
+    shutil.copytree(node.data / "projects", moved.data / "projects")
+    for name, reader in {"login": login, "node": node, "moved": moved, "first": hosts("x"), "last": hosts("y")}.items():
+        if name in ("first", "last"):  # whichever is taken in first
+            folders = sorted(Path(node.extra["TRACKIO_SHARED_DIR"]).glob("*/*/*/parts.json"), key=os.path.getmtime)
+            for number, index in enumerate(folders if name == "first" else folders[::-1]):
+                index.parent.rename(index.parent.with_name(f"{name}-{number}"))
+        assert values(reader, "r", "loss", "--all") == expected, name
+        assert run_facts(reader, "r")["state"] == run_facts(node, "r")["state"] != "running"
+
+
+def test_a_folder_that_is_away_for_a_while_takes_nothing_with_it(hosts: Callable[[str], Host]) -> None:
+    node, login = hosts("node"), hosts("login")
+    node.start()
+    assert node.run(LOG, "r", "10").returncode == 0
+    node.ended_run("p")
+    node.stop()
+    assert values(login, "r", "loss") == list(range(10))
+    shared = Path(node.extra["TRACKIO_SHARED_DIR"])
+    shared.rename(shared.with_name("away"))
+    shared.mkdir()  # the mount point
+    assert "shows no other host" in login.command("trackio", "list", "projects").stderr
+    assert values(login, "r", "loss") == list(range(10))
+
+
+def test_a_file_server_that_hangs_costs_a_command_seconds_and_a_drain_nothing(hosts: Callable[[str], Host]) -> None:
+    node, login = hosts("node"), hosts("login")
+    login.start()
+    assert login.run(LOG, "near", "10").returncode == 0
+    login.ended_run("p")
+    login.stop()
+    hanging = Path(node.extra["TRACKIO_SHARED_DIR"]) / "far" / "store" / "alive"
+    hanging.parent.mkdir(parents=True)
+    os.mkfifo(hanging)  # nobody ever writes to it
+    done = login.command("trackio", "list", "runs", "--project", "p")
+    assert done.returncode == 0 and "near" in done.stdout and "does not answer" in done.stderr
+    assert login.command("trackio", "drain").returncode == 0
+
+
+def test_a_run_of_another_host_is_changed_there(hosts: Callable[[str], Host]) -> None:
+    one, two = hosts("one"), hosts("two")
+    for rank, host in enumerate((one, two)):
+        host.start()
+        env = {"TRACKIO_RUN_ID": "job", "RANK": str(rank), "WORLD_SIZE": "2"}
+        assert host.run(LOG, "r", "10", env=env).returncode == 0
+        host.ended_run("p")
+        directory.copy_out(host.places)
+    done = one.run("import trackio; (run,) = trackio.Api().runs('p'); run.rename('new')")
+    assert "also ran on another host" in done.stdout + done.stderr
+    assert one.cli("list", "runs", "--project", "p")["runs"] == ["r"]
+
+
+def test_drain_waits_for_what_is_there_and_not_for_what_is_logged_meanwhile(hosts: Callable[[str], Host]) -> None:
+    node, login = hosts("node"), hosts("login")
+    node.start()
+    training = node.python("""
+import time, trackio
+trackio.init(project="p", name="r")
+trackio.log({"loss": 0.5})
+print("logged", flush=True)
+for i in range(10**6): trackio.log({"loss": float(i)}); time.sleep(0.05)
+""")
+    assert training.stdout.readline() == "logged\n"
+    assert node.command("trackio", "drain", "--timeout", "30").returncode == 0
+    training.kill()
+    assert values(login, "r", "loss")[0] == 0.5
+
+
+def test_a_script_sees_runs_of_other_hosts_too(hosts: Callable[[str], Host]) -> None:
+    node, login = hosts("node"), hosts("login")
+    node.start()
+    assert node.run(LOG, "r", "10").returncode == 0
+    node.ended_run("p")
+    node.stop()
+    done = login.run("import trackio; print([run.name for run in trackio.Api().runs('p')])")
+    assert done.stdout == "['r']\n", done.stderr
 
 
 def test_pictures_and_tables_are_seen_on_other_hosts(hosts: Callable[[str], Host]) -> None:

@@ -20,7 +20,7 @@ from trackio.record import Kind, Origin
 T = 1_700_000_000_000_000_000
 
 MESSAGES: list[tuple[wire.Message, str]] = [
-    (wire.Hello("s", {"run": "r"}, 8, 16), "9601a17381a372756ea1720810920101"),
+    (wire.Hello("s", {"run": "r"}, 8, 16, secrets={"a": "t"}), "9701a17381a372756ea172081092010181a161a174"),
     (wire.Welcome("s", 40, "store", 1, "1.0.0", "started"), "9702a17328a573746f726501a5312e302e30a773746172746564"),
     (wire.Data("s", 0, 3, 0, [1, 2], b"abc"), "9603a173000300920102"),
     (wire.Ack("s", 8, True), "9404a17308c3"),
@@ -39,6 +39,7 @@ MESSAGES: list[tuple[wire.Message, str]] = [
     (wire.SamplerOrders({"leave": False}), "921181a56c65617665c2"),
     (wire.HostSampler("s"), "9212a173"),
     (wire.Copy(), "9113"),
+    (wire.Sync("p", {"url": "u"}, {}, True), "9514a17081a375726ca17580c3"),
 ]
 
 
@@ -47,6 +48,10 @@ def test_a_message_has_the_bytes_of_version_1(message: wire.Message, golden: str
     frames = [bytes(frame) for frame in wire.encode(message)]
     assert frames[0].hex() == golden
     assert wire.decode([bytes.fromhex(golden), *frames[1:]]) == message
+
+
+def test_a_message_without_the_fields_that_came_later_is_understood() -> None:
+    assert wire.decode([bytes.fromhex("9601a17381a372756ea1720810920101")]) == wire.Hello("s", {"run": "r"}, 8, 16)
 
 
 def test_every_message_has_its_bytes_here() -> None:

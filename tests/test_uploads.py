@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hub
 import pytest
-from conftest import Host, clean_environ
+from conftest import Host, clean_environ, wait_for
 from hub import Fault, Hub
 
 from trackiod.uploads.target import Folder, Status, Target
@@ -140,3 +142,256 @@ def test_what_is_loaded_from_the_hub_is_what_is_stored_here(host: Host, server: 
     ]
     assert [(row["metric"], row["value"]) for row in system] == [("fan", 7.0)]
     assert upload(host, server, folder).commits == status.commits, "nothing waits, nothing is sent"
+
+
+def sync_facts(host: Host, server: Hub) -> Any:
+    (facts,) = json.loads(host.command("trackio", "sync", "--json", **hub_environ(server, host)).stdout)["targets"]
+    return facts
+
+
+def test_a_run_that_names_a_dataset_is_uploaded_without_its_process_waiting(host: Host, server: Hub) -> None:
+    """The token is only in the trainer's environment."""
+    host.start()
+    code = LOG.replace('project="p",', f'project="p", dataset_id="{REPO}",')
+    assert host.run(code, "one", "40", env=hub_environ(server, host, HF_TOKEN="hf_test")).returncode == 0
+    host.ended_runs("p")
+    facts = wait_for(lambda: (f := sync_facts(host, server))["state"] == "up to date" and f, 60, "the upload")
+    assert (facts["target"], facts["projects"], facts["problem"]) == (URL, ["p"], "")
+    assert remote(loaded(host, server)) == local(host)
+    assert REPO in host.command("trackio", "status").stdout
+    assert host.run(code, "two", "5", env=hub_environ(server, host)).returncode == 0, "the daemon knows the token"
+    wait_for(lambda: len(server.repos[REPO].commits) > 2 and sync_facts(host, server)["state"] == "up to date", 60)
+    assert remote(loaded(host, server)) == local(host)
+    secret = b"hf_test"
+    for folder in (host.data, host.spool):
+        for path in folder.rglob("*"):
+            assert not path.is_file() or secret not in path.read_bytes(), path
+    pid = host.status().daemon["pid"]
+    assert secret not in Path(f"/proc/{pid}/environ").read_bytes() + Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_an_offline_run_is_not_uploaded(host: Host, server: Hub) -> None:
+    host.start()
+    code = LOG.replace('project="p",', f'project="p", dataset_id="{REPO}", mode="offline",')
+    assert host.run(code, "one", "4", env=hub_environ(server, host, HF_TOKEN="hf_test")).returncode == 0
+    host.ended_runs("p")
+    assert host.status().daemon["uploads"] == []
+
+
+def test_a_project_is_uploaded_afterwards(host: Host, server: Hub) -> None:
+    host.start()
+    assert host.run(LOG, "one", "40").returncode == 0
+    host.ended_runs("p")
+    environ = hub_environ(server, host, HF_TOKEN="hf_test")
+    done = host.command("trackio", "sync", "--project", "p", **environ)
+    assert done.returncode == 1 and "has no target" in done.stderr
+    done = host.command("trackio", "sync", "--project", "p", "--to", "hf://datasets/no good", **environ)
+    assert done.returncode == 1 and "is no name of a dataset" in done.stderr and done.stderr.count("\n") == 1
+    done = host.command("trackio", "sync", "--project", "p", "--to", URL, "--wait", "--timeout", "60", **environ)
+    assert done.returncode == 0, done.stderr
+    assert "up to date" in done.stdout and remote(loaded(host, server)) == local(host)
+
+
+def test_without_a_token_the_target_is_parked_until_there_is_one(host: Host, server: Hub) -> None:
+    host.start()
+    assert host.run(LOG, "one", "40").returncode == 0
+    host.ended_runs("p")
+    command = ("trackio", "sync", "--project", "p", "--to", URL, "--wait")
+    done = host.command(*command, **hub_environ(server, host))
+    assert done.returncode == 1 and "401" in done.stderr and "HF_TOKEN" in done.stderr
+    assert not server.repos
+    assert "parked" in host.command("trackio", "status").stdout
+    done = host.command(*command, "--retry", **hub_environ(server, host, HF_TOKEN="hf_test"))
+    assert done.returncode == 0, done.stderr
+    assert remote(loaded(host, server)) == local(host)
+
+
+# -- exactly once ------------------------------------------------------------------------------------------------------
+
+
+def logged(host: Host, *runs: str, steps: int = 40) -> None:
+    """Runs of project p that have ended, in a store that nobody serves any more."""
+    host.start()
+    for run in runs:
+        assert host.run(LOG, run, str(steps)).returncode == 0
+    host.ended_runs("p")
+    host.stop()
+
+
+COMMIT = "POST .*/commit/"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(COMMIT, is_after=True),  # it was taken; the answer is lost
+        Fault(COMMIT),
+        Fault(COMMIT, 500, is_after=True),
+        Fault(COMMIT, 503),
+        Fault(COMMIT, 429),
+        Fault(COMMIT, 429, headers={"Retry-After": "0"}),
+        Fault(COMMIT, 412),
+        Fault(COMMIT, 413),
+        Fault("PUT /lfs/"),
+        Fault("PUT /lfs/", 400),
+        Fault(".*/objects/batch", 500),
+        Fault("POST .*/preupload/"),
+        Fault("GET .*/cursors/", 500),
+    ],
+    ids=lambda fault: f"{fault.pattern} {fault.status} {'after' if fault.is_after else ''} {len(fault.headers)}",
+)
+def test_rows_are_there_once_whatever_the_hub_answers(host: Host, server: Hub, fault: Fault) -> None:
+    logged(host, "one")
+    folder = target(host, server)
+    server.faults.append(fault)
+    status = upload(host, server, folder)
+    assert fault.times == 0, "it has happened"
+    if fault.pattern == COMMIT and fault.status not in (412, 413):
+        assert status.failures == 1 and status.problem and not status.parked
+        assert status.next_at > time.time() - 1
+    if status.failures:
+        status = upload(host, server, folder)
+    assert (status.problem, status.failures) == ("", 0)
+    assert remote(loaded(host, server)) == local(host)
+
+
+def test_rows_are_there_once_when_the_uploader_is_killed_at_any_moment(host: Host, server: Hub) -> None:
+    logged(host, "one", "two")
+    folder = target(host, server)
+    command = [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path)]
+    environ = host.environ(**hub_environ(server, host))
+    server.faults.append(Fault("POST|PUT|GET", seconds=0.05, times=10**6))
+    for turn in range(12):
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ)
+        assert child.stdin is not None
+        child.stdin.write(json.dumps({"token": "hf_test", "is_retry": True}))
+        child.stdin.close()
+        time.sleep(0.6 + 0.12 * turn)
+        child.kill()
+        child.wait()
+        if turn == 6:
+            logged(host, "three")
+    server.faults.clear()
+    assert upload(host, server, folder).problem == ""
+    assert remote(loaded(host, server)) == local(host)
+
+
+def test_a_store_that_has_forgotten_its_cursors_finds_them_at_the_target(host: Host, server: Hub) -> None:
+    logged(host, "one")
+    folder = target(host, server)
+    upload(host, server, folder)
+    shutil.rmtree(folder.path)
+    logged(host, "two")
+    upload(host, server, target(host, server))
+    assert remote(loaded(host, server)) == local(host)
+    server.repos.clear()  # and a target that has lost everything gets it again
+    upload(host, server, folder)
+    assert remote(loaded(host, server)) == local(host)
+
+
+def test_two_hosts_push_to_one_repository(host: Host, server: Hub, tmp_path: Path) -> None:
+    other = Host(tmp_path / "other" / "data", host.spool / "other")
+    other.data.mkdir(parents=True)
+    other.spool.mkdir()
+    code = LOG.replace("import sys, trackio", "import sys, trackio; sys.argv[1] = 'r'")
+    for rank, one in enumerate((host, other)):
+        one.start()
+        env = {"TRACKIO_RUN_ID": "job", "RANK": str(rank), "WORLD_SIZE": "2"}
+        assert one.run(code, "r", "40", env=env).returncode == 0
+        one.ended_runs("p")
+        assert upload(one, server, target(one, server, hosts=2, node=rank)).problem == ""
+    rows = loaded(host, server)
+    assert remote(rows) == sorted(local(host) + local(other), key=str)
+    assert {(row["rank"], row["node"]) for row in rows} == {(0, 0), (1, 1)}
+    assert len(loaded(host, server, "runs")) == 2
+    other.close()
+
+
+def test_what_a_process_logs_is_pushed_bit_by_bit_and_small_files_become_few(host: Host, server: Hub) -> None:
+    host.start()
+    folder = target(host, server)
+    training = host.python("""
+import sys, trackio
+trackio.init(project="p", name="r")
+for turn in range(6):
+    for i in range(100): trackio.log({"a": turn * 100.0 + i, "b": str(i)})
+    print(turn, flush=True); sys.stdin.readline()
+""", stdin=-1)  # fmt: skip
+    kept: list[dict[str, Any]] = []
+    for turn in range(6):
+        assert training.stdout.readline() == f"{turn}\n"
+        wait_for(lambda turn=turn: sum(run.points for run in host.runs("p")) == 200 * (turn + 1), what="the points")
+        assert upload(host, server, folder).rows_waiting == 0
+        rows = sorted(loaded(host, server), key=lambda row: (row["seq"], row["metric"]))
+        assert rows[: len(kept)] == kept, "a pushed row never changes"
+        kept = rows
+        training.stdin.write("\n")
+        training.stdin.flush()
+    training.wait()
+    host.ended_run("p")
+    paths = [path for path in server.repos[REPO].tree if path.startswith("metrics/") and "none" not in path]
+    assert len(paths) == 6
+    upload(host, server, folder)
+    paths = [path for path in server.repos[REPO].tree if path.startswith("metrics/") and "none" not in path]
+    assert len(paths) == 1
+    assert sorted(loaded(host, server), key=lambda row: (row["seq"], row["metric"])) == kept
+    assert remote(kept) == local(host)
+    commits = len(server.repos[REPO].commits)
+    upload(host, server, folder)
+    assert len(server.repos[REPO].commits) == commits
+
+
+# -- what cannot be ----------------------------------------------------------------------------------------------------
+
+
+def test_a_token_that_expires_parks_the_target_and_a_login_resumes_it(host: Host, server: Hub) -> None:
+    logged(host, "one")
+    folder = target(host, server)
+    upload(host, server, folder)
+    logged(host, "two")
+    server.tokens.clear()
+    status = upload(host, server, folder)
+    assert "401" in status.parked and status.rows_waiting >= 0
+    before = len(server.log)
+    assert upload(host, server, folder, is_retry=False).parked and len(server.log) == before, "nothing is asked again"
+    server.tokens["hf_new"] = "user"
+    assert upload(host, server, folder, token="hf_new").parked == ""
+    server.tokens["hf_test"] = "user"
+    assert remote(loaded(host, server)) == local(host)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_repository_that_may_not_be_written_is_one_sentence(host: Host, server: Hub, is_there: bool) -> None:
+    logged(host, "one")
+    server.tokens["hf_other"] = "somebody"
+    if is_there:
+        server.add(REPO, private=False)
+    folder = target(host, server)
+    parked = upload(host, server, folder, token="hf_other").parked
+    assert "403" in parked and REPO in parked and "\n" not in parked
+
+
+def test_a_project_that_is_deleted_while_it_waits_is_forgotten(host: Host, server: Hub) -> None:
+    logged(host, "one")
+    folder = target(host, server)
+    host.start()
+    assert host.run("import trackio; trackio.delete_project('p', force=True)").returncode == 0
+    assert upload(host, server, folder).problem == "" and not server.requests(COMMIT)
+
+
+def test_a_full_disk_while_files_are_made_is_said_and_nothing_is_lost(host: Host, server: Hub) -> None:
+    logged(host, "one", steps=3000)
+    folder = target(host, server)
+    command = [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path)]
+    limited = "import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000));"
+    limited += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); sys.argv = ['trackiod', *sys.argv[1:]];"
+    limited += "from trackiod.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *command[3:]], input='{"token": "hf_test"}', text=True, capture_output=True,
+        env=host.environ(**hub_environ(server, host)),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    status = folder.read_status()
+    assert "cannot be written" in status.problem and not status.parked
+    assert upload(host, server, folder).problem == ""
+    assert remote(loaded(host, server)) == local(host)

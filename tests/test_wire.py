@@ -29,6 +29,7 @@ MESSAGES = [
     wire.SamplerOrders({"leave": False}),
     wire.HostSampler("s"),
     wire.Copy(),
+    wire.Sync("p", {"url": "hf://datasets/a/b"}, {"token": "t"}, True),
 ]
 
 

@@ -152,6 +152,19 @@ def _on_one_node(environ: Mapping[str, str], rank: Rank) -> bool:
     return nodes is None or nodes <= 1
 
 
+def nodes_of(environ: Mapping[str, str], rank: Rank) -> tuple[int, int]:
+    """How many hosts the job has, and which of them this is; 1 and 0 without a word on it."""
+    local_world = _number(environ, "LOCAL_WORLD_SIZE")
+    nodes = _number(environ, "GROUP_WORLD_SIZE", "NNODES", "NUM_NODES", "SLURM_STEP_NUM_NODES", "SLURM_NNODES")
+    if nodes is None and local_world:
+        nodes = -(-rank.world_size // local_world)
+    node = _number(environ, "GROUP_RANK", "NODE_RANK", "SLURM_NODEID")
+    if node is None and local_world:
+        node = rank.rank // local_world
+    nodes = max(1, nodes or 1)
+    return nodes, min(max(0, node or 0), nodes - 1)
+
+
 def _elastic_nonce(environ: Mapping[str, str]) -> str:
     """The random folder that one torchrun agent made for its error files: new in each launch, equal in all
     ranks of the node and after elastic restarts, also when the run id is the constant `none`."""

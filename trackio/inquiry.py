@@ -8,7 +8,7 @@ from trackio import places, wire
 from trackio.link import Link, LinkError
 from trackio.places import Places
 
-Question = wire.Find | wire.StatusQuery | wire.Stop | wire.Edit | wire.SamplerQuery | wire.Copy
+Question = wire.Find | wire.StatusQuery | wire.Stop | wire.Edit | wire.SamplerQuery | wire.Copy | wire.Sync
 
 
 def ask(where: Places, question: Question, seconds: float) -> wire.Message | None:

@@ -18,6 +18,7 @@ from trackio import (
     rendezvous,
     request,
     settings,
+    targets,
     voice,
     wire,
 )
@@ -153,9 +154,12 @@ def _new_run(asked: Request, ours: Settings, *, is_ours: bool = True) -> Run:
         **asked.about,
         "data": clean_text(where.data),
     }
+    wish = _wish(asked, rank)
+    if wish.facts:
+        stream_facts["target"] = wish.facts
 
     def open_stream(stream_facts: dict[str, Any]) -> Stream:
-        return process.here.open_stream(where, ours, stream_facts)
+        return process.here.open_stream(where, ours, stream_facts, wish.secrets)
 
     config = {**pending_config._take(), **asked.config}
     run = Run(
@@ -171,6 +175,14 @@ def _new_run(asked: Request, ours: Settings, *, is_ours: bool = True) -> Run:
     if rank.local_rank == 0:
         voice.say(f"run {name!r} ({resumed}) in project {asked.project!r}; see it with: trackio status")
     return run
+
+
+def _wish(asked: Request, rank: Rank) -> targets.Wish:
+    """Where the run is uploaded to; nothing offline."""
+    url, private, token = asked.target
+    if not url or asked.mode != "online":
+        return targets.Wish({}, {})
+    return targets.wish(url, private, token, os.environ, identity.nodes_of(os.environ, rank))
 
 
 def _attempt(asked: Request, job: Job, run_id: str) -> str:

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from trackio import mounts
@@ -83,6 +84,10 @@ class Places(NamedTuple):
     def deleted(self) -> str:
         """Where a file for each deleted project's database says so, until its copies are removed too."""
         return os.path.join(self.live, "deleted")
+
+    def environ(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """The environment of a child that is to find the same places, wherever it runs."""
+        return {**environ, "TRACKIO_DIR": self.data, "TRACKIO_SHARED_DIR": self.shared or "off"}
 
     @property
     def lock(self) -> str:

@@ -42,15 +42,18 @@ class Process:
         self._shippers: dict[str, Shipper] = {}
         self._lock = threading.RLock()  # a signal handler may log in the middle of it
 
-    def open_stream(self, places: Places, settings: Settings, facts: dict[str, Any]) -> Stream:
-        """A new stream, carried by this process's shipper for the data folder."""
+    def open_stream(
+        self, places: Places, settings: Settings, facts: dict[str, Any], secrets: dict[str, Any] | None = None
+    ) -> Stream:
+        """A new stream, carried by this process's shipper for the data folder. `secrets` go with it to the daemon, and
+        nowhere else."""
         with self._lock:
             shipper = self._shippers.get(places.data)
             if shipper is None:
                 first = facts.get("local_rank", 0) == 0 and facts.get("role") != "worker"
                 shipper = Shipper(places, autostart=settings.autostart, starts_first=first)
                 self._shippers[places.data] = shipper
-        return Stream(shipper, {"process": self.id, **facts}, settings)
+        return Stream(shipper, {"process": self.id, **facts}, settings, secrets)
 
     def ordinal(self, project: str, name: str | None) -> tuple[int, bool]:
         """Counts this init(): how many of (project, name) came before, and whether any of the project did."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from trackio import alerts, voice
+from trackio import alerts, targets, voice
 from trackio.configuration import as_mapping
 from trackio.likeness import MAX_NAME_CHARS
 from trackio.names import HOST
@@ -19,8 +19,7 @@ _REINITS = {True: "finish_previous", False: "return_previous", None: "", "defaul
 _MOST_ABOUT_CHARS = 10_000
 _UNUSED = frozenset(
     (
-        "space_id server_url dataset_id dataset_repo bucket_id private embed trackio_url trackio_token "
-        "hf_token monitoring_mode dir entity save_code "
+        "space_id server_url embed trackio_url trackio_token monitoring_mode dir entity save_code "
         "allow_val_change force anonymous magic tensorboard sync_tensorboard monitor_gym"
     ).split()
 )
@@ -49,6 +48,8 @@ class Request(NamedTuple):
     about: Mapping[str, Any] = {}
     """tags, notes and the kind of job, for those who read"""
     webhook: alerts.Webhook = alerts.NO_WEBHOOK
+    target: tuple[str, bool | None, str | None] = ("", None, None)
+    """where it is uploaded to (a URL, or empty), whether it is to be private, and a token"""
     sampling: Mapping[str, Any] = {}
     """what the run wants of the node's sampler: `gpu` and `cpu` (None: as is the rule), and at which intervals"""
 
@@ -72,6 +73,7 @@ def understood(
     about = {word: unknown.pop(word, None) for word in ("tags", "notes", "job_type")}
     reinit = unknown.pop("reinit", None)
     sampling = _sampling(unknown, wanted)
+    target = _target(unknown, ours)
     config = _without(config, unknown.pop("config_exclude_keys", None), unknown.pop("config_include_keys", None))
     warn_unknown("init", {k: v for k, v in unknown.items() if k not in _UNUSED})
     name = asked_name or _name_or_none(ours.run_name)
@@ -95,6 +97,7 @@ def understood(
         reinit=str(_REINITS.get(reinit, reinit) if isinstance(reinit, (str, bool, type(None))) else ""),
         about={word: _about(value) for word, value in about.items() if value},
         webhook=webhook,
+        target=target,
         sampling=sampling,
     )
 
@@ -114,6 +117,21 @@ def _webhook(url: Any, least: Any, ours: Settings) -> alerts.Webhook:
         voice.warn_once("webhook_min_level", f"webhook_min_level={short_repr(least)} is no level; all alerts are sent.")
         level = alerts.AlertLevel.INFO
     return alerts.Webhook(_text_or_none(url or ours.webhook_url), level)
+
+
+def _target(asked: dict[str, Any], ours: Settings) -> tuple[str, bool | None, str | None]:
+    """upstream's `dataset_id`, `bucket_id`, `private` and `hf_token`, taken out of `asked`."""
+    aliases = (asked.pop("dataset_id", None), asked.pop("dataset_repo", None))
+    dataset = next((alias for alias in aliases if alias), None) or ours.dataset
+    bucket = asked.pop("bucket_id", None) or ours.bucket
+    private, token = asked.pop("private", None), _text_or_none(asked.pop("hf_token", None))
+    try:
+        if dataset:
+            return targets.url_of(str(dataset)), private, token
+        return targets.url_of(str(bucket), targets.BUCKETS) if bucket else "", private, token
+    except ValueError as error:
+        voice.warn_once("target", f"{error}; the run is not uploaded.")
+        return "", private, token
 
 
 def _sampling(asked: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

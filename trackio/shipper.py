@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from trackio import places, voice, wire
 from trackio.link import Link, LinkError
@@ -31,12 +32,13 @@ _MAX_STEPS_A_TURN = 16
 class Shipment:
     """One stream on its way."""
 
-    __slots__ = ("closed", "courier", "each_second", "introduced", "is_over", "next_second", "spool")
+    __slots__ = ("closed", "courier", "each_second", "introduced", "is_over", "next_second", "secrets", "spool")
 
-    def __init__(self, spool: Spool, each_second: Callable[[], None]) -> None:
+    def __init__(self, spool: Spool, each_second: Callable[[], None], secrets: dict[str, Any]) -> None:
         self.spool = spool
         self.courier = Courier(time.monotonic())
         self.each_second = each_second
+        self.secrets = secrets
         self.next_second = 0.0
         self.introduced = spool.path
         self.closed = False
@@ -72,9 +74,9 @@ class Shipper:
 
     # -- streams -------------------------------------------------------------------------------------------
 
-    def add(self, spool: Spool, each_second: Callable[[], None]) -> Shipment:
+    def add(self, spool: Spool, each_second: Callable[[], None], secrets: dict[str, Any] | None = None) -> Shipment:
         """Takes a stream on. Never raises; without a thread (RLIMIT_NPROC) the data wait in the spool."""
-        shipment = Shipment(spool, each_second)
+        shipment = Shipment(spool, each_second, secrets or {})
         spool.ring.wanted = self.wanted
         spool.on_pressure = lambda: self._relieve(shipment)
         self._shipments[spool.stream] = shipment
@@ -225,7 +227,7 @@ class Shipper:
                 return not problem
             case SayHello():
                 meta = {**spool.meta, "spool": os.fsencode(spool.path), "weakness": spool.weakness}
-                return self._send(wire.Hello(stream, meta, spool.oldest, spool.ring.head))
+                return self._send(wire.Hello(stream, meta, spool.oldest, spool.ring.head, secrets=s.secrets))
             case SendHeartbeat():
                 return self._send(wire.Heartbeat(stream, spool.ring.head, spool.refused))
             case SendData(start=start):

@@ -33,7 +33,9 @@ PACK_ERRORS = (TypeError, ValueError, OverflowError, RecursionError, BufferError
 class Stream:
     """One stream of records. Owns its spool; the shipper closes it at exit."""
 
-    def __init__(self, shipper: Shipper, facts: dict[str, Any], settings: Settings) -> None:
+    def __init__(
+        self, shipper: Shipper, facts: dict[str, Any], settings: Settings, secrets: dict[str, Any] | None = None
+    ) -> None:
         """`facts` are the run's and rank's; the process's own are added. Never raises."""
         self.id = os.urandom(8).hex()
         self._clock = (time.time_ns(), time.monotonic_ns())
@@ -58,7 +60,7 @@ class Stream:
             first_bytes=WORKER_SEGMENT_BYTES if is_worker else FIRST_SEGMENT_BYTES,
         )
         self._shipper = shipper
-        self.shipment = shipper.add(self.spool, self.check_clock)
+        self.shipment = shipper.add(self.spool, self.check_clock, secrets)
         self._ring = self.spool.ring
         self._artifacts = itertools.count()
         self.staging = Staging(shipper.places.incoming, self.id, self._note_file, settings.spill_bytes)

@@ -31,6 +31,8 @@ class Hello(NamedTuple):
     oldest: int = 0
     head: int = 0
     versions: list[int] = [OLDEST_VERSION, VERSION]
+    secrets: dict[str, Any] = {}
+    """of the run's target; nobody writes them down"""
 
 
 class Welcome(NamedTuple):
@@ -167,6 +169,16 @@ class HostSampler(NamedTuple):
     stream: str
 
 
+class Sync(NamedTuple):
+    """Upload a project to a target (empty: to those it has), now; `is_retry`: also what was given up. Answered by
+    Edited."""
+
+    project: str
+    target: dict[str, Any]
+    secrets: dict[str, Any]
+    is_retry: bool = False
+
+
 Message = (
     Hello
     | Welcome
@@ -187,6 +199,7 @@ Message = (
     | SamplerOrders
     | HostSampler
     | Copy
+    | Sync
 )
 
 _TYPES: dict[int, type[Message]] = {
@@ -209,6 +222,7 @@ _TYPES: dict[int, type[Message]] = {
     17: SamplerOrders,
     18: HostSampler,
     19: Copy,
+    20: Sync,
 }
 _KINDS = {kind: number for number, kind in _TYPES.items()}
 _PLAIN: dict[str, type] = {"str": str, "int": int, "bool": bool}

@@ -3,21 +3,30 @@ daemon, which it starts if none runs."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from trackio import inquiry, launch, places, settings, wire
 from trackio.places import Places
-from trackiod import alert_list, catalog, control
+from trackiod import alert_list, catalog, control, elsewhere
 from trackiod.answers import RunView
 from trackiod.errors import NotFound, TrackiodError
 
 _EDIT_SECONDS = 60.0
+_LOOK_SECONDS = 10.0
+_looked_at = -_LOOK_SECONDS
 
 
 def _where() -> Places:
+    """Takes in what other hosts have copied, but not at every question."""
+    global _looked_at
     ours, _ = settings.of_this_process()
-    return places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+    found = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+    if found.shared and time.monotonic() - _looked_at > _LOOK_SECONDS:
+        elsewhere.look(found)
+        _looked_at = time.monotonic()
+    return found
 
 
 class Run:

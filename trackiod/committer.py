@@ -145,6 +145,7 @@ class Committer:
             for work in all_items:
                 if isinstance(work, Edit):
                     self.outcomes.append(Reply(work.peer, edit(self._databases, work)))
+                    self.commits += 1
                     self._on_outcome()
             if failed:
                 problem = failed

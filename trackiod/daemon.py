@@ -89,8 +89,8 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, *, ready:
     outlets = Outlets(where)
     sampling = Sampling(where, is_allowed=ours.sampling, interval=ours.sample_seconds)
     server = Server(
-        where, committer, idle_seconds=idle_seconds, busy_with=lambda: errands.backlog, sampling=sampling,
-        outlets=outlets,
+        where, committer, idle_seconds=idle_seconds, sampling=sampling, outlets=outlets,
+        busy_with=lambda: errands.backlog + outlets.uploading.backlog,
     )  # fmt: skip
     open_streams = committer.open_streams()
     endpoint = endpoint_at(where, socket_path, pid=os.getpid(), store=store_id)
@@ -124,7 +124,7 @@ def _stop(errands: Any, sampling: Any, committer: Any, server: Any, outlets: Any
     errands.stop()
     sampling.end()
     server.drain_samplers()
-    if not committer.stop(deadline - time.monotonic() - (_COPY_SECONDS if outlets.is_in_use else 0)):
+    if not committer.stop(deadline - time.monotonic() - (_COPY_SECONDS if outlets.is_copying else 0)):
         log.error("the disk did not take the last batches in time; their senders still hold them")
     server.close()
     if not outlets.end(deadline - time.monotonic()):

@@ -12,7 +12,6 @@ from trackiod import control, orphans
 from trackiod.errors import TrackiodError
 
 _LOOK_SECONDS = 0.2
-_NOT_COPIED = "what was stored last is not copied yet"
 
 
 def drain(where: Places, seconds: float) -> str:
@@ -35,36 +34,57 @@ def drain(where: Places, seconds: float) -> str:
 
 
 def _waited(where: Places, deadline: float) -> str:
-    """Waits; returns what is not done at the deadline, or an empty text."""
-    inquiry.ask(where, wire.Copy(), control.ANSWER_SECONDS)
-    is_asked_again = False
+    """Waits for what is there now: what a process logs meanwhile is not waited for. Returns what is not done at the
+    deadline, or an empty text."""
+    goal: _Goal | None = None
     while True:
         report = control.status(where)
-        waiting = "the daemon does not answer" if report is None else _waiting(where, report)
-        if not waiting:
-            return ""
-        if waiting == _NOT_COPIED and not is_asked_again:
-            is_asked_again = True  # for what was stored meanwhile
-            inquiry.ask(where, wire.Copy(), control.ANSWER_SECONDS)
-        if time.monotonic() >= deadline:
+        if report is not None:
+            goal = goal or _Goal(where, report)
+        waiting = "the daemon does not answer" if report is None or goal is None else goal.waiting(report)
+        if not waiting or time.monotonic() >= deadline:
             return waiting
         time.sleep(_LOOK_SECONDS)
 
 
-def _waiting(where: Places, report: wire.StatusReport) -> str:
-    """What is not done yet, the first of it, or an empty text."""
-    daemon: dict[str, Any] = report.daemon
-    if problem := daemon.get("problem"):
-        return str(problem).rstrip(".")
-    live = {stream["stream"] for stream in report.streams}
-    left = [found for found in orphans.find(where) if found.id not in live and found.meta.get("role") != "sampler"]
-    if left:
-        return f"of {len(left)} process(es) that ended the data wait to be stored"
-    if behind := sum(stream["lag_bytes"] for stream in report.streams):
-        return f"{behind:,} bytes wait to be stored"
-    if daemon["errands"]:
-        return f"{daemon['errands']} file(s) wait to be kept or alert(s) to be sent"
-    copies = daemon.get("copies")
-    if copies and (copies["problem"] or copies["is_behind"]):
-        return str(copies["problem"] or _NOT_COPIED).rstrip(".")
-    return ""
+class _Goal:
+    """What is to be safe."""
+
+    def __init__(self, where: Places, report: wire.StatusReport) -> None:
+        self._where = where
+        self._heads = {stream["stream"]: stream["head"] for stream in report.streams}
+        left = (found for found in orphans.find(where) if found.meta.get("role") != "sampler")
+        self._left = {found.id for found in left} - self._heads.keys()
+        self._stored: int | None = None
+        """how often something had been stored when all of it was"""
+
+    def waiting(self, report: wire.StatusReport) -> str:
+        """What is not done yet, the first of it, or an empty text."""
+        daemon: dict[str, Any] = report.daemon
+        if problem := daemon.get("problem"):
+            return str(problem).rstrip(".")
+        if self._stored is None and (waiting := self._storing(report)):
+            return waiting
+        copies = daemon.get("copies")
+        if copies is None:
+            return ""
+        if self._stored is None:
+            self._stored = copies["stored"]
+            inquiry.ask(self._where, wire.Copy(), control.ANSWER_SECONDS)
+        if copies["copied"] >= self._stored:
+            return ""
+        return str(copies["problem"] or "what was stored last is not copied yet").rstrip(".")
+
+    def _storing(self, report: wire.StatusReport) -> str:
+        for one in report.streams:
+            if one["stream"] in self._left:  # it lives; the daemon had not met it yet
+                self._heads[one["stream"]] = one["head"]
+        self._left &= {found.id for found in orphans.find(self._where)} - self._heads.keys()
+        if self._left:
+            return f"of {len(self._left)} process(es) that ended the data wait to be stored"
+        behind = (max(0, self._heads.get(one["stream"], 0) - one["committed"]) for one in report.streams)
+        if waiting := sum(behind):
+            return f"{waiting:,} bytes wait to be stored"
+        if report.daemon["errands"]:
+            return f"{report.daemon['errands']} file(s) wait to be kept or alert(s) to be sent"
+        return ""

@@ -49,7 +49,11 @@ def _runs(databases: Databases, work: Edit) -> list[str]:
     """The ids of the run and of those that go on with it. Raises TrackiodError if it is running."""
     store = databases.get(work.project)
     with ProjectReader(store.path) as reader:
-        ids = catalog.find_run(reader, work.run).run_ids
+        view = catalog.find_run(reader, work.run)
+        ids, streams = view.run_ids, view.streams
+    here = {row[0] for row in store.connection.execute("SELECT id FROM streams")}
+    if any(stream.id not in here for stream in streams):
+        raise TrackiodError(f"Run '{work.run}' of project '{work.project}' also ran on another host: change it there.")
     if removal.is_running(store.connection, ids):
         raise TrackiodError(f"Run '{work.run}' of project '{work.project}' is running.")
     return ids

@@ -20,7 +20,7 @@ from trackio.names import HOST
 from trackiod.answers import RunView
 from trackiod.store import points, schema
 from trackiod.store.reader import ProjectReader
-from trackiod.store.shelf_reader import machine_of
+from trackiod.store.shelf_reader import Machine, machine_of
 from trackiod.views.attempts import Stream
 from trackiod.views.column import Bools, Column, Ints, numbers
 
@@ -202,16 +202,23 @@ class SystemView:
         streams = self._reader.streams([_RUN])
         metas = self._reader.metas([_RUN])  # of these, and of others that came meanwhile
         for stream in streams:
-            node = nodes.get(machine_of(metas[stream.id]))
+            machine = machine_of(metas[stream.id])
+            node = next((number for number, known in enumerate(nodes) if any(map(machine.is_same, known))), None)
             if node is not None and (stream.last_ns or 0) >= start and (end is None or stream.started_ns <= end):
                 prefix = f"node{node}/" if len(nodes) > 1 else ""
                 yield _Sampler(self._reader, stream, metas[stream.id], self._view, prefix)
 
-    def _nodes(self) -> dict[str, int]:
-        """The machines that the run ran on, numbered in the order of their lowest ranks."""
-        ordered = sorted(self._view.streams, key=lambda stream: (stream.rank, stream.started_ns))
-        machines = dict.fromkeys(machine_of(self._view.metas[stream.id]) for stream in ordered)
-        return {machine: number for number, machine in enumerate(machines)}
+    def _nodes(self) -> list[set[Machine]]:
+        """The machines that the run ran on, in the order of their lowest ranks."""
+        nodes: list[set[Machine]] = []
+        for stream in sorted(self._view.streams, key=lambda stream: (stream.rank, stream.started_ns)):
+            machine = machine_of(self._view.metas[stream.id])
+            known = next((node for node in nodes if any(map(machine.is_same, node))), None)
+            if known is None:
+                nodes.append({machine})
+            else:
+                known.add(machine)
+        return nodes
 
     @property
     def names(self) -> list[str]:

@@ -53,7 +53,7 @@ class Server:
         self._idle_seconds = idle_seconds
         self._busy_with = busy_with
         self._sampling = sampling
-        self._outlets = outlets
+        self._outlets = outlets or Outlets(places)
         self._ends = 0
         self._streams: dict[str, LiveStream] = {}
         self._draining: dict[str, LiveStream | None] = {}
@@ -161,9 +161,9 @@ class Server:
             case wire.Edit():
                 self._committer.submit(Edit(*message, peer))
             case wire.Copy():
-                if self._outlets is not None:
-                    self._outlets.hurry()
-                self._send(peer, wire.Edited(True))
+                self._send(peer, self._outlets.copy())
+            case wire.Sync():
+                self._send(peer, self._outlets.sync(message))
             case wire.SamplerQuery():
                 if self._sampling is not None:
                     orders = self._sampling.orders(message, self._streams, time.monotonic())
@@ -192,6 +192,7 @@ class Server:
         spool = hello.meta.get("spool")
         stream.watch(os.fsdecode(spool) if isinstance(spool, (bytes, str)) else "")
         stream.is_alive(pid)
+        self._outlets.meet(hello.meta, hello.secrets)
         self._committer.submit(Register(stream.project, stream.id, hello.meta, peer))
 
     def _on_data(self, peer: bytes, data: wire.Data) -> None:
@@ -270,9 +271,8 @@ class Server:
         if self._sampling is not None:
             for stream in self._sampling.check(self._streams, now):
                 self._send(stream.peer, wire.HostSampler(stream.id))
-        if self._outlets is not None:
-            is_busy = bool(self._streams or self._draining)
-            self._outlets.check(self._committer.commits, self._ends, is_busy=is_busy, now=now)
+        is_busy = bool(self._streams or self._draining)
+        self._outlets.check(self._committer.commits, self._ends, is_busy=is_busy, now=now)
         if now >= self._next_scan:
             self._next_scan = now + _SCAN_SECONDS
             self.drain_orphans()
@@ -336,7 +336,7 @@ class Server:
             "backlog": self._committer.backlog,
             "errands": self._busy_with(),
             "problem": self._committer.problem,
-            "copies": self._outlets.facts(self._committer.commits) if self._outlets else None,
+            **self._outlets.facts(self._committer.commits),
             "sampler": self._sampling.facts(self._streams) if self._sampling else None,
         }
         return wire.StatusReport(daemon, [s.report(now) for s in self._streams.values() if s.role != "sampler"])

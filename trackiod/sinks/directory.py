@@ -49,7 +49,7 @@ def main() -> int:
         problems = copy_out(where)
     except OSError as error:
         problems = [f"{where.shared} cannot be written: {error.strerror or error}"]
-    sys.stderr.writelines(f"{problem}\n" for problem in problems)
+    sys.stderr.writelines(f"{problem}\n" for problem in problems[:20])
     return 1 if problems else 0
 
 
@@ -91,7 +91,7 @@ class _Copier:
                 with closing(schema.connect_for_reading(path)) as source:
                     schema.check_version(source, path)
                     self._copy_database(source, path)
-            except (sqlite3.Error, StoreError) as error:
+            except (sqlite3.Error, StoreError, KeyError, TypeError) as error:
                 problems.append(f"{path} cannot be copied: {error}")
             self._say_alive()
         for database in _names(self._places.deleted):
@@ -128,7 +128,7 @@ class _Copier:
             is_new = entry is None or entry["token"] != token
             runs[run] = self._copy_run(source, folder, run, token, entry) if is_new else entry
         blobs = os.path.join(self._places.blobs, os.path.basename(path).removesuffix(schema.SUFFIX))
-        files = _copy_files(source, blobs, os.path.join(folder, FILES)) if runs != before["runs"] else None
+        files = self._copy_files(source, blobs, os.path.join(folder, FILES)) if runs != before["runs"] else None
         index = {"project": project, "runs": runs}
         if index != before:
             _write(os.path.join(folder, INDEX), json.dumps(index))
@@ -144,14 +144,31 @@ class _Copier:
     ) -> dict[str, Any]:
         """Writes what the index does not name yet of a run; returns its new entry."""
         kept = _full_parts(source, run, entry["parts"]) if entry else []
-        self._say_alive()
-        for cut in parts.cuts(source, run, kept[-1]["upto"][0] if kept else 0):
-            parts.write(source, self._made, run, cut)
+        while True:
+            self._say_alive()
+            end = parts.write(source, self._made, run, kept[-1]["upto"][0] if kept else 0)
             name = _digest(self._made) + schema.SUFFIX
             _place(self._made, os.path.join(folder, name))
             os.unlink(self._made)
-            kept.append({"name": name, "upto": None if cut.is_last else parts.place_of(source, cut.upto)})
+            kept.append({"name": name, "upto": end})
+            if end is None:
+                break
         return {"token": token, "parts": kept}
+
+    def _copy_files(self, source: sqlite3.Connection, blobs: str, folder: str) -> list[str]:
+        """Copies the files of values that are not too large, each once. Returns those that nothing speaks of."""
+        rows = source.execute(
+            "SELECT DISTINCT digest, suffix FROM files WHERE state = 'kept' AND artifact IS NULL AND size <= ?",
+            (_MOST_FILE_BYTES,),
+        )
+        wanted = {os.path.join(digest[:2], digest + suffix) for digest, suffix in rows}
+        there = {os.path.join(ab, name) for ab in _names(folder) for name in _names(os.path.join(folder, ab))}
+        for name in sorted(wanted - there):
+            if os.path.exists(os.path.join(blobs, name)):
+                self._say_alive()
+                make_private(os.path.dirname(os.path.join(folder, name)))
+                _place(os.path.join(blobs, name), os.path.join(folder, name))
+        return [os.path.join(folder, name) for name in there - wanted]
 
 
 def _full_parts(source: sqlite3.Connection, run: str, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -168,21 +185,6 @@ def _full_parts(source: sqlite3.Connection, run: str, known: list[dict[str, Any]
     return held or full[-1:]  # so that what follows is not written from the beginning
 
 
-def _copy_files(source: sqlite3.Connection, blobs: str, folder: str) -> list[str]:
-    """Copies the files of values that are not too large, each once. Returns those that nothing speaks of any more."""
-    rows = source.execute(
-        "SELECT DISTINCT digest, suffix FROM files WHERE state = 'kept' AND artifact IS NULL AND size <= ?",
-        (_MOST_FILE_BYTES,),
-    )
-    wanted = {os.path.join(digest[:2], digest + suffix) for digest, suffix in rows}
-    there = {os.path.join(ab, name) for ab in _names(folder) for name in _names(os.path.join(folder, ab))}
-    for name in sorted(wanted - there):
-        if os.path.exists(os.path.join(blobs, name)):
-            make_private(os.path.dirname(os.path.join(folder, name)))
-            _place(os.path.join(blobs, name), os.path.join(folder, name))
-    return [os.path.join(folder, name) for name in there - wanted]
-
-
 # -- files, as readers find them -------------------------------------------------------------------------------------
 
 
@@ -192,9 +194,11 @@ def read_index(folder: str) -> dict[str, Any]:
     text = read_text(os.path.join(folder, INDEX))
     if not text:
         return _NO_INDEX
-    index = json.loads(text)
-    if not isinstance(index, dict) or index.keys() != _NO_INDEX.keys():
-        raise ValueError(f"{folder} has an index that means nothing")
+    index: dict[str, Any] = json.loads(text)
+    try:
+        [[part["name"], part["upto"]] for run in index["runs"].values() for part in run["parts"] if run["token"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} has an index that means nothing ({error!r})") from error
     return index
 
 

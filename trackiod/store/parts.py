@@ -31,18 +31,6 @@ _CHUNKS = "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _NO_END = (1 << 63) - 1
 
 
-class Cut(NamedTuple):
-    """Which of a run's axes a part holds."""
-
-    after: int
-    upto: int = _NO_END
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it also holds what is not in columns yet, and what is known of the run."""
-        return self.upto == _NO_END
-
-
 class Place(NamedTuple):
     """An axis by what it is, not by its number: a restored database counts anew."""
 
@@ -67,19 +55,18 @@ def tokens(source: sqlite3.Connection) -> dict[str, str]:
     return {run: json.dumps(facts) for run, *facts in rows}
 
 
-def cuts(source: sqlite3.Connection, run: str, after: int) -> Iterator[Cut]:
-    """The parts to write of what a run has behind an axis, each of so many bytes; the last has what is left."""
+def _end_of_next(source: sqlite3.Connection, run: str, after: int) -> int:
+    """The last axis of the next part of what a run has behind an axis; `_NO_END` if that is all."""
     sizes = source.execute(
         "SELECT axis, sum(length(c.data)) FROM chunks c JOIN series m ON m.id = c.series JOIN streams s"
         " ON s.id = m.stream WHERE s.run = ? AND axis > ? GROUP BY axis ORDER BY axis", (run, after),
-    ).fetchall()  # fmt: skip
+    )  # fmt: skip
     size = 0
     for axis, more in sizes:
         size += more
         if size > FULL_BYTES:
-            yield Cut(after, axis)
-            after, size = axis, 0
-    yield Cut(after)
+            return int(axis)
+    return _NO_END
 
 
 def place_of(source: sqlite3.Connection, axis: int) -> Place | None:
@@ -88,8 +75,9 @@ def place_of(source: sqlite3.Connection, axis: int) -> Place | None:
     return Place(*row) if row else None
 
 
-def write(source: sqlite3.Connection, path: str, run: str, cut: Cut) -> None:
-    """Writes a part of a run into a new file. Raises sqlite3.Error or OSError."""
+def write(source: sqlite3.Connection, path: str, run: str, after: int) -> Place | None:
+    """Writes the next part of what a run has behind an axis into a new file. Returns the axis it ends with; None if it
+    is the last part, which also holds what is known of the run. Raises sqlite3.Error or OSError."""
     if os.path.exists(path):
         os.unlink(path)
     target = sqlite3.connect(path, isolation_level=None)
@@ -97,37 +85,43 @@ def write(source: sqlite3.Connection, path: str, run: str, cut: Cut) -> None:
         target.execute("PRAGMA journal_mode = OFF")
         target.execute("PRAGMA synchronous = OFF")  # a part counts once it is copied and named
         target.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {VERSION};")
-        source.execute("BEGIN")
-        _write(source, target, run, cut)
+        source.execute("BEGIN")  # one view: what is folded or dropped meanwhile is neither missed nor seen twice
+        upto = _end_of_next(source, run, after)
+        _write(source, target, run, after, upto)
+        end = None if upto == _NO_END else place_of(source, upto)
         target.execute("COMMIT")
+        return end
     finally:
         if source.in_transaction:
             source.execute("ROLLBACK")
         target.close()
 
 
-def _write(source: sqlite3.Connection, target: sqlite3.Connection, run: str, cut: Cut) -> None:
+def _write(source: sqlite3.Connection, target: sqlite3.Connection, run: str, after: int, upto: int) -> None:
+    is_last = upto == _NO_END
     for (stream,) in source.execute("SELECT id FROM streams WHERE run = ?", (run,)).fetchall():
         _copy(source, target, "series", "stream = ?", stream)
-        _copy(source, target, "axes", f"stream = ? AND id > {cut.after} AND id <= {cut.upto}", stream)
+        _copy(source, target, "axes", f"stream = ? AND id > {after} AND id <= {upto}", stream)
         for (series,) in source.execute("SELECT id FROM series WHERE stream = ?", (stream,)).fetchall():
-            _copy(source, target, "chunks", f"series = ? AND axis > {cut.after} AND axis <= {cut.upto}", series)
-        if cut.is_last:
+            _copy(source, target, "chunks", f"series = ? AND axis > {after} AND axis <= {upto}", series)
+        if is_last:
             _copy(source, target, "streams", "id = ?", stream)
             for table in _OF_STREAM:
-                _copy(source, target, table, "stream = ?", stream)
+                _copy(
+                    source, target, table, "stream = ?" + (" AND artifact IS NULL" if table == "files" else ""), stream
+                )
             _write_raw(source, target, stream)
-    if cut.is_last:
+    if is_last:
         _copy(source, target, "runs", "id = ?", run)
         _copy(source, target, "definitions", "run = ?", run)
-        target.execute("UPDATE alerts SET webhook = NULL")
-        target.execute("DELETE FROM files WHERE artifact IS NOT NULL")
 
 
 def _copy(source: sqlite3.Connection, target: sqlite3.Connection, table: str, condition: str, value: Any) -> None:
-    rows = source.execute(f"SELECT * FROM {table} WHERE {condition}", (value,))
-    marks = ",".join("?" * len(rows.description))
-    target.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+    """Copies rows, but where an alert is to be sent, which is a secret."""
+    names = [row[1] for row in source.execute(f"PRAGMA table_info({table})")]
+    columns = ", ".join("NULL" if name == "webhook" else f'"{name}"' for name in names)
+    rows = source.execute(f"SELECT {columns} FROM {table} WHERE {condition}", (value,))
+    target.executemany(f"INSERT INTO {table} VALUES ({','.join('?' * len(names))})", rows)
 
 
 def _write_raw(source: sqlite3.Connection, target: sqlite3.Connection, stream: str) -> None:
@@ -167,6 +161,9 @@ def opened(path: str) -> sqlite3.Connection:
 def gathering(path: str, project: str) -> sqlite3.Connection:
     """The database that a project's parts are put together in. It can be made anew, so it need not survive a crash."""
     if not os.path.exists(path):
+        for leftover in (f"{path}.new", f"{path}.new-wal", f"{path}.new-shm"):
+            if os.path.exists(leftover):
+                os.unlink(leftover)
         made = sqlite3.connect(f"{path}.new", isolation_level=None)
         made.executescript(f"PRAGMA journal_mode = WAL; BEGIN; {TABLES} PRAGMA user_version = {VERSION};")
         made.execute("INSERT INTO meta VALUES ('project', ?)", (project,))
@@ -178,17 +175,19 @@ def gathering(path: str, project: str) -> sqlite3.Connection:
     return connection
 
 
-def take_columns(part: sqlite3.Connection, target: sqlite3.Connection) -> tuple[int, int]:
-    """Adds a part's columns; returns the numbers of the axes they got: above the first, up to the second."""
-    series = _take_series(part, target)
+def take_columns(part: sqlite3.Connection, target: sqlite3.Connection, but: Collection[str] = ()) -> tuple[int, int]:
+    """Adds a part's columns, `but` those of these streams; returns the numbers of the axes they got: above the first,
+    up to the second."""
+    series = _take_series(part, target, but)
     low = high = _next_id(target, "axes") - 1
     axes = {}
-    for id_, *rest in _read(part, "SELECT * FROM axes ORDER BY id"):
-        high += 1
-        axes[id_] = high
-        target.execute(_AXES, (high, *rest))
+    for id_, stream, *rest in _read(part, "SELECT * FROM axes ORDER BY id"):
+        if stream not in but:
+            high += 1
+            axes[id_] = high
+            target.execute(_AXES, (high, stream, *rest))
     next_id = _next_id(target, "chunks")
-    rows = _read(part, "SELECT * FROM chunks ORDER BY id")
+    rows = (row for row in _read(part, "SELECT * FROM chunks ORDER BY id") if row[1] in series)
     renumbered = ((next_id + i, series[row[1]], axes[row[2]], *row[3:]) for i, row in enumerate(rows))
     target.executemany(_CHUNKS, renumbered)
     _mark_overlapped(target, series.values())
@@ -205,34 +204,46 @@ def drop_columns(target: sqlite3.Connection, low: int, high: int) -> None:
     target.execute("DELETE FROM axes WHERE id > ? AND id <= ?", (low, high))
 
 
-def take_facts(part: sqlite3.Connection, target: sqlite3.Connection) -> tuple[list[str], list[tuple[str, str]]]:
-    """Takes what a run's last part says of it, in the place of what was known. Returns the run's streams, and (digest,
+def streams_of(part: sqlite3.Connection) -> dict[str, int]:
+    """A run's streams and how much of each is stored, as its last part says."""
+    return dict(_read(part, "SELECT id, committed FROM streams"))
+
+
+def take_facts(
+    part: sqlite3.Connection, target: sqlite3.Connection, but: Collection[str] = ()
+) -> list[tuple[str, str]]:
+    """Takes what a run's last part says of it, in the place of what was known, `but` of these streams. Returns (digest,
     suffix) of the files of its values."""
-    streams = [row[0] for row in _read(part, "SELECT id FROM streams")]
-    for stream in streams:
+    for stream in streams_of(part).keys() - {*but}:
         for table in _OF_STREAM:
             target.execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))
     for table in ("streams", *_OF_STREAM, "definitions"):
+        place = {"streams": 0, "files": 1}.get(table, 0)
         for row in _read(part, f"SELECT * FROM {table}"):
-            target.execute(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(row))})", row)
+            if table == "definitions" or row[place] not in but:
+                target.execute(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(row))})", row)
     for row in _read(part, "SELECT * FROM runs"):
         _take_run(target, row)
     files = _read(part, "SELECT DISTINCT digest, suffix FROM files WHERE state = 'kept'")
-    return streams, [(digest, suffix) for digest, suffix in files]
+    return [(digest, suffix) for digest, suffix in files]
 
 
 def drop_streams(target: sqlite3.Connection, streams: Sequence[str]) -> None:
     """Removes streams, and runs that have none left."""
     for stream in streams:
         removal.delete_stream(target, stream)
-    target.execute("DELETE FROM runs WHERE NOT EXISTS (SELECT 1 FROM streams s WHERE s.run = runs.id)")
+    if streams:
+        target.execute("DELETE FROM runs WHERE NOT EXISTS (SELECT 1 FROM streams s WHERE s.run = runs.id)")
+        target.execute("DELETE FROM definitions WHERE run NOT IN (SELECT id FROM runs)")
 
 
-def _take_series(part: sqlite3.Connection, target: sqlite3.Connection) -> dict[int, int]:
+def _take_series(part: sqlite3.Connection, target: sqlite3.Connection, but: Collection[str]) -> dict[int, int]:
     """The new numbers of a part's series, by their numbers in it. Parts are taken in their order, so the last to speak
     of a series knows most of it."""
     ids = {}
     for id_, stream, name, *rest in _read(part, "SELECT * FROM series"):
+        if stream in but:
+            continue
         row = target.execute("SELECT id FROM series WHERE stream = ? AND name = ?", (stream, name)).fetchone()
         ids[id_] = new = row[0] if row else _next_id(target, "series")
         marks = ",".join("?" * (3 + len(rest)))

@@ -115,11 +115,11 @@ def connect_for_reading(path: str, *, is_immutable: bool = False) -> sqlite3.Con
     return sqlite3.connect(f"file:{quote(path)}?{options}", uri=True, isolation_level=None, timeout=10)
 
 
-_ALIKE = (
-    "streams series axes chunks batches clocks configs summaries holes files artifacts versions aliases alerts system"
-).split()
+_ALIKE = "chunks versions aliases".split()
+_OF_STREAM = "series axes batches clocks configs summaries holes files artifacts alerts system".split()
+_BEGAN = "min(created_ns, coalesce((SELECT created_ns FROM {1}.runs b WHERE b.id = a.id), created_ns)) AS created_ns"
 _RUNS = (
-    "SELECT * FROM {0}.runs a WHERE NOT EXISTS"
+    f"SELECT id, name, name_rank, run_group, {_BEGAN}, resumes FROM {{0}}.runs a WHERE NOT EXISTS"
     " (SELECT 1 FROM {1}.runs b WHERE b.id = a.id AND b.name_rank {2} a.name_rank)"
 )
 
@@ -145,8 +145,10 @@ def _join_others(connection: sqlite3.Connection, others: str) -> None:
     connection.execute("ATTACH ? AS others", (f"file:{quote(others)}?mode=ro",))
     runs = f"{_RUNS.format('main', 'others', '<')} UNION ALL {_RUNS.format('others', 'main', '<=')}"
     connection.execute(f"CREATE TEMP VIEW runs AS {runs}")
-    for table in _ALIKE:
-        both = " UNION ALL ".join(f"SELECT * FROM {one}.{table}" for one in ("main", "others"))
+    ours = "NOT IN (SELECT id FROM main.streams)"  # a stream that is here too is read here
+    conditions = {"streams": f"WHERE id {ours}", **dict.fromkeys(_OF_STREAM, f"WHERE stream {ours}")}
+    for table in ("streams", *_OF_STREAM, *_ALIKE):
+        both = f"SELECT * FROM main.{table} UNION ALL SELECT * FROM others.{table} {conditions.get(table, '')}"
         connection.execute(f"CREATE TEMP VIEW {table} AS {both}")
     connection.execute(
         "CREATE TEMP VIEW definitions AS SELECT * FROM main.definitions UNION ALL SELECT * FROM others.definitions o"

@@ -18,6 +18,22 @@ class FileRow(NamedTuple):
     cause: str
 
 
+class Machine(NamedTuple):
+    """Where a process ran: equal in one of the two is the same machine, since containers of one machine have names of
+    their own, and one that was booted again has another boot."""
+
+    boot_id: str
+    host: str
+
+    def is_same(self, other: Machine) -> bool:
+        return (self.boot_id != "" and self.boot_id == other.boot_id) or self.host == other.host
+
+
+def machine_of(meta: Mapping[str, Any]) -> Machine:
+    """Where a stream's process ran."""
+    return Machine(str(meta.get("boot_id") or ""), str(meta.get("host") or ""))
+
+
 class AlertRow(NamedTuple):
     """An alert and the run that raised it, None if it was the node. `sent`: what became of its webhook; None without
     one, or while it waits."""
@@ -30,12 +46,7 @@ class AlertRow(NamedTuple):
     level: str
     step: int | None
     sent: str | None
-    machine: str
-
-
-def machine_of(meta: Mapping[str, Any]) -> str:
-    """Which machine a stream's process ran on, whatever its containers call it."""
-    return str(meta.get("boot_id") or meta.get("host"))
+    machine: Machine
 
 
 class ShelfReader:
@@ -117,7 +128,7 @@ class ShelfReader:
         )  # fmt: skip
         return [tuple(row) for row in rows]
 
-    def machines_at(self, time_ns: int, runs: Collection[str] | None = None) -> set[str]:
+    def machines_at(self, time_ns: int, runs: Collection[str] | None = None) -> set[Machine]:
         """Where these runs, or any, had a process at a time."""
         sql = "SELECT meta FROM streams WHERE started_ns <= ?1 AND (state IS NULL OR coalesce(ended_ns, last_ns) >= ?1)"
         found = [self._all(sql, time_ns)] if runs is None else [

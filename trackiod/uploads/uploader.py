@@ -6,6 +6,7 @@ the target itself says what it has: a commit whose answer was lost is seen, or m
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -33,6 +34,7 @@ from trackiod.uploads.target import Folder, RunState, Status, Target
 _MOST_FILES = 20
 """of rows, in a commit"""
 _LEAST_ROWS = 1000
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES}
 _TRIES = 5
 """at once, where the target has changed meanwhile"""
 _MANY_FILES = 24
@@ -96,8 +98,8 @@ class Uploader:
         except (StoreError, sqlite3.Error) as error:
             return Verdict(AGAIN, f"What is stored cannot be read: {error}")
         except Exception as error:  # noqa: BLE001  whatever the target's library raises
-            if isinstance(error, OSError) and str(error.filename or "").startswith(self._folder.path):
-                return Verdict(AGAIN, f"Files for the upload cannot be written: {error.strerror or error}")
+            if isinstance(error, OSError) and error.errno in _DISK:
+                return Verdict(AGAIN, f"Files for the upload cannot be written here: {os.strerror(error.errno)}.")
             return self._sink.classify(error)
         return None
 
@@ -123,7 +125,7 @@ class Uploader:
                 first = {}
         self.status = self.status._replace(
             failures=0, problem="; ".join(self._problems[:3]), rows_waiting=0,
-            next_at=self._clock() + max(pacing.EVERY_SECONDS, self._budget().seconds_until_one(self._target.hosts)),
+            next_at=self._clock() + self._budget().seconds_until_one(self._target.hosts),
         )  # fmt: skip
 
     def _first_files(self) -> dict[str, str | bytes]:

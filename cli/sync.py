@@ -1,0 +1,114 @@
+"""`trackio sync`: what is uploaded where, and uploading now."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import click
+
+from trackio import inquiry, targets, wire
+from trackio.places import Places
+from trackiod import control
+from trackiod.errors import TrackiodError
+
+from .output import duration, here, print_json, say, size, table
+
+_LOOK_SECONDS = 0.3
+
+
+@click.command()
+@click.option("--project", default="", help="Upload this project now. Default: all that have a target.")
+@click.option("--to", "url", help="Where to: hf://datasets/owner/name. All runs of the project go there, from now on.")
+@click.option("--public", is_flag=True, help="A target that is made for it is public. Default: private.")
+@click.option("--retry", is_flag=True, help="Also what was given up: after a login, or when the repository is back.")
+@click.option("--wait", is_flag=True, help="Until all is uploaded, with a bar that shows how far it is.")
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait at most; then exit code 1.")
+@click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")
+def sync(
+    project: str, url: str | None, public: bool, retry: bool, wait: bool, timeout: float | None, as_json: bool
+) -> None:
+    """Upload runs that have a target, or to one that is named; without options, show the targets and how they stand."""
+    places = here()
+    if project or url or retry or wait:
+        _ask(places, project, url, not public, retry)
+    if wait:
+        _wait(places, project, timeout)
+    uploads = _uploads(places, project)
+    if as_json:
+        print_json({"targets": uploads})
+    else:
+        say(text(uploads) if uploads else "No project has a target; upload one with: trackio sync --project P --to URL")
+
+
+def _ask(places: Places, project: str, url: str | None, private: bool, retry: bool) -> None:
+    if url and not project:
+        raise TrackiodError("--to needs --project: whose runs are to go there?")
+    try:
+        wish = targets.wish(targets.url_of(url), private, None, os.environ, (1, 0)) if url else None
+    except ValueError as error:
+        raise TrackiodError(f"{error}.") from None
+    token = targets.wish("", None, None, os.environ, (1, 0)).secrets
+    control.start(places)
+    asked = wire.Sync(project, wish.facts if wish else {}, token, retry)
+    answer = inquiry.ask(places, asked, control.ANSWER_SECONDS)
+    if not isinstance(answer, wire.Edited):
+        raise TrackiodError("trackiod does not answer; see: trackiod logs")
+    if not answer.done:
+        raise TrackiodError(answer.sentence)
+
+
+def _uploads(places: Places, project: str) -> list[dict[str, Any]]:
+    report = control.status(places)
+    found = report.daemon.get("uploads", []) if report else []
+    return [one for one in found if project in ("", *one["projects"])]
+
+
+def _wait(places: Places, project: str, timeout: float | None) -> None:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    total, done = 0, 0
+    with click.progressbar(range(1), label="Uploading", file=sys.stderr) as bar:
+        while True:
+            uploads = _uploads(places, project)
+            parked = [one for one in uploads if one["state"] == "parked"]
+            if parked:
+                raise TrackiodError(parked[0]["problem"])
+            waiting = sum(one["rows_waiting"] for one in uploads)
+            total = max(total, waiting)
+            if total:
+                bar.length = total
+                bar.update(total - waiting - done)
+                done = total - waiting
+            if all(one["state"] == "up to date" for one in uploads):
+                bar.update((bar.length or 0) - done)
+                return
+            if deadline is not None and time.monotonic() >= deadline:
+                problems = [one["problem"] for one in uploads if one["problem"]]
+                raise TrackiodError(f"{waiting:,} rows still wait to be uploaded. {' '.join(problems)}".strip())
+            time.sleep(_LOOK_SECONDS)
+
+
+def text(uploads: list[dict[str, Any]]) -> str:
+    """The targets as a table, and what is wrong with them."""
+    header = ["TARGET", "PROJECTS", "STATE", "WAITING", "SENT", "COMMITS", "LAST", "NEXT"]
+    lines = [table(header, [_cells(one) for one in uploads])]
+    lines += [f"{one['target']}: {one['problem']}" for one in uploads if one["problem"]]
+    return "\n".join(lines)
+
+
+def _cells(one: dict[str, Any]) -> list[Any]:
+    last, following = one["last_commit_seconds_ago"], one["next_in_seconds"]
+    about = f" (about {size(one['bytes_waiting'])})" if one["bytes_waiting"] else ""
+    left = "" if one["commits_left"] is None else f" ({one['commits_left']} left)"
+    return [
+        one["target"],
+        ", ".join(one["projects"]),
+        one["state"],
+        f"{one['rows_waiting']:,} rows{about}",
+        f"{one['rows_sent']:,} rows, {size(one['bytes_sent'])}",
+        f"{one['commits']}{left}",
+        "-" if last is None else f"{duration(last)} ago",
+        "-" if following is None else f"in {duration(following)}",
+    ]

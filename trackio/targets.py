@@ -1,0 +1,57 @@
+"""Where a run is to be uploaded, as the training process says it. Pure: the environment is an argument.
+
+What may lie on disk goes with the stream's facts; a token, or a proxy's password, only over the daemon's socket, which
+keeps it in memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+DATASETS, BUCKETS = "hf://datasets/", "hf://buckets/"
+_REPO = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_TRAVELS = frozenset(
+    (
+        "HF_ENDPOINT HF_HOME HF_HUB_CACHE HF_TOKEN_PATH HF_HUB_OFFLINE HF_HUB_DISABLE_XET HF_HUB_ETAG_TIMEOUT "
+        "HF_HUB_DOWNLOAD_TIMEOUT HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy "
+        "REQUESTS_CA_BUNDLE CURL_CA_BUNDLE SSL_CERT_FILE SSL_CERT_DIR"
+    ).split()
+)
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+class Wish(NamedTuple):
+    """A target, and what of it may be seen by nobody."""
+
+    facts: dict[str, Any]
+    secrets: dict[str, Any]
+
+
+def url_of(text: str, prefix: str = DATASETS) -> str:
+    """The URL behind `owner/name`, `name` or a URL. Raises ValueError with a sentence."""
+    text = text.strip()
+    for known in (DATASETS, BUCKETS):
+        if text.startswith(known):
+            prefix, text = known, text.removeprefix(known)
+    if not _REPO.fullmatch(text) or "--" in text or ".." in text:
+        kind = "bucket" if prefix == BUCKETS else "dataset"
+        raise ValueError(f"{text!r} is no name of a {kind} on the Hub: it is `owner/name`")
+    return prefix + text
+
+
+def wish(url: str, private: bool | None, token: str | None, environ: Mapping[str, str], nodes: tuple[int, int]) -> Wish:
+    """`nodes`: how many hosts the job has, and which of them this is."""
+    settings = {name: value for name, value in environ.items() if name in _TRAVELS or name.startswith("HF_XET_")}
+    secret = {name: value for name, value in settings.items() if "@" in value}  # a proxy's password
+    token = token or next((environ[name] for name in _TOKENS if environ.get(name)), None)
+    facts = {
+        "url": url,
+        "private": private is not False,
+        "environ": {name: value for name, value in settings.items() if name not in secret},
+        "hosts": nodes[0],
+        "node": nodes[1],
+    }
+    secrets = {"token": token, "environ": secret}
+    return Wish(facts, {name: value for name, value in secrets.items() if value})

@@ -1,0 +1,226 @@
+"""When the uploader runs (`trackiod.uploads`): a child for one target at a time, which lives while it has something to
+send. Tokens are kept here, in memory, and given to it on its stdin.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from trackio import targets, wire
+from trackio.places import Places
+from trackiod.uploads import pacing, target
+from trackiod.uploads.target import Folder, Status, Target
+
+log = logging.getLogger("trackiod.uploading")
+
+_PATIENCE_SECONDS = 6 * 3600.0
+"""for one child; a stuck connection times out long before"""
+_CRASH_SECONDS = 60.0
+_SOON_SECONDS = 1.0
+_UNKNOWN = -1
+
+
+class _Known:
+    """A target, and what the daemon knows of it."""
+
+    def __init__(self, where: Places, wanted: Target) -> None:
+        self.folder = Folder(where, wanted.id)
+        self.target = wanted
+        self.status: Status = self.folder.read_status()
+        self.secrets: dict[str, Any] = {}
+        self.seen = _UNKNOWN
+        """how often something was stored when its last child began"""
+        self.since: float | None = None
+        """when something was first seen to wait"""
+        self.is_hurried = self.is_retried = False
+        self.not_before = 0.0
+
+    def is_behind(self, stored: int) -> bool:
+        """Whether something may wait for it."""
+        return self.seen != stored or self.status.rows_waiting > 0 or self.status.failures > 0
+
+    def due_at(self, now: float) -> float:
+        """When to send what waits, in wall-clock time."""
+        if self.is_retried:
+            return 0.0
+        last = self.status.last_commit_at
+        pace = 0.0 if self.is_hurried else (self.since or now) + pacing.FIRST_SECONDS if last is None else (
+            last + pacing.EVERY_SECONDS)  # fmt: skip
+        return max(self.status.next_at, pace)
+
+
+class Uploading:
+    """Owns the child. Called from the loop; never waits."""
+
+    def __init__(self, where: Places) -> None:
+        self._places = where
+        self._known = {id_: _Known(where, wanted) for id_, wanted in target.known(where)}
+        self._child: subprocess.Popen[bytes] | None = None
+        self._busy_with = ""
+        self._started_at = 0.0
+        self._starting = 0
+        self._ends = 0
+        self._stored = 0
+
+    def add(self, project: str, facts: Mapping[str, Any], secrets: Mapping[str, Any], *, is_whole: bool) -> None:
+        """A process, or `trackio sync`, says where runs of a project go."""
+        try:
+            wanted = _understood(project, facts, is_whole)
+            known = self._known.get(wanted.id)
+            joined = known.target.joined(wanted) if known else wanted
+            if known is None:
+                known = self._known[wanted.id] = _Known(self._places, joined)
+            if known.target != joined or known.folder.read_target() is None:
+                known.folder.write_target(joined)
+                known.target = joined
+        except (OSError, TypeError, ValueError, AttributeError) as error:
+            log.warning("runs of project %r are not uploaded: %s", project, error)
+            return
+        if secrets:
+            if secrets.get("token") not in (None, known.secrets.get("token")):
+                known.is_retried = known.is_retried or bool(known.status.parked)  # with another token it may go
+            known.secrets = dict(secrets)
+
+    def sync(self, asked: wire.Sync) -> wire.Edited:
+        """Uploads a project now, to another target or to those that it has."""
+        if asked.target:
+            try:
+                targets.url_of(str(asked.target.get("url")))
+            except ValueError as error:
+                return wire.Edited(False, f"{error}.")
+            self.add(asked.project, asked.target, asked.secrets, is_whole=True)
+        of_project = [known for known in self._known.values() if asked.project in ("", *known.target.projects)]
+        if not of_project:
+            return wire.Edited(
+                False, f"Project '{asked.project}' has no target; say where: --to hf://datasets/owner/name"
+            )
+        for known in of_project:
+            known.secrets = dict(asked.secrets) or known.secrets
+            known.is_hurried, known.seen = True, _UNKNOWN
+            known.is_retried = known.is_retried or asked.is_retry
+        return wire.Edited(True)
+
+    @property
+    def backlog(self) -> int:
+        """Targets for which something waits that may be sent; the daemon does not leave before."""
+        return sum(not known.status.parked and known.is_behind(self._stored) for known in self._known.values())
+
+    def check(self, stored: int, ends: int, now: float) -> None:
+        """Starts a child when it is time. `stored`: how often something was stored so far; `ends`: how many streams
+        have ended."""
+        self._stored = stored
+        if self._child is not None:
+            self._look_after(self._child, now)
+            return
+        if not self._known:
+            return
+        if ends != self._ends:
+            self._ends = ends
+            for known in self._known.values():
+                known.is_hurried = True  # the last rows of a run do not wait
+        clock = time.time()
+        for id_, known in self._known.items():
+            if not known.is_behind(stored):
+                known.since = None
+                continue
+            known.since = known.since or clock
+            if (known.status.parked and not known.is_retried) or now < known.not_before:
+                continue
+            if clock >= known.due_at(clock):
+                self._start(id_, known, now)
+                return
+
+    def facts(self, stored: int) -> list[dict[str, Any]]:
+        """What `status` says of each target."""
+        self._stored = stored
+        return [_facts(known, known.is_behind(stored), id_ == self._busy_with) for id_, known in self._known.items()]
+
+    def end(self) -> None:
+        """Ends the child; what it was sending is sent by the next daemon's."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+
+    def _start(self, id_: str, known: _Known, now: float) -> None:
+        job = {"token": known.secrets.get("token"), "is_retry": known.is_retried}
+        environ = {**self._places.environ(os.environ), **known.target.environ, **known.secrets.get("environ", {})}
+        environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "trackiod", "upload", id_], stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", env=environ,
+            )  # fmt: skip
+            assert child.stdin is not None
+            with child.stdin as stdin:
+                stdin.write(json.dumps(job).encode())
+        except OSError as error:
+            log.warning("the uploader cannot be started: %s", error)
+            known.not_before = now + _CRASH_SECONDS
+            return
+        self._child, self._busy_with, self._started_at, self._starting = child, id_, now, self._stored
+        known.is_hurried = known.is_retried = False
+
+    def _look_after(self, child: subprocess.Popen[bytes], now: float) -> None:
+        code = child.poll()
+        if code is None:
+            if now - self._started_at > _PATIENCE_SECONDS:
+                child.kill()
+            return
+        known = self._known[self._busy_with]
+        before, known.status = known.status, known.folder.read_status()
+        if known.status.problem and known.status.problem != before.problem:
+            log.warning("%s: %s", known.target.url, known.status.problem)
+        if code != 0:
+            log.error("the uploader for %s ended with %d", known.target.url, code)
+            known.not_before = now + _CRASH_SECONDS
+        elif not known.status.failures:
+            known.seen, known.since = self._starting, None
+        self._child, self._busy_with = None, ""
+
+
+def _understood(project: str, facts: Mapping[str, Any], is_whole: bool) -> Target:
+    """A peer may send anything. Raises ValueError or TypeError."""
+    url = targets.url_of(str(facts.get("url", "")))
+    environ = {str(name): str(value) for name, value in dict(facts.get("environ") or {}).items()}
+    hosts, node = int(facts.get("hosts") or 1), facts.get("node")
+    return Target(
+        url, {project: is_whole}, facts.get("private") is not False, environ, max(1, hosts),
+        None if node is None else int(node), bool(facts.get("shows_host")),
+    )  # fmt: skip
+
+
+def _state(known: _Known, is_behind: bool, is_sending: bool) -> str:
+    if is_sending:
+        return "sending"
+    if known.status.parked and not known.is_retried:
+        return "parked"
+    return "waiting" if is_behind or known.is_retried else "up to date"
+
+
+def _facts(known: _Known, is_behind: bool, is_sending: bool) -> dict[str, Any]:
+    status, now = known.status, time.time()
+    per_row = status.bytes / status.rows if status.rows else 0.0
+    last = status.last_commit_at
+    budget = None if status.tokens is None else pacing.Budget(status.tokens, status.tokens_at)
+    return {
+        "target": known.target.url,
+        "projects": sorted(known.target.projects),
+        "state": _state(known, is_behind, is_sending),
+        "rows_waiting": status.rows_waiting,
+        "bytes_waiting": round(status.rows_waiting * per_row),
+        "rows_sent": status.rows,
+        "bytes_sent": status.bytes,
+        "commits": status.commits,
+        "commits_left": None if budget is None else max(0, int(budget.refilled(now, known.target.hosts).tokens)),
+        "last_commit_seconds_ago": None if last is None else round(max(0.0, now - last), 1),
+        "next_in_seconds": round(max(0.0, known.due_at(now) - now), 1) if is_behind and not status.parked else None,
+        "failures": status.failures,
+        "problem": status.problem,
+    }
