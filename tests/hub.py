@@ -117,6 +117,8 @@ def _oid(path: str, data: bytes) -> str:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
     hub: Hub
 
     def log_message(self, *_: Any) -> None:

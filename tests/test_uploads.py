@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,10 @@ import hub
 import pytest
 from conftest import Host, clean_environ, wait_for
 from hub import Fault, Hub
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from trackiod.uploads import pacing
 from trackiod.uploads.target import Folder, Status, Target
 
 REPO = "user/runs"
@@ -395,3 +400,122 @@ def test_a_full_disk_while_files_are_made_is_said_and_nothing_is_lost(host: Host
     assert "cannot be written" in status.problem and not status.parked
     assert upload(host, server, folder).problem == ""
     assert remote(loaded(host, server)) == local(host)
+
+
+# -- a good citizen ----------------------------------------------------------------------------------------------------
+
+
+def test_sixteen_hosts_share_the_commits_of_a_repository_for_a_day(tmp_path: Path) -> None:
+    environ = {**clean_environ(), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    script = Path(__file__).with_name("simulated_day.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env=environ, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    day = json.loads(done.stdout)
+    assert day["worst_hour"] <= pacing.COMMITS_AN_HOUR and day["refused"] == 0
+    assert day["is_equal"] and day["rows"] == 2 * day["logged"] == 2 * 16 * 144
+    assert day["first"] <= 60, "the first rows of each host are there within a minute"
+    assert day["files"] == 16, "a run's small files become few when it ends"
+
+
+@given(st.integers(1, 400), st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_no_hour_has_more_commits_than_all_hosts_may_make(hosts: int, seed: int) -> None:
+    """Each host commits whenever it may, or whenever it likes, and is restarted now and then."""
+    likes = random.Random(seed)
+    commits: list[float] = []
+    for node in range(hosts):
+        budget = pacing.first_budget(0.0, hosts, node)
+        now = likes.uniform(0, 600) if likes.random() < 0.5 else 0.0
+        while now < 3 * pacing.HOUR:
+            budget = budget.refilled(now, hosts)
+            pause = budget.seconds_until_one(hosts)
+            if pause <= 0:
+                commits.append(now)
+                budget = pacing.Budget(*budget.spent())  # as it was written down
+                now += likes.choice([0.0, 300.0, 1000.0])
+            else:
+                now += pause + 1e-3
+    commits.sort()
+    for start in commits:
+        assert bisect.bisect(commits, start + pacing.HOUR) - bisect.bisect_left(commits, start) <= 121
+
+
+def test_a_target_that_fails_is_asked_more_and_more_rarely_and_as_it_wishes() -> None:
+    longest = [max(pacing.pause_after(failures) for _ in range(500)) for failures in range(1, 12)]
+    assert longest == sorted(longest[:8]) + longest[8:] and 800 < longest[-1] <= 900
+    assert min(pacing.pause_after(20) for _ in range(500)) < 100, "full jitter"
+    assert all(pacing.pause_after(1, 120.0) >= 120 for _ in range(50))
+
+
+def test_what_the_hub_asks_for_is_waited_for(host: Host, server: Hub) -> None:
+    logged(host, "one")
+    folder = target(host, server)
+    for headers, seconds in (({"Retry-After": "77"}, 77), ({"RateLimit": '"api";r=0;t=55'}, 55), ({}, 600)):
+        server.faults.append(Fault(COMMIT, 429, headers=headers))
+        status = upload(host, server, folder)
+        assert seconds - 5 <= status.next_at - time.time() <= seconds + 15 and "fewer commits" in status.problem
+        assert not status.parked
+    assert upload(host, server, folder).problem == ""
+    assert remote(loaded(host, server)) == local(host)
+
+
+def test_a_day_without_the_hub_costs_nothing_but_disk(host: Host, server: Hub) -> None:
+    host.start()
+    environ = {**hub_environ(server, host, HF_TOKEN="hf_test"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    code = LOG.replace('project="p",', f'project="p", dataset_id="{REPO}",')
+    assert host.run(code, "one", "40", env=environ).returncode == 0
+    host.ended_runs("p")
+    facts = wait_for(lambda: (f := sync_facts(host, server))["problem"] and f, 60, "the problem")
+    assert facts["state"] == "waiting" and facts["rows_waiting"] == 40 * 7 and "cannot be reached" in facts["problem"]
+    assert "cannot be reached" in host.command("trackio", "status").stdout
+    assert host.cli("get", "run", "--project", "p", "--run", "one")["points"] == 40 * 7
+
+
+def test_finish_waits_for_the_upload_if_it_is_asked_to(host: Host, server: Hub) -> None:
+    host.start()
+    code = LOG.replace('project="p",', f'project="p", dataset_id="{REPO}",')
+    code += "\ntrackio.finish(wait='uploaded', timeout=60)\nprint('done')"
+    done = host.run(code, "one", "40", env=hub_environ(server, host, HF_TOKEN="hf_test"))
+    assert done.stdout == "done\n" and "not" not in done.stderr, done.stderr
+    assert remote(loaded(host, server)) == local(host)
+    server.tokens.clear()
+    done = host.run(code, "two", "4", env=hub_environ(server, host, HF_TOKEN="hf_test"))
+    assert done.stdout == "done\n" and "401" in done.stderr
+    alerts = host.cli("list", "alerts", "--project", "p")["alerts"]
+    assert [alert["title"] for alert in alerts if alert["level"] == "error"] == [f"Nothing is uploaded to {URL}"]
+
+
+def test_pictures_lie_beside_the_rows_that_speak_of_them(host: Host, server: Hub) -> None:
+    host.start()
+    code = """
+import numpy, trackio
+trackio.init(project="p", name="r")
+for i in range(3): trackio.log({"img": trackio.Image(numpy.full((4, 4, 3), i, numpy.uint8), caption="c")})
+"""
+    assert host.run(code).returncode == 0
+    host.ended_runs("p")
+    wait_for(lambda: host.status().daemon["errands"] == 0, what="the files")
+    assert upload(host, server, target(host, server)).problem == ""
+    rows = [json.loads(row["value_text"]) for row in loaded(host, server) if row["metric"] == "img"]
+    tree = server.repos[REPO].tree
+    for value in rows:
+        (run,) = {row["run_id"] for row in loaded(host, server)}
+        path = f"media/{run}/{value['file'].replace('/', '-')}.png"
+        assert value["_type"] == "trackio.image" and tree[path][1:4] == b"PNG"
+    assert len(rows) == 3
+
+
+def test_the_node_s_samples_are_uploaded_with_the_runs_they_concern(host: Host, server: Hub) -> None:
+    host.extra.update({"TRACKIO_SAMPLING": "1", "TRACKIO_SAMPLE_SECONDS": "0.2"})
+    host.start()
+    code = "import time, trackio; trackio.init(project='p', name='r'); trackio.log({'a': 1}); time.sleep(2)"
+    assert host.run(code).returncode == 0
+    run = host.ended_run("p")
+    host.stop()
+    upload(host, server, target(host, server))
+    here = host.cli("get", "system-metric", "--project", "p", "--run", run.id, "--metric", "cpu/utilization")["values"]
+    there = [row for row in loaded(host, server, "system") if row["metric"] == "cpu/utilization"]
+    assert [row["value"] for row in there] == [one["cpu/utilization"] for one in here] and here
+    assert {row["rank"] for row in loaded(host, server, "system")} == {None, 0}

@@ -92,11 +92,13 @@ def log(
         run.log(metrics, step, data=data, commit=commit, **unknown)
 
 
-def finish(exit_code: int | None = None, quiet: bool | None = None) -> None:
+def finish(
+    exit_code: int | None = None, quiet: bool | None = None, *, wait: str = "", timeout: float = 600.0
+) -> None:  # fmt: skip
     """Ends the current run: `Run.finish`. Does nothing without one."""
     run = _current()
     if run is not None:
-        run.finish(exit_code, quiet)
+        run.finish(exit_code, quiet, wait=wait, timeout=timeout)
 
 
 def define_metric(name: str, step_metric: str | None = None, **options: Any) -> None:

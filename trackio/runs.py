@@ -263,7 +263,8 @@ class Run(Likeness):
             if max(len(str(title)), len(str(text))) > alerts.MOST_CHARS:
                 voice.warn_once("long alert", f"an alert is cut to {alerts.MOST_CHARS:,} characters.")
             hook = webhook_url or (self._webhook.url if grade >= self._webhook.least else None)
-            facts = alerts.facts(grade, title, text, self._last_step if step is None else integral(step), hook)
+            last = self._steps.highest if self._steps.highest >= 0 else None
+            facts = alerts.facts(grade, title, text, last if step is None else integral(step), hook)
             voice.say(alerts.line(facts))
             stream = self._open()
             if stream is not None and not stream.note(Kind.ALERT, facts, seconds=_FINISH_SECONDS):
@@ -271,19 +272,21 @@ class Run(Likeness):
         except Exception as error:  # noqa: BLE001 the border to the user's process
             voice.warn_once("alert", f"alert() failed and was skipped: {error!r}")
 
-    @property
-    def _last_step(self) -> int | None:
-        return self._steps.highest if self._steps.highest >= 0 else None
-
     # -- the end --------------------------------------------------------------------------------------------
 
-    def finish(self, exit_code: int | None = None, quiet: bool | None = None) -> None:
-        """Ends the run; returns within milliseconds. A non-zero `exit_code` makes it a failed one."""
+    def finish(
+        self, exit_code: int | None = None, quiet: bool | None = None, *, wait: str = "", timeout: float = 600.0
+    ) -> None:  # fmt: skip
+        """Ends the run; returns within milliseconds, or, if asked to `wait` until all is "stored" or "uploaded", after
+        at most `timeout` seconds. A non-zero `exit_code` makes it a failed one."""
         state, cause = ("failed", f"exit code {exit_code}") if exit_code else ("finished", "")
         self.end(state, cause, explicit=True)
-        stream = self._stream
-        if stream is not None:
-            stream.deliver(_FINISH_SECONDS)
+        if self._stream is not None and wait:
+            from trackio.waiting import until  # seldom asked for
+
+            until(wait, self._stream, self.project, timeout)
+        elif self._stream is not None:
+            self._stream.deliver(_FINISH_SECONDS)
 
     def end(self, state: str, cause: str, *, explicit: bool) -> None:
         """Writes the run's end into the stream, once."""

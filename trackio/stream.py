@@ -59,6 +59,7 @@ class Stream:
             spill_bytes=settings.spill_bytes,
             first_bytes=WORKER_SEGMENT_BYTES if is_worker else FIRST_SEGMENT_BYTES,
         )
+        self.places = shipper.places
         self._shipper = shipper
         self.shipment = shipper.add(self.spool, self.check_clock, secrets)
         self._ring = self.spool.ring

@@ -38,6 +38,7 @@ from trackiod.work import (
     FileKept,
     Find,
     NotDrained,
+    Raise,
     Refused,
     Register,
     Reply,
@@ -237,6 +238,10 @@ class Committer:
             case FileKept():
                 store.shelf.note_file(work.file, *work[3:])
                 after.append(lambda: incoming.remove(self._live, work.file))
+                return None
+            case Raise():
+                stream = store.shelf.raise_alert(time.time_ns(), work.facts)
+                self._errands += [ToSend(store.project, *alert) for alert in store.shelf.alerts_to_send(stream)]
                 return None
             case AlertSent():
                 store.shelf.note_sent(work.stream, work.start, work.sent)

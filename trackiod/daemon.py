@@ -86,7 +86,7 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, *, ready:
     errands = Errands(where, lambda work: committer.submit(work))
     committer = Committer(where.projects, store_id, lambda: server.wake(), errands.take, ours.sample_bytes)
     idle_seconds = ours.idle_seconds if life == AUTOSTARTED else None
-    outlets = Outlets(where)
+    outlets = Outlets(where, lambda work: committer.submit(work))
     sampling = Sampling(where, is_allowed=ours.sampling, interval=ours.sample_seconds)
     server = Server(
         where, committer, idle_seconds=idle_seconds, sampling=sampling, outlets=outlets,

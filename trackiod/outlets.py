@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from trackio import wire
 from trackio.places import Places
 from trackiod.copying import Copying
 from trackiod.uploading import Uploading
+from trackiod.work import Work
 
 
 class Outlets:
     """Called from the loop; never waits, but in `end`."""
 
-    def __init__(self, where: Places) -> None:
+    def __init__(self, where: Places, submit: Callable[[Work], None] = lambda work: None) -> None:
+        """`submit`: hands work to the commit thread."""
         self._copying = Copying(where)
-        self.uploading = Uploading(where)
+        self.uploading = Uploading(where, submit)
 
     def meet(self, meta: Mapping[str, Any], secrets: Mapping[str, Any]) -> None:
         """A stream said HELLO."""
         if isinstance(meta.get("target"), dict) and meta["role"] == "rank":
-            self.uploading.add(str(meta["project"]), meta["target"], secrets, is_whole=False)
+            project, hook = str(meta["project"]), meta.get("webhook")
+            self.uploading.add(project, meta["target"], secrets, is_whole=False, webhook=hook)
 
     def check(self, stored: int, ends: int, *, is_busy: bool, now: float) -> None:
         """Starts what it is time for. `stored`: how often something was stored so far; `ends`: how many streams have

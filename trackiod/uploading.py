@@ -10,13 +10,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from trackio import targets, wire
 from trackio.places import Places
 from trackiod.uploads import pacing, target
 from trackiod.uploads.target import Folder, Status, Target
+from trackiod.work import Raise, Work
 
 log = logging.getLogger("trackiod.uploading")
 
@@ -39,12 +40,13 @@ class _Known:
         """how often something was stored when its last child began"""
         self.since: float | None = None
         """when something was first seen to wait"""
+        self.webhook: Any = None
         self.is_hurried = self.is_retried = False
         self.not_before = 0.0
 
     def is_behind(self, stored: int) -> bool:
         """Whether something may wait for it."""
-        return self.seen != stored or self.status.rows_waiting > 0 or self.status.failures > 0
+        return self.seen != stored or self.status.is_behind
 
     def due_at(self, now: float) -> float:
         """When to send what waits, in wall-clock time."""
@@ -59,8 +61,9 @@ class _Known:
 class Uploading:
     """Owns the child. Called from the loop; never waits."""
 
-    def __init__(self, where: Places) -> None:
+    def __init__(self, where: Places, submit: Callable[[Work], None]) -> None:
         self._places = where
+        self._submit = submit
         self._known = {id_: _Known(where, wanted) for id_, wanted in target.known(where)}
         self._child: subprocess.Popen[bytes] | None = None
         self._busy_with = ""
@@ -69,8 +72,10 @@ class Uploading:
         self._ends = 0
         self._stored = 0
 
-    def add(self, project: str, facts: Mapping[str, Any], secrets: Mapping[str, Any], *, is_whole: bool) -> None:
-        """A process, or `trackio sync`, says where runs of a project go."""
+    def add(
+        self, project: str, facts: Mapping[str, Any], secrets: Mapping[str, Any], *, is_whole: bool, webhook: Any = None
+    ) -> None:
+        """A process, or `trackio sync`, says where runs of a project go. `webhook`: where its alerts are sent."""
         try:
             wanted = _understood(project, facts, is_whole)
             known = self._known.get(wanted.id)
@@ -83,6 +88,7 @@ class Uploading:
         except (OSError, TypeError, ValueError, AttributeError) as error:
             log.warning("runs of project %r are not uploaded: %s", project, error)
             return
+        known.webhook = webhook or known.webhook
         if secrets:
             if secrets.get("token") not in (None, known.secrets.get("token")):
                 known.is_retried = known.is_retried or bool(known.status.parked)  # with another token it may go
@@ -177,12 +183,22 @@ class Uploading:
         before, known.status = known.status, known.folder.read_status()
         if known.status.problem and known.status.problem != before.problem:
             log.warning("%s: %s", known.target.url, known.status.problem)
+        if known.status.parked and known.status.parked != before.parked:
+            self._raise(known)
         if code != 0:
             log.error("the uploader for %s ended with %d", known.target.url, code)
             known.not_before = now + _CRASH_SECONDS
         elif not known.status.failures:
             known.seen, known.since = self._starting, None
         self._child, self._busy_with = None, ""
+
+    def _raise(self, known: _Known) -> None:
+        """One alert in each project that waits for somebody."""
+        title = f"Nothing is uploaded to {known.target.url}"
+        text = f"{known.status.parked} Then: trackio sync --retry"
+        hook = known.webhook[0] if isinstance(known.webhook, list) and known.webhook else None
+        for project in known.target.projects:
+            self._submit(Raise(project, {"level": "error", "title": title, "text": text, "webhook": hook}))
 
 
 def _understood(project: str, facts: Mapping[str, Any], is_whole: bool) -> Target:

@@ -81,6 +81,14 @@ class AlertSent(NamedTuple):
     sent: str
 
 
+class Raise(NamedTuple):
+    """The daemon itself raises an alert, in the newest run of a project."""
+
+    project: str
+    facts: dict[str, Any]
+    stream: str = ""
+
+
 class Edit(NamedTuple):
     """Somebody wants something deleted, moved or renamed (`wire.Edit`)."""
 
@@ -92,7 +100,7 @@ class Edit(NamedTuple):
     stream: str = ""
 
 
-Work = Register | Append | Refused | Drain | Find | FileKept | AlertSent | Edit
+Work = Register | Append | Refused | Drain | Find | FileKept | AlertSent | Raise | Edit
 
 
 class Reply(NamedTuple):

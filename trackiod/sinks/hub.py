@@ -34,12 +34,12 @@ _QUOTA_SECONDS = 600.0
 class HubSink:
     """A dataset repository."""
 
-    def __init__(self, url: str, token: str | None) -> None:
-        """`token`: None for the one that `huggingface_hub` finds."""
+    def __init__(self, url: str, token: str | None, endpoint: str | None = None) -> None:
+        """`token`, `endpoint`: None for those that `huggingface_hub` finds."""
         self.name = url
         self._repo = url.removeprefix(PREFIX)
         self._token = token or huggingface_hub.get_token() or False
-        self._api = HfApi(token=self._token)
+        self._api = HfApi(endpoint, token=self._token)
 
     @property
     def has_token(self) -> bool:

@@ -93,6 +93,16 @@ class Shelf:
         names = ("start", "time_ns", "step", "level", "title", "text", "webhook", "run_id", "run")
         return [(row[0], dict(zip(names, row[1:], strict=True))) for row in rows.fetchall()]
 
+    def raise_alert(self, time_ns: int, facts: dict[str, Any]) -> str:
+        """An alert of the daemon's own, in the newest stream of a rank: no record has its place. Returns the stream."""
+        newest = "SELECT id FROM streams WHERE role = 'rank' ORDER BY started_ns DESC LIMIT 1"
+        row = self._connection.execute(newest).fetchone()
+        if row is None:
+            return ""
+        values = (row[0], -time_ns, time_ns, None, facts["level"], facts["title"], facts["text"], facts.get("webhook"))
+        self._connection.execute("INSERT OR IGNORE INTO alerts VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", values)
+        return str(row[0])
+
     def note_sent(self, stream: str, start: int, sent: str) -> None:
         """Notes that an alert was sent, or why it was given up; its address is forgotten."""
         self._connection.execute(

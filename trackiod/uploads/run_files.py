@@ -127,12 +127,6 @@ class RunFiles:
             yield Addition(self.run, adds, state, file.rows)
 
     @property
-    def points(self) -> int:
-        """How many points are stored; `Cursor.rows` of them are at the target."""
-        sql = "SELECT coalesce(sum(points), 0) FROM streams WHERE run = ? AND role = 'rank'"
-        return int(self._source.connection.execute(sql, (self.run,)).fetchone()[0])
-
-    @property
     def is_running(self) -> bool:
         """Whether one of its processes on this host goes on."""
         sql = "SELECT 1 FROM streams WHERE run = ? AND state IS NULL LIMIT 1"
@@ -323,6 +317,12 @@ class _Made:
 
     def __exit__(self, *_: object) -> None:
         self._writer.__exit__()
+
+
+def points_of(connection: sqlite3.Connection, run: str) -> int:
+    """How many points of a run are stored; `Cursor.rows` of them are at the target."""
+    sql = "SELECT coalesce(sum(points), 0) FROM streams WHERE run = ? AND role = 'rank'"
+    return int(connection.execute(sql, (run,)).fetchone()[0])
 
 
 def folder_of(run: str) -> str:

@@ -56,13 +56,13 @@ class Status(NamedTuple):
     rows: int = 0
     bytes: int = 0
     rows_waiting: int = 0
+    is_behind: bool = False
+    """whether something is left to do: rows to send, or files to merge"""
     failures: int = 0
     """in a row"""
     problem: str = ""
     parked: str = ""
     """why nothing is tried any more before somebody has done something"""
-    alerted: str = ""
-    """the sentence that an alert was raised for"""
 
 
 class RunState(NamedTuple):

@@ -113,6 +113,7 @@ class Uploader:
     # -- sending -----------------------------------------------------------------------------------------------------
 
     def _send_all(self) -> None:
+        self.status = self.status._replace(is_behind=True, rows_waiting=self._count_waiting())
         first: dict[str, str | bytes] = {}
         if not self.status.is_prepared:
             self._sink.prepare(private=self._target.private)
@@ -124,7 +125,7 @@ class Uploader:
                 self._commit(additions, first)
                 first = {}
         self.status = self.status._replace(
-            failures=0, problem="; ".join(self._problems[:3]), rows_waiting=0,
+            failures=0, problem="; ".join(self._problems[:3]), rows_waiting=0, is_behind=False,
             next_at=self._clock() + self._budget().seconds_until_one(self._target.hosts),
         )  # fmt: skip
 
@@ -177,7 +178,6 @@ class Uploader:
         scratch = self._folder.scratch("next")
         found: list[Addition] = []
         self._problems = []
-        waiting = 0
         for project, is_whole in self._target.projects.items():
             path = schema.path_of(self._places.projects, project)
             if not os.path.exists(path):
@@ -190,10 +190,20 @@ class Uploader:
                     files = RunFiles(source, run)
                     more = self._merged(files, state) if is_merging else self._new(files, state, token)
                     found += itertools.islice(more, _MOST_FILES - len(found))
-                    waiting += files.points - (state.cursor.rows if state else 0)
                     self._problems += files.problems
-        self.status = self.status._replace(rows_waiting=waiting)
         return found
+
+    def _count_waiting(self) -> int:
+        """How many points are stored and not at the target, as far as this host knows."""
+        waiting = 0
+        for project, is_whole in self._target.projects.items():
+            path = schema.path_of(self._places.projects, project)
+            if os.path.exists(path):
+                with closing(schema.connect_for_reading(path)) as connection:
+                    for run in self._runs(connection, is_whole):
+                        state = self._folder.read_run(run)
+                        waiting += run_files.points_of(connection, run) - (state.cursor.rows if state else 0)
+        return waiting
 
     def _runs(self, connection: sqlite3.Connection, is_whole: bool) -> dict[str, str]:
         """The runs that go to this target, with what changes whenever one does."""
