@@ -199,7 +199,7 @@ def test_uploads_that_are_not_built_say_so_and_return_none(host: Host) -> None:
     done = host.run(
         "import trackio\nprint(trackio.sync(project='p', sdk='static', force=True), trackio.freeze(project='p'))"
     )
-    assert done.stdout.strip() == "None None" and done.stderr.count("not built yet") == 1
+    assert done.stdout.strip() == "None None" and done.stderr.count("nothing is uploaded to Spaces yet") == 1
 
 
 def test_log_after_finish_reopens_the_run(daemon: Host) -> None:

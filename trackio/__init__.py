@@ -158,8 +158,9 @@ def login(*args: Any, **kwargs: Any) -> bool:
 
 
 def sync(project: str | None = None, **where: Any) -> None:
-    """Uploads a project: not built yet. Says so once and returns None; the data stay on this host."""
-    voice.warn_once("upload", "uploads are not built yet; the data stay on this host.")
+    """Uploads a project to a Space: not built. Says so once and returns None; datasets are uploaded by `dataset_id=` of
+    init(), or by `trackio sync`."""
+    voice.warn_once("upload", "nothing is uploaded to Spaces yet; to a dataset: trackio sync --project P --to URL")
 
 
 def freeze(space_id: str | None = None, project: str | None = None, **where: Any) -> None:

@@ -19,7 +19,7 @@ _REINITS = {True: "finish_previous", False: "return_previous", None: "", "defaul
 _MOST_ABOUT_CHARS = 10_000
 _UNUSED = frozenset(
     (
-        "space_id server_url embed trackio_url trackio_token monitoring_mode dir entity save_code "
+        "space_id server_url bucket_id embed trackio_url trackio_token monitoring_mode dir entity save_code "
         "allow_val_change force anonymous magic tensorboard sync_tensorboard monitor_gym"
     ).split()
 )
@@ -120,15 +120,12 @@ def _webhook(url: Any, least: Any, ours: Settings) -> alerts.Webhook:
 
 
 def _target(asked: dict[str, Any], ours: Settings) -> tuple[str, bool | None, str | None]:
-    """upstream's `dataset_id`, `bucket_id`, `private` and `hf_token`, taken out of `asked`."""
+    """upstream's `dataset_id`, `private` and `hf_token`, taken out of `asked`."""
     aliases = (asked.pop("dataset_id", None), asked.pop("dataset_repo", None))
     dataset = next((alias for alias in aliases if alias), None) or ours.dataset
-    bucket = asked.pop("bucket_id", None) or ours.bucket
     private, token = asked.pop("private", None), _text_or_none(asked.pop("hf_token", None))
     try:
-        if dataset:
-            return targets.url_of(str(dataset)), private, token
-        return targets.url_of(str(bucket), targets.BUCKETS) if bucket else "", private, token
+        return targets.url_of(str(dataset)) if dataset else "", private, token
     except ValueError as error:
         voice.warn_once("target", f"{error}; the run is not uploaded.")
         return "", private, token

@@ -34,7 +34,6 @@ class Settings(NamedTuple):
     sample_bytes: int = 1 << 30
     shared_dir: str = ""
     dataset: str = ""
-    bucket: str = ""
 
 
 class Variable(NamedTuple):
@@ -111,7 +110,6 @@ VARIABLES: dict[str, Variable] = {
     "dataset": Variable(
         ("TRACKIO_DATASET_ID", "TRACKIO_DATASET_REPO"), _text, "A dataset on the Hugging Face Hub to upload runs to."
     ),
-    "bucket": Variable(("TRACKIO_BUCKET_ID",), _text, "A bucket on the Hugging Face Hub to upload runs to."),
     "mode": Variable(("TRACKIO_MODE",), _mode, "`online`, `offline` (never uploads) or `disabled` (does nothing)."),
     "autostart": Variable(("TRACKIO_AUTOSTART",), _switch, "`0`: training processes never start a daemon. Default: 1."),
     "quiet": Variable(("TRACKIO_QUIET",), _switch, "`1`: no line when a run starts. Default: 0."),

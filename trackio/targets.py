@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-DATASETS, BUCKETS = "hf://datasets/", "hf://buckets/"
+DATASETS = "hf://datasets/"
 _REPO = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _TRAVELS = frozenset(
     (
@@ -29,16 +29,12 @@ class Wish(NamedTuple):
     secrets: dict[str, Any]
 
 
-def url_of(text: str, prefix: str = DATASETS) -> str:
+def url_of(text: str) -> str:
     """The URL behind `owner/name`, `name` or a URL. Raises ValueError with a sentence."""
-    text = text.strip()
-    for known in (DATASETS, BUCKETS):
-        if text.startswith(known):
-            prefix, text = known, text.removeprefix(known)
-    if not _REPO.fullmatch(text) or "--" in text or ".." in text:
-        kind = "bucket" if prefix == BUCKETS else "dataset"
-        raise ValueError(f"{text!r} is no name of a {kind} on the Hub: it is `owner/name`")
-    return prefix + text
+    name = text.strip().removeprefix(DATASETS)
+    if not _REPO.fullmatch(name) or "--" in name or ".." in name:
+        raise ValueError(f"{text.strip()!r} is no name of a dataset on the Hub: it is `owner/name`")
+    return DATASETS + name
 
 
 def wish(url: str, private: bool | None, token: str | None, environ: Mapping[str, str], nodes: tuple[int, int]) -> Wish:

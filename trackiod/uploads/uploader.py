@@ -20,7 +20,7 @@ import msgpack
 
 from trackio import places, settings
 from trackio.places import Places
-from trackiod.errors import StoreError
+from trackiod.errors import StoreError, TrackiodError
 from trackiod.sinks import open_sink
 from trackiod.sinks.directory import store_id
 from trackiod.sinks.interface import AGAIN, PARK, REBASE, SMALLER, Change, Sink, Verdict
@@ -50,7 +50,12 @@ def main(id_: str) -> int:
     target = folder.read_target()
     if target is None:
         return 1
-    Uploader(where, folder, target, open_sink(target.url, job.get("token"))).upload(is_retry=bool(job.get("is_retry")))
+    try:
+        sink = open_sink(target.url, job.get("token"))
+    except TrackiodError as error:
+        folder.write_status(folder.read_status()._replace(problem=str(error), parked=str(error)))
+        return 0
+    Uploader(where, folder, target, sink).upload(is_retry=bool(job.get("is_retry")))
     return 0
 
 
