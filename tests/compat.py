@@ -11,8 +11,8 @@ SAME = "same"
 
 UPSTREAM = {
     "init": "takes every keyword; `dataset_id` is where the run is uploaded; `space_id`, `server_url` and `bucket_id` "
-    "wait for these targets, `embed` for a dashboard; `auto_log_gpu` and `auto_log_cpu` are True if nothing is said, the "
-    "intervals 5 s, and the smallest that a run on the node asks for samples",
+    "wait for these targets, `embed` for a dashboard; `auto_log_gpu` and `auto_log_cpu` are True if nothing is said, "
+    "the intervals 5 s, and the smallest that a run on the node asks for samples",
     "log": "nested metrics are flattened with `/`, None is skipped, no key is reserved; also `data=` and `commit=`",
     "log_system": SAME,
     "log_gpu": "returns the node's newest sample, stores nothing: the node is sampled once, for all runs",

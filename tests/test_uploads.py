@@ -54,9 +54,17 @@ def target(host: Host, server: Hub, **options: Any) -> Folder:
     return folder
 
 
-def upload(host: Host, server: Hub, folder: Folder, *, is_retry: bool = True, token: str = "hf_test") -> Status:
+def upload(
+    host: Host,
+    server: Hub,
+    folder: Folder,
+    *,
+    is_retry: bool = True,
+    token: str = "hf_test",
+    python: str = sys.executable,
+) -> Status:
     """Runs the uploader as the daemon does; returns how the target stands then."""
-    command = [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path)]
+    command = [python, "-m", "trackiod", "upload", os.path.basename(folder.path)]
     job = json.dumps({"token": token, "is_retry": is_retry})
     done = subprocess.run(
         command, input=job, env=host.environ(**hub_environ(server, host)), capture_output=True, text=True, timeout=120
@@ -130,23 +138,26 @@ def remote(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return sorted(found, key=str)
 
 
-def test_what_is_loaded_from_the_hub_is_what_is_stored_here(host: Host, server: Hub) -> None:
+@pytest.mark.parametrize("environment", ["", "transformers-4", "oldest-hub"])
+def test_what_is_loaded_from_the_hub_is_what_is_stored_here(host: Host, server: Hub, environment: str) -> None:
+    """With the newest library of the Hub, the last before 1.0, and the oldest."""
+    python = str(Path(sys.prefix) / environment / "bin" / "python")
     host.start()
     assert host.run(LOG, "one", "40").returncode == 0
     host.ended_runs("p")
     folder = target(host, server)
-    status = upload(host, server, folder)
+    status = upload(host, server, folder, python=python)
     assert (status.problem, status.parked, status.rows_waiting) == ("", "", 0)
-    assert remote(loaded(host, server)) == local(host)
+    assert remote(loaded(host, server, python=python)) == local(host)
     (repo,) = server.repos.values()
     assert repo.private and len(repo.commits) == 2
-    alerts, runs, system = (loaded(host, server, kind) for kind in ("alerts", "runs", "system"))
+    alerts, runs, system = (loaded(host, server, kind, python) for kind in ("alerts", "runs", "system"))
     assert [(row["title"], row["text"], row["level"]) for row in alerts] == [("high", "too high", "warn")]
     assert [(row["run"], row["state"], json.loads(row["config"])["lr"], row["host"]) for row in runs] == [
         ("one", "finished", 0.1, None)
     ]
     assert [(row["metric"], row["value"]) for row in system] == [("fan", 7.0)]
-    assert upload(host, server, folder).commits == status.commits, "nothing waits, nothing is sent"
+    assert upload(host, server, folder, python=python).commits == status.commits, "nothing waits, nothing is sent"
 
 
 def sync_facts(host: Host, server: Hub) -> Any:
