@@ -361,7 +361,9 @@ while not one.is_retired: time.sleep(0.05)
 one.log({"a": 3.0})
 one.log({"a": 4.0}, step=1)
 """, seconds=60)  # fmt: skip
-    wait_for(lambda: len(daemon.runs("p")) == 3 and all(r.state.state == "finished" for r in daemon.runs("p")))
+    assert [(run.name, *run.state[:2]) for run in daemon.ended_runs("p", 60)] == [
+        (name, "finished", "") for name in ("one", "two", "three")
+    ]
     run = daemon.cli("get", "run", "--project", "p", "--run", "one")
     assert (run["attempts"], run["last_step"], run["highest_step"], run["logging"]) == (1, 2, 2, 1)
     assert run["summary"]["a"] == {"last": 3.0, "min": 1.0, "max": 4.0, "mean": pytest.approx(8 / 3)}

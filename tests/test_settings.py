@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from conftest import Host
+
 from trackio.settings import VARIABLES, Settings, read
 
 
@@ -34,3 +36,20 @@ def test_every_setting_is_on_the_docs_page() -> None:
     for variable in VARIABLES.values():
         row = f"| {', '.join(f'`{n}`' for n in variable.names)} | {variable.about} |"
         assert row in page, row
+
+
+def test_a_settings_file_stands_beneath_the_environment(host: Host, tmp_path: Path) -> None:
+    folder = tmp_path / "config" / "trackio"
+    folder.mkdir(parents=True)
+    (folder / "settings.toml").write_text('project = "of the file"\nquiet = true\nrun_name = "r"\nnonsense = 1\n')
+    code = "from trackio import settings; s, p = settings.of_this_process(); print(s.project, s.quiet, s.run_name, p)"
+    env = {
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "TRACKIO_PROJECT_NAME": "of the environment",
+        "TRACKIO_RUN_NAME": "",
+    }
+    out = host.run(code, env=env).stdout
+    assert out.startswith("of the environment True r [") and out.count("no setting") == 1 and "nonsense" in out
+    (folder / "settings.toml").write_text("this is = = no toml")
+    out = host.run(code, env=env).stdout
+    assert out.startswith("of the environment False ") and out.count("cannot be read") == 1

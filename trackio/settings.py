@@ -146,21 +146,48 @@ VARIABLES: dict[str, Variable] = {
 }
 
 
-def read(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
-    """The settings in `environ`, and a sentence for each that was not understood and keeps its default."""
+def read(environ: Mapping[str, str], beneath: Mapping[str, str] | None = None) -> tuple[Settings, list[str]]:
+    """The settings in `environ`, else in `beneath`, and a sentence for each that was not understood and keeps its
+    default."""
     values: dict[str, Any] = {}
     problems: list[str] = []
     for setting, variable in VARIABLES.items():
-        name = next((n for n in variable.names if environ.get(n)), None)
-        if name is None:
+        found = [texts[name] for texts in (environ, beneath or {}) for name in variable.names if texts.get(name)]
+        if not found:
             continue
         try:
-            values[setting] = variable.read(environ[name])
+            values[setting] = variable.read(found[0])
         except ValueError as error:
-            problems.append(f"{name}={environ[name]!r} is not understood ({error}); the default is used.")
+            name = next(n for n in variable.names if found[0] in (environ.get(n), (beneath or {}).get(n)))
+            problems.append(f"{name}={found[0]!r} is not understood ({error}); the default is used.")
     return Settings(**values), problems
 
 
 def of_this_process() -> tuple[Settings, list[str]]:
-    """`read` of this process's environment."""
-    return read(os.environ)
+    """`read` of this process's environment, and beneath it of the user's settings file."""
+    in_file, problems = _of_file(_file(os.environ))
+    settings, more = read(os.environ, in_file)
+    return settings, problems + more
+
+
+def _file(environ: Mapping[str, str]) -> str:
+    base = environ.get("XDG_CONFIG_HOME", "")
+    return os.path.join(base if os.path.isabs(base) else os.path.expanduser("~/.config"), "trackio", "settings.toml")
+
+
+def _of_file(path: str) -> tuple[dict[str, str], list[str]]:
+    """What a settings file says, as environment variables would; a sentence if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            import tomllib  # seldom there
+
+            values = tomllib.load(file)
+    except FileNotFoundError:
+        return {}, []
+    except (OSError, ValueError) as error:
+        return {}, [f"{path} cannot be read ({error}); its settings are not used."]
+    known = {name for variable in VARIABLES.values() for name in variable.names}
+    named = {f"TRACKIO_{key.upper()}": value for key, value in values.items()}
+    problems = [f"{path} has no setting to be called {name.removeprefix('TRACKIO_').lower()!r}." for name in named
+                if name not in known]  # fmt: skip
+    return {name: str(int(v) if isinstance(v, bool) else v) for name, v in named.items() if name in known}, problems
