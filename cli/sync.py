@@ -69,6 +69,7 @@ def _uploads(places: Places, project: str) -> list[dict[str, Any]]:
 def _wait(places: Places, project: str, timeout: float | None) -> None:
     deadline = None if timeout is None else time.monotonic() + timeout
     total, done = 0, 0
+    asked: dict[str, int] = {}
     with click.progressbar(range(1), label="Uploading", file=sys.stderr) as bar:
         while True:
             uploads = _uploads(places, project)
@@ -81,7 +82,8 @@ def _wait(places: Places, project: str, timeout: float | None) -> None:
                 bar.length = total
                 bar.update(total - waiting - done)
                 done = total - waiting
-            if all(one["state"] == "up to date" for one in uploads):
+            asked = asked or {one["target"]: one["asked"] for one in uploads}
+            if all(one["served"] >= asked.get(one["target"], 0) for one in uploads):
                 bar.update((bar.length or 0) - done)
                 return
             if deadline is not None and time.monotonic() >= deadline:

@@ -126,11 +126,12 @@ def main(folder: Path) -> None:
             rows.update(zip(*(table[name].to_pylist() for name in ("rank", "step", "metric", "value")), strict=True))
     expected = {(h.node, step, "loss", float(step)) for h in hosts for step in range(h.logged)}
     expected |= {(h.node, step, "rank", float(h.node)) for h in hosts for step in range(h.logged)}
+    first = {h.node: min(c.at for c in repo.commits if any(f"/{h.node:012x}" in p for p in c.changed)) for h in hosts}
     print(json.dumps({
         "commits": len(times), "worst_hour": worst, "refused": refused, "rows": sum(rows.values()),
         "is_equal": rows == collections.Counter(expected), "logged": sum(h.logged for h in hosts),
-        "first": max(min(c.at for c in repo.commits if any(f"/{h.node:012x}" in p for p in c.changed)) for h in hosts)
-        - BEGIN, "after_the_end": max(times) - last, "files": sum(path.startswith("metrics/job") for path in repo.tree),
+        "first": max(first.values()) - BEGIN, "after_the_end": max(times) - last,
+        "files": sum(path.startswith("metrics/p/job") for path in repo.tree),
     }))  # fmt: skip
 
 

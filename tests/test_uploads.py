@@ -22,6 +22,7 @@ from hub import Fault, Hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trackiod.store import schema
 from trackiod.uploads import pacing
 from trackiod.uploads.target import Folder, Status, Target
 
@@ -302,6 +303,8 @@ def test_a_store_that_has_forgotten_its_cursors_finds_them_at_the_target(host: H
     assert remote(loaded(host, server)) == local(host)
     server.repos.clear()  # and a target that has lost everything gets it again
     upload(host, server, folder)
+    shutil.rmtree(host.data.parent / "hf")  # what `datasets` has kept
+    shutil.rmtree(host.data.parent / "cache")
     assert remote(loaded(host, server)) == local(host)
 
 
@@ -309,13 +312,14 @@ def test_two_hosts_push_to_one_repository(host: Host, server: Hub, tmp_path: Pat
     other = Host(tmp_path / "other" / "data", host.spool / "other")
     other.data.mkdir(parents=True)
     other.spool.mkdir()
-    code = LOG.replace("import sys, trackio", "import sys, trackio; sys.argv[1] = 'r'")
     for rank, one in enumerate((host, other)):
         one.start()
-        env = {"TRACKIO_RUN_ID": "job", "RANK": str(rank), "WORLD_SIZE": "2"}
-        assert one.run(code, "r", "40", env=env).returncode == 0
+        env = {"TRACKIO_RUN_ID": "job", "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+        env |= {"TRACKIO_DATASET_ID": REPO, "HF_ENDPOINT": "http://127.0.0.1:9"}  # its daemon reaches nobody
+        assert one.run(LOG, "r", "40", env=env).returncode == 0
         one.ended_runs("p")
-        assert upload(one, server, target(one, server, hosts=2, node=rank)).problem == ""
+        one.stop()
+        assert upload(one, server, target(one, server)).problem == ""
     rows = loaded(host, server)
     assert remote(rows) == sorted(local(host) + local(other), key=str)
     assert {(row["rank"], row["node"]) for row in rows} == {(0, 0), (1, 1)}
@@ -513,7 +517,7 @@ for i in range(3): trackio.log({"img": trackio.Image(numpy.full((4, 4, 3), i, nu
     tree = server.repos[REPO].tree
     for value in rows:
         (run,) = {row["run_id"] for row in loaded(host, server)}
-        path = f"media/{run}/{value['file'].replace('/', '-')}.png"
+        path = f"media/p/{run}/{value['file'].replace('/', '-')}.png"
         assert value["_type"] == "trackio.image" and tree[path][1:4] == b"PNG"
     assert len(rows) == 3
 
@@ -530,3 +534,124 @@ def test_the_node_s_samples_are_uploaded_with_the_runs_they_concern(host: Host, 
     there = [row for row in loaded(host, server, "system") if row["metric"] == "cpu/utilization"]
     assert [row["value"] for row in there] == [one["cpu/utilization"] for one in here] and here
     assert {row["rank"] for row in loaded(host, server, "system")} == {None, 0}
+
+
+# -- what a review found -----------------------------------------------------------------------------------------------
+
+
+def test_a_commit_that_arrives_late_takes_nothing_back(host: Host, server: Hub) -> None:
+    """Its uploader was killed while it sent; another one has sent more since."""
+    logged(host, "one", steps=5)
+    folder = target(host, server)
+    server.faults.append(Fault(COMMIT, seconds=6))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path)], stdin=subprocess.PIPE, text=True,
+        env=host.environ(**hub_environ(server, host)), stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert child.stdin is not None
+    child.stdin.write('{"token": "hf_test", "is_retry": true}')
+    child.stdin.close()
+    wait_for(lambda: server.requests(COMMIT), what="the commit on its way")
+    child.kill()
+    child.wait()
+    logged(host, "two", steps=5)
+    assert upload(host, server, folder).problem == ""
+    time.sleep(7)
+    assert remote(loaded(host, server)) == local(host)
+
+
+def test_a_rename_changes_no_row_that_was_pushed(host: Host, server: Hub) -> None:
+    host.start()
+    folder = target(host, server)
+    for number in range(3):
+        code = "import trackio; trackio.init(project='p', name='r', id='x', resume='allow'); trackio.log({'a': 1.5})"
+        assert host.run(code).returncode == 0
+        host.ended_runs("p")
+        if number < 2:
+            server.faults.append(Fault("GET .*/tree/.*/metrics", 500))  # no merging yet
+            upload(host, server, folder)
+    assert host.run("import trackio; (run,) = trackio.Api().runs('p'); run.rename('new')").returncode == 0
+    upload(host, server, folder)
+    rows = loaded(host, server)
+    assert sorted(row["run"] for row in rows) == ["new", "r", "r"]
+    paths = [path for path in server.repos[REPO].tree if path.startswith("metrics/p/")]
+    assert len(paths) == 2, "what was pushed under one name was merged"
+
+
+def test_one_run_id_in_two_projects_is_two_runs(host: Host, server: Hub) -> None:
+    host.start()
+    for project in ("p", "q"):
+        code = (
+            f"import trackio; trackio.init(project='{project}', name='r', id='same'); trackio.log({{'{project}': 1.5}})"
+        )
+        assert host.run(code).returncode == 0
+        host.ended_runs(project)
+    wanted = Target(URL, {"p": True, "q": True}, environ={"HF_ENDPOINT": server.url})
+    folder = Folder(host.places, wanted.id)
+    folder.write_target(wanted)
+    for _ in range(2):
+        status = upload(host, server, folder)
+    assert (status.commits, status.rows, status.problem) == (1, 2, "")
+    rows = loaded(host, server)
+    assert sorted((row["project"], row["run_id"], row["metric"]) for row in rows) == [
+        ("p", "same", "p"), ("q", "same", "q"),
+    ]  # fmt: skip
+
+
+def test_one_database_that_cannot_be_read_does_not_keep_the_others(host: Host, server: Hub) -> None:
+    logged(host, "one")
+    wanted = Target(URL, {"damaged": True, "p": True}, environ={"HF_ENDPOINT": server.url})
+    folder = Folder(host.places, wanted.id)
+    folder.write_target(wanted)
+    Path(schema.path_of(host.places.projects, "damaged")).write_bytes(b"no database at all" * 1000)
+    assert "'damaged'" in upload(host, server, folder).problem
+    assert remote(loaded(host, server)) == local(host)
+
+
+@pytest.mark.parametrize("variables", [{"HF_TOKEN": "hf_test\n"}, {"HF_TOKEN": "hf_test", "HF_XET_ODD": b"\xff".decode(
+    "utf-8", "surrogateescape")}])  # fmt: skip
+def test_odd_variables_of_the_job_do_no_harm(host: Host, server: Hub, variables: dict[str, str]) -> None:
+    host.start()
+    code = LOG.replace('project="p",', f'project="p", dataset_id="{REPO}",')
+    code += "\ntrackio.finish(wait='uploaded', timeout=60)"
+    done = host.run(code, "one", "4", env=hub_environ(server, host, **variables))
+    assert done.returncode == 0 and "failed" not in done.stderr and "not everything" not in done.stderr, done.stderr
+    assert remote(loaded(host, server)) == local(host)
+
+
+def test_a_daemon_that_starts_again_waits_for_the_token_of_those_that_live(host: Host, server: Hub) -> None:
+    host.start()
+    code = LOG.replace('project="p",', f'project="p", dataset_id="{REPO}",') + "\nsys.stdin.read()"
+    training = host.python(code, "one", "4", env=hub_environ(server, host, HF_TOKEN="hf_test"), stdin=-1)
+    wait_for(lambda: host.status().daemon["uploads"], what="the target")
+    host.stop()
+    (folder,) = Path(host.places.uploads).iterdir()
+    (folder / "target.json").write_text(
+        (folder / "target.json").read_text().replace("{", '{"of_a_later_release": 1, ', 1)
+    )
+    host.start()
+    wait_for(lambda: host.status().streams, what="the process's greeting")
+    training.communicate("")
+    host.ended_runs("p")
+    facts = wait_for(lambda: (f := sync_facts(host, server))["state"] == "up to date" and f, 60, "the upload")
+    assert facts["problem"] == "" and remote(loaded(host, server)) == local(host)
+
+
+def test_a_bare_name_is_one_of_the_user_s_own(host: Host, server: Hub) -> None:
+    logged(host, "one")
+    wanted = Target("hf://datasets/runs", {"p": True}, environ={"HF_ENDPOINT": server.url})
+    folder = Folder(host.places, wanted.id)
+    folder.write_target(wanted)
+    assert upload(host, server, folder).problem == "" and list(server.repos) == [REPO]
+    assert REPO.encode() in server.repos[REPO].tree["README.md"]
+
+
+def test_finish_waits_for_its_own_rows_and_not_for_what_others_log(host: Host, server: Hub) -> None:
+    host.start()
+    host.python(
+        "import time, trackio\ntrackio.init(project='other')\nwhile True: trackio.log({'a': 1}); time.sleep(0.05)"
+    )
+    code = LOG.replace('project="p",', f'project="p", dataset_id="{REPO}",')
+    code += "\ntrackio.finish(wait='uploaded', timeout=45)"
+    done = host.run(code, "one", "4", env=hub_environ(server, host, HF_TOKEN="hf_test"))
+    assert "not everything" not in done.stderr, done.stderr

@@ -19,6 +19,7 @@ _TRAVELS = frozenset(
         "REQUESTS_CA_BUNDLE CURL_CA_BUNDLE SSL_CERT_FILE SSL_CERT_DIR"
     ).split()
 )
+_MOST_TOKEN_CHARS = 4096
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -37,11 +38,19 @@ def url_of(text: str) -> str:
     return DATASETS + name
 
 
+def travels(name: str, value: str) -> bool:
+    """Whether a variable of the job's environment is its target's business, and can be passed on."""
+    if name not in _TRAVELS and not name.startswith("HF_XET_"):
+        return False
+    return "\0" not in value and value == value.encode("utf-8", "ignore").decode()
+
+
 def wish(url: str, private: bool | None, token: str | None, environ: Mapping[str, str], nodes: tuple[int, int]) -> Wish:
     """`nodes`: how many hosts the job has, and which of them this is."""
-    settings = {name: value for name, value in environ.items() if name in _TRAVELS or name.startswith("HF_XET_")}
+    settings = {name: value for name, value in environ.items() if travels(name, value)}
     secret = {name: value for name, value in settings.items() if "@" in value}  # a proxy's password
-    token = token or next((environ[name] for name in _TOKENS if environ.get(name)), None)
+    given = (text.strip() for text in (token or "", *(environ.get(name, "") for name in _TOKENS)))
+    token = next((text for text in given if text and text.isascii() and len(text) <= _MOST_TOKEN_CHARS), None)
     facts = {
         "url": url,
         "private": private is not False,

@@ -30,6 +30,7 @@ def _not_uploaded(stream: Stream, project: str, deadline: float) -> str:
     answer = inquiry.ask(stream.places, wire.Sync(project, {}, {}), _ANSWER_SECONDS)
     if isinstance(answer, wire.Edited) and not answer.done:
         return answer.sentence
+    asked: dict[str, int] = {}
     while True:
         report = inquiry.ask(stream.places, wire.StatusQuery(), _ANSWER_SECONDS)
         if isinstance(report, wire.StatusReport):
@@ -37,7 +38,8 @@ def _not_uploaded(stream: Stream, project: str, deadline: float) -> str:
             for one in targets:
                 if one["state"] == "parked":
                     return str(one["problem"])
-            if all(one["state"] == "up to date" for one in targets):
+            asked = asked or {one["target"]: one["asked"] for one in targets}
+            if all(one["served"] >= asked.get(one["target"], 0) for one in targets):
                 return ""
         if time.monotonic() >= deadline:
             return "the time is over; it goes on in the background."

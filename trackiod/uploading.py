@@ -15,16 +15,20 @@ from typing import Any
 
 from trackio import targets, wire
 from trackio.places import Places
+from trackiod.store import schema
 from trackiod.uploads import pacing, target
 from trackiod.uploads.target import Folder, Status, Target
 from trackiod.work import Raise, Work
 
 log = logging.getLogger("trackiod.uploading")
 
-_PATIENCE_SECONDS = 6 * 3600.0
-"""for one child; a stuck connection times out long before"""
+_PATIENCE_SECONDS = 3600.0
+"""for one child; what it was sending is sent again"""
 _CRASH_SECONDS = 60.0
-_SOON_SECONDS = 1.0
+_ENDED_SECONDS = 15.0
+"""from one start to the next where processes end one after the other"""
+_GREETING_SECONDS = 20.0
+"""after a start of the daemon: processes that live tell their tokens"""
 _UNKNOWN = -1
 
 
@@ -36,26 +40,38 @@ class _Known:
         self.target = wanted
         self.status: Status = self.folder.read_status()
         self.secrets: dict[str, Any] = {}
+        self.given: Any = None
+        """the token that the last child got"""
         self.seen = _UNKNOWN
         """how often something was stored when its last child began"""
         self.since: float | None = None
         """when something was first seen to wait"""
+        self.started_at = 0.0
+        """wall-clock time of the last child's start"""
+        self.asked = self.serving = self.served = 0
+        """how often somebody asked for it; at the last child's start; at the start of the last that sent everything"""
         self.webhook: Any = None
-        self.is_hurried = self.is_retried = False
+        self.has_ended = self.is_retried = False
         self.not_before = 0.0
 
     def is_behind(self, stored: int) -> bool:
         """Whether something may wait for it."""
-        return self.seen != stored or self.status.is_behind
+        return self.seen != stored or self.status.is_behind or self.asked != self.served
 
     def due_at(self, now: float) -> float:
-        """When to send what waits, in wall-clock time."""
+        """When to send what waits, in wall-clock time; a clock that was ahead holds nothing up for long."""
         if self.is_retried:
             return 0.0
-        last = self.status.last_commit_at
-        pace = 0.0 if self.is_hurried else (self.since or now) + pacing.FIRST_SECONDS if last is None else (
-            last + pacing.EVERY_SECONDS)  # fmt: skip
-        return max(self.status.next_at, pace)
+        last = max(self.status.last_commit_at or 0.0, self.started_at)
+        if self.asked != self.served:
+            pace = 0.0
+        elif self.has_ended:
+            pace = self.started_at + _ENDED_SECONDS
+        elif self.status.last_commit_at is None:
+            pace = max((self.since or now) + pacing.FIRST_SECONDS, self.started_at + pacing.FIRST_SECONDS)
+        else:
+            pace = last + pacing.EVERY_SECONDS
+        return min(max(self.status.next_at, pace), now + pacing.HOUR)
 
 
 class Uploading:
@@ -65,6 +81,8 @@ class Uploading:
         self._places = where
         self._submit = submit
         self._known = {id_: _Known(where, wanted) for id_, wanted in target.known(where)}
+        for known in self._known.values():
+            known.not_before = time.monotonic() + _GREETING_SECONDS
         self._child: subprocess.Popen[bytes] | None = None
         self._busy_with = ""
         self._started_at = 0.0
@@ -89,10 +107,17 @@ class Uploading:
             log.warning("runs of project %r are not uploaded: %s", project, error)
             return
         known.webhook = webhook or known.webhook
-        if secrets:
-            if secrets.get("token") not in (None, known.secrets.get("token")):
-                known.is_retried = known.is_retried or bool(known.status.parked)  # with another token it may go
-            known.secrets = dict(secrets)
+        self._learn(known, secrets)
+
+    @staticmethod
+    def _learn(known: _Known, secrets: Mapping[str, Any]) -> None:
+        """Keeps what it is told beside what it knows; with another token, what was given up is tried again."""
+        known.secrets = {**known.secrets, **secrets}
+        token = known.secrets.get("token")
+        if token is not None:
+            known.not_before = min(known.not_before, time.monotonic())
+        if token not in (None, known.given) and known.status.parked:
+            known.is_retried = True
 
     def sync(self, asked: wire.Sync) -> wire.Edited:
         """Uploads a project now, to another target or to those that it has."""
@@ -108,8 +133,9 @@ class Uploading:
                 False, f"Project '{asked.project}' has no target; say where: --to hf://datasets/owner/name"
             )
         for known in of_project:
-            known.secrets = dict(asked.secrets) or known.secrets
-            known.is_hurried, known.seen = True, _UNKNOWN
+            self._learn(known, asked.secrets)
+            known.asked += 1
+            known.not_before = min(known.not_before, time.monotonic())
             known.is_retried = known.is_retried or asked.is_retry
         return wire.Edited(True)
 
@@ -130,7 +156,7 @@ class Uploading:
         if ends != self._ends:
             self._ends = ends
             for known in self._known.values():
-                known.is_hurried = True  # the last rows of a run do not wait
+                known.has_ended = True  # the last rows of a run do not wait
         clock = time.time()
         for id_, known in self._known.items():
             if not known.is_behind(stored):
@@ -155,7 +181,8 @@ class Uploading:
             self._child.wait()
 
     def _start(self, id_: str, known: _Known, now: float) -> None:
-        job = {"token": known.secrets.get("token"), "is_retry": known.is_retried}
+        token = known.secrets.get("token")
+        job = {"token": token, "is_retry": known.is_retried}
         environ = {**self._places.environ(os.environ), **known.target.environ, **known.secrets.get("environ", {})}
         environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         try:
@@ -166,12 +193,13 @@ class Uploading:
             assert child.stdin is not None
             with child.stdin as stdin:
                 stdin.write(json.dumps(job).encode())
-        except OSError as error:
+        except (OSError, ValueError, TypeError) as error:
             log.warning("the uploader cannot be started: %s", error)
             known.not_before = now + _CRASH_SECONDS
             return
         self._child, self._busy_with, self._started_at, self._starting = child, id_, now, self._stored
-        known.is_hurried = known.is_retried = False
+        known.given, known.started_at, known.serving = token, time.time(), known.asked
+        known.has_ended = known.is_retried = False
 
     def _look_after(self, child: subprocess.Popen[bytes], now: float) -> None:
         code = child.poll()
@@ -183,13 +211,17 @@ class Uploading:
         before, known.status = known.status, known.folder.read_status()
         if known.status.problem and known.status.problem != before.problem:
             log.warning("%s: %s", known.target.url, known.status.problem)
-        if known.status.parked and known.status.parked != before.parked:
+        if known.status.parked and known.secrets.get("token") not in (None, known.given):
+            known.is_retried = True  # another token came meanwhile
+        elif known.status.parked and known.status.parked != before.parked:
             self._raise(known)
         if code != 0:
             log.error("the uploader for %s ended with %d", known.target.url, code)
             known.not_before = now + _CRASH_SECONDS
         elif not known.status.failures:
             known.seen, known.since = self._starting, None
+            if not known.status.is_behind:
+                known.served = known.serving
         self._child, self._busy_with = None, ""
 
     def _raise(self, known: _Known) -> None:
@@ -198,13 +230,16 @@ class Uploading:
         text = f"{known.status.parked} Then: trackio sync --retry"
         hook = known.webhook[0] if isinstance(known.webhook, list) and known.webhook else None
         for project in known.target.projects:
+            if not os.path.exists(schema.path_of(self._places.projects, project)):
+                continue  # it was deleted
             self._submit(Raise(project, {"level": "error", "title": title, "text": text, "webhook": hook}))
 
 
 def _understood(project: str, facts: Mapping[str, Any], is_whole: bool) -> Target:
     """A peer may send anything. Raises ValueError or TypeError."""
     url = targets.url_of(str(facts.get("url", "")))
-    environ = {str(name): str(value) for name, value in dict(facts.get("environ") or {}).items()}
+    given = dict(facts.get("environ") or {})
+    environ = {name: value for name, value in given.items() if isinstance(value, str) and targets.travels(name, value)}
     hosts, node = int(facts.get("hosts") or 1), facts.get("node")
     return Target(
         url, {project: is_whole}, facts.get("private") is not False, environ, max(1, hosts),
@@ -237,6 +272,8 @@ def _facts(known: _Known, is_behind: bool, is_sending: bool) -> dict[str, Any]:
         "commits_left": None if budget is None else max(0, int(budget.refilled(now, known.target.hosts).tokens)),
         "last_commit_seconds_ago": None if last is None else round(max(0.0, now - last), 1),
         "next_in_seconds": round(max(0.0, known.due_at(now) - now), 1) if is_behind and not status.parked else None,
+        "asked": known.asked,
+        "served": known.served,
         "failures": status.failures,
         "problem": status.problem,
     }

@@ -6,8 +6,10 @@ commit that was taken though its answer was lost is not made twice.
 
 from __future__ import annotations
 
-import os
+import re
+from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -27,6 +29,9 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 from trackiod.sinks.interface import AGAIN, PARK, REBASE, SMALLER, Change, Verdict
 
 PREFIX = "hf://datasets/"
+_NETWORK = ("http", "requests", "urllib3")
+"""modules whose errors say that nobody answered"""
+_READ_SECONDS = 60.0
 _QUOTA_SECONDS = 600.0
 """to wait when the quota of commits is used up, of which the Hub does not say for how long"""
 
@@ -37,25 +42,33 @@ class HubSink:
     def __init__(self, url: str, token: str | None, endpoint: str | None = None) -> None:
         """`token`, `endpoint`: None for those that `huggingface_hub` finds."""
         self.name = url
-        self._repo = url.removeprefix(PREFIX)
-        self._token = token or huggingface_hub.get_token() or False
+        self._token = (token or huggingface_hub.get_token() or "").strip() or False
         self._api = HfApi(endpoint, token=self._token)
 
-    @property
-    def has_token(self) -> bool:
-        return bool(self._token)
+    @cached_property
+    def title(self) -> str:
+        repo = self.name.removeprefix(PREFIX)
+        return repo if "/" in repo else f"{self._api.whoami()['name']}/{repo}"
 
     def prepare(self, *, private: bool) -> None:
+        if not self._is_there():
+            self._api.create_repo(self.title, repo_type="dataset", private=private, exist_ok=True)
+
+    def _is_there(self) -> bool:
         try:
-            self._api.repo_info(self._repo, repo_type="dataset")
+            self._api.repo_info(self.title, repo_type="dataset")
         except RepositoryNotFoundError:
-            self._api.create_repo(self._repo, repo_type="dataset", private=private, exist_ok=True)
+            return False
+        return True
+
+    def head(self) -> str:
+        return str(self._api.repo_info(self.title, repo_type="dataset").sha or "")
 
     def read(self, path: str) -> bytes | None:
         try:
-            url = huggingface_hub.hf_hub_url(self._repo, path, repo_type="dataset", endpoint=self._api.endpoint)
+            url = huggingface_hub.hf_hub_url(self.title, path, repo_type="dataset", endpoint=self._api.endpoint)
             headers = build_hf_headers(token=self._token)
-            response = get_session().get(url, headers=headers)
+            response = get_session().get(url, headers=headers, timeout=_READ_SECONDS)
             hf_raise_for_status(response)
             return bytes(response.content)
         except EntryNotFoundError:
@@ -63,7 +76,7 @@ class HubSink:
 
     def names(self, folder: str) -> list[str]:
         try:
-            tree = self._api.list_repo_tree(self._repo, folder, repo_type="dataset", recursive=True)
+            tree = self._api.list_repo_tree(self.title, folder, repo_type="dataset", recursive=True)
             return [entry.path for entry in tree if hasattr(entry, "size")]
         except EntryNotFoundError:
             return []
@@ -72,33 +85,39 @@ class HubSink:
         operations: list[Any] = [CommitOperationAdd(path, data) for path, data in change.adds.items()]
         operations += [CommitOperationDelete(path) for path in change.deletes]
         self._api.create_commit(
-            self._repo, operations, commit_message=change.message, repo_type="dataset", num_threads=2
-        )
+            self.title, operations, commit_message=change.message, repo_type="dataset", num_threads=2,
+            parent_commit=change.parent or None,
+        )  # fmt: skip
 
     def classify(self, error: Exception) -> Verdict:
+        verdict = self._classified(error)
+        if self._token:
+            verdict = verdict._replace(sentence=verdict.sentence.replace(str(self._token), "(the token)"))
+        return verdict
+
+    def _classified(self, error: Exception) -> Verdict:
+        repo = self.name.removeprefix(PREFIX)
         if isinstance(error, HFValidationError):
             return Verdict(PARK, f"{self.name} is no name of a dataset: {_short(error)}")
         if isinstance(error, OfflineModeIsEnabled):
-            return Verdict(PARK, "HF_HUB_OFFLINE is set, so nothing is uploaded.")
+            return Verdict(AGAIN, "HF_HUB_OFFLINE is set, so nothing is uploaded.")
         http = _http_error(error)
-        status = getattr(getattr(http, "response", None), "status_code", None)
-        if http is None or status is None:
-            return Verdict(AGAIN, f"The Hub cannot be reached: {_short(error)}")
-        if status == 404 and not isinstance(http, RepositoryNotFoundError):
-            return Verdict(REBASE, f"{self.name} has changed meanwhile: {_short(http)}")
-        if status in (401, 403, 404):
-            return Verdict(PARK, _REASONS[status].format(self._repo, _endpoint(self._api)))
-        if status in (409, 412):
+        response = getattr(http, "response", None)
+        if http is None or response is None:
+            is_network = isinstance(error, OSError) or type(error).__module__.split(".")[0].startswith(_NETWORK)
+            return Verdict(AGAIN, f"The Hub cannot be reached: {_short(error)}" if is_network else
+                           f"The upload failed ({type(error).__name__}): {_short(error)}")  # fmt: skip
+        status, asked = response.status_code, _seconds_asked(response.headers)
+        if status in (409, 412) or (status == 404 and not isinstance(http, RepositoryNotFoundError)):
             return Verdict(REBASE, f"{self.name} has changed meanwhile.")
+        if status in _REASONS and _host(response.url) == _host(self._api.endpoint):
+            return Verdict(PARK, _REASONS[status].format(repo, self._api.endpoint))
         if status == 413:
             return Verdict(SMALLER, "The Hub does not take so much at once.")
         if status == 429:
-            asked = _seconds_asked(http.response.headers)
             pause = _QUOTA_SECONDS if asked is None else asked
             return Verdict(AGAIN, "The Hub wants fewer commits for a while (429).", pause)
-        if status < 500:
-            return Verdict(PARK, f"The Hub refuses ({status}): {_short(http)}")
-        return Verdict(AGAIN, f"The Hub answers {status}.", _seconds_asked(http.response.headers))
+        return Verdict(AGAIN, f"The Hub answers {status}: {_short(http)}", asked)
 
 
 _REASONS = {
@@ -108,8 +127,8 @@ _REASONS = {
 }
 
 
-def _endpoint(api: HfApi) -> str:
-    return str(api.endpoint)
+def _host(url: Any) -> str:
+    return urlsplit(str(url)).netloc
 
 
 def _http_error(error: BaseException | None) -> HfHubHTTPError | None:
@@ -117,7 +136,7 @@ def _http_error(error: BaseException | None) -> HfHubHTTPError | None:
     while error is not None:
         if isinstance(error, HfHubHTTPError):
             return error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return None
 
 
@@ -137,11 +156,6 @@ def _parameters(header: str | None, name: str) -> list[str]:
 
 
 def _short(error: BaseException) -> str:
+    """Its first line, without what follows a URL: that may be signed."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
-
-
-def quiet() -> None:
-    """No progress bars of the library's; for the process that only uploads."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    return re.sub(r"\?[^\s'\")]*", "", lines[0] if lines else type(error).__name__)[:200]

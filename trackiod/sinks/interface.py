@@ -13,6 +13,8 @@ class Change(NamedTuple):
     message: str
     adds: Mapping[str, str | bytes]
     deletes: Sequence[str] = ()
+    parent: str = ""
+    """the target's state that it is made for; on another one it is refused, and is to be made anew"""
 
 
 class Verdict(NamedTuple):
@@ -34,8 +36,15 @@ class Sink(Protocol):
 
     name: str
 
+    @property
+    def title(self) -> str:
+        """What readers call the target. Raises what `classify` knows."""
+
     def prepare(self, *, private: bool) -> None:
         """Makes the target if it is not there. Raises what `classify` knows."""
+
+    def head(self) -> str:
+        """The target's state now. Raises what `classify` knows."""
 
     def read(self, path: str) -> bytes | None:
         """A small file; None if there is none. Raises what `classify` knows."""

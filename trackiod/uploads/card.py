@@ -3,7 +3,7 @@
 KINDS = ("metrics", "system", "runs", "alerts")
 
 _CONFIGS = "".join(
-    f"- config_name: {kind}\n  data_files: {kind}/*/*.parquet\n" + ("  default: true\n" if kind == "metrics" else "")
+    f"- config_name: {kind}\n  data_files: {kind}/**/*.parquet\n" + ("  default: true\n" if kind == "metrics" else "")
     for kind in KINDS
 )
 
@@ -50,6 +50,6 @@ FROM seen WHERE place = 1 GROUP BY run_id, metric, step ORDER BY run_id, metric,
 """
 
 
-def card(url: str) -> str:
-    """The README.md of a target."""
-    return CARD.replace("REPO", "/".join(url.rsplit("/", 2)[-2:]))
+def card(repo: str) -> str:
+    """The README.md of a repository."""
+    return CARD.replace("REPO", repo)

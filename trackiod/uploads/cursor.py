@@ -8,9 +8,13 @@ whatever they are kept in: raw, in columns, in a copy of the store.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NamedTuple
 
+from trackio.names import derived_id
+
 VERSION = 1
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
 
 class File(NamedTuple):
@@ -21,6 +25,8 @@ class File(NamedTuple):
     start: dict[str, int]
     """the offsets its rows begin at, by stream"""
     end: dict[str, int]
+    run: str = ""
+    """what the run was called when they were written"""
 
 
 class Cursor(NamedTuple):
@@ -55,3 +61,16 @@ def from_json(text: str) -> Cursor:
         return Cursor(files=files, **values)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"it is no cursor ({error})") from error
+
+
+def folder_of(project: str, run: str) -> str:
+    """What a run's folders at a target are called: by project and id, where these are names everywhere."""
+    return "/".join(
+        name if _PLAIN.fullmatch(name) else derived_id(what, name)
+        for what, name in (("project", project), ("run", run))
+    )
+
+
+def path_of(project: str, run: str, store: str) -> str:
+    """Where the cursor of a run of a store lies at a target."""
+    return f"cursors/{folder_of(project, run)}/{store}.json"

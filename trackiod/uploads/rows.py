@@ -35,64 +35,81 @@ class _Piece(NamedTuple):
 
 
 class StreamRows:
-    """What a stream has from an offset on. Reads places at once, which are few, and values when asked."""
+    """What a stream has from an offset on: so many points, or what makes up the record after them."""
 
-    def __init__(self, connection: sqlite3.Connection, stream: str, start: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, stream: str, start: int, most: int) -> None:
         """Raises sqlite3.Error. What is damaged is left out and named in `problems`."""
         self._connection = connection
         self._stream = stream
         self._start = start
         self.problems: list[str] = []
         row = connection.execute("SELECT committed FROM streams WHERE id = ?", (stream,)).fetchone()
-        self._committed = int(row[0]) if row else start
-        self._pieces = [piece for piece in self._found() if (piece.places.offsets >= start).any()]
+        committed = int(row[0]) if row else start
+        self._pieces, is_all = self._first(most)
+        self.end = self._end_of(most, committed if is_all else None)
+        """the offset up to where there are at most `most` points, but at least one record's"""
 
-    def _found(self) -> Iterator[_Piece]:
-        chunks: dict[int, dict[str, int | Values]] = {}
-        names = self._connection.execute("SELECT id, name FROM series WHERE stream = ?", (self._stream,)).fetchall()
-        for series, name in names:
-            for id_, axis in self._connection.execute("SELECT id, axis FROM chunks WHERE series = ?", (series,)):
-                chunks.setdefault(axis, {})[name] = id_
-        axes = self._connection.execute(
-            "SELECT id, count, data FROM axes WHERE stream = ? ORDER BY id", (self._stream,)
-        )
-        for id_, count, data in axes:
+    def _first(self, most: int) -> tuple[list[_Piece], bool]:
+        """The stretches that hold the next points, and whether these are all. What was folded together lies in any
+        order; what was folded later lies behind it."""
+        found: list[_Piece] = []
+        points, highest = 0, -1
+        for axis, piece in self._found():
+            if points >= most and axis is not None and self._least_start(axis) > highest:
+                return found, False
+            highest = max(highest, int(piece.places.offsets[-1]))
+            new = int((piece.places.offsets >= self._start).sum())
+            if new:
+                found.append(piece)
+                points += new * len(piece.chunks)
+        return found, True
+
+    def _least_start(self, axis: int) -> int:
+        """The lowest offset of all stretches from one on."""
+        sql = "SELECT min(start) FROM axes WHERE stream = ? AND id >= ?"
+        return int(self._connection.execute(sql, (self._stream, axis)).fetchone()[0])
+
+    def _found(self) -> Iterator[tuple[int | None, _Piece]]:
+        """Each stretch with its number; None for what is raw, which lies behind all that is folded."""
+        axes = "SELECT id, count, data FROM axes WHERE stream = ? ORDER BY id"
+        sql = "SELECT m.name, c.id FROM series m JOIN chunks c ON c.series = m.id WHERE m.stream = ? AND c.axis = ?"
+        for id_, count, data in self._connection.execute(axes, (self._stream,)):
             try:
-                yield _Piece(fold.read_places(data, count), chunks.get(id_, {}))
+                places = fold.read_places(data, count)
             except (ValueError, IndexError) as error:
                 self.problems.append(f"stretch {id_} of stream {self._stream} is damaged ({error})")
+                continue
+            if int(places.offsets[-1]) >= self._start:
+                yield id_, _Piece(places, dict(self._connection.execute(sql, (self._stream, id_)).fetchall()))
         raw = self._connection.execute(
             "SELECT start, data FROM batches WHERE stream = ? ORDER BY start", (self._stream,)
         ).fetchall()
         for group in fold.at_once(fold.gather(read(data, start) for start, data in raw)):
-            yield _Piece(group.places, dict(group.values))
+            yield None, _Piece(group.places, dict(group.values))
 
-    def end_of(self, most: int) -> tuple[int, int]:
-        """(offset, points): up to where there are at most so many points, but at least one record's; everything that is
-        stored if that is not more."""
-        offsets = [piece.places.offsets for piece in self._pieces]
-        weights = [np.full(len(piece.places.offsets), len(piece.chunks)) for piece in self._pieces]
-        if not offsets:
-            return self._committed, 0
-        all_offsets, all_weights = np.concatenate(offsets), np.concatenate(weights)
-        is_new = all_offsets >= self._start
-        all_offsets, all_weights = all_offsets[is_new], all_weights[is_new]
-        total = int(all_weights.sum())
-        if total <= most:
-            return self._committed, total
-        order = np.argsort(all_offsets, kind="stable")
-        ordered, sums = all_offsets[order], np.cumsum(all_weights[order])
-        first = max(1, int(np.searchsorted(sums, most, side="right")))  # the first record that is too much
-        end = int(ordered[min(first, len(ordered) - 1)])
-        if end == int(ordered[0]):  # one record has more than `most`
-            later = ordered[ordered > end]
-            if not later.size:
-                return self._committed, total
-            end = int(later[0])
-        return end, int(all_weights[all_offsets < end].sum())
+    def _end_of(self, most: int, committed: int | None) -> int:
+        """`committed`: where everything ends, if all of it is here."""
+        if not self._pieces:
+            return self._start if committed is None else committed
+        offsets = np.concatenate([piece.places.offsets for piece in self._pieces])
+        weights = np.concatenate([np.full(len(p.places.offsets), len(p.chunks)) for p in self._pieces])
+        is_new = offsets >= self._start
+        offsets, weights = offsets[is_new], weights[is_new]
+        if committed is not None and int(weights.sum()) <= most:
+            return committed
+        order = np.argsort(offsets, kind="stable")
+        ordered, sums = offsets[order], np.cumsum(weights[order])
+        too_much = int(ordered[min(int(np.searchsorted(sums, most, side="right")), len(ordered) - 1)])
+        if too_much > int(ordered[0]):
+            return too_much
+        later = ordered[ordered > too_much]  # one record has more than `most`
+        if later.size:
+            return int(later[0])
+        return committed if committed is not None else too_much + 1
 
-    def points(self, end: int) -> Iterator[Points]:
-        """Everything below an offset, metric by metric."""
+    def points(self, end: int | None = None) -> Iterator[Points]:
+        """Everything up to `self.end`, or another offset below it, metric by metric."""
+        end = self.end if end is None else end
         for piece in self._pieces:
             offsets, steps, times_ns, _ = piece.places
             chosen = (offsets >= self._start) & (offsets < end)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
 
-from trackio.names import derived_id
+from trackio.names import HOST
 from trackio.places import Places
 from trackiod import catalog
+from trackiod.errors import StoreError
 from trackiod.keeper import blob_path
 from trackiod.node import SystemView
 from trackiod.store import schema
 from trackiod.store.reader import ProjectReader
+from trackiod.uploads import cursor as cursors
 from trackiod.uploads import tables
 from trackiod.uploads.cursor import Cursor, File
 from trackiod.uploads.rows import Points, StreamRows
@@ -32,17 +33,22 @@ MOST_ROWS = 1 << 20
 """in a file"""
 SYSTEM_SECONDS = 900.0
 """from one upload of a running run's samples to the next"""
-_MOST_MEDIA = 200
-"""files of values in a commit"""
-_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+_MOST_MEDIA, _MOST_MEDIA_BYTES = 50, 64 << 20
+"""files of a run's values in a commit"""
+_SAMPLES_SECONDS = 120.0
+"""after a run's end, from which on no sample is waited for"""
+_LAST = "~"
+"""the folder of files without rows: `datasets` 4.8 fails where such a file comes before others"""
 _SCHEMAS = {"metrics": tables.METRICS, "system": tables.SYSTEM, "alerts": tables.ALERTS, "runs": tables.RUNS}
 
 
 class Addition(NamedTuple):
     """What a run adds to a commit, and how far it is uploaded once that is taken."""
 
+    project: str
     run: str
     adds: dict[str, str | bytes]
+    """nothing if only the state is another"""
     state: RunState
     rows: int
     deletes: tuple[str, ...] = ()
@@ -74,9 +80,10 @@ class RunFiles:
     def __init__(self, source: Source, run: str) -> None:
         self._source = source
         self.run = run
-        (self._name, self._group) = source.connection.execute(
-            "SELECT name, run_group FROM runs WHERE id = ?", (run,)
-        ).fetchone()
+        row = source.connection.execute("SELECT name, run_group FROM runs WHERE id = ?", (run,)).fetchone()
+        if row is None:
+            raise StoreError(f"run {run} was deleted meanwhile")
+        self._name, self._group = row
         rows = source.connection.execute(
             "SELECT id, rank, attempt, committed, meta FROM streams WHERE run = ? AND role = 'rank'"
             " ORDER BY started_ns, id", (run,),
@@ -88,14 +95,15 @@ class RunFiles:
 
     @property
     def _folder(self) -> str:
-        return folder_of(self.run)
+        return cursors.folder_of(self._source.project, self.run)
 
-    def _path(self, kind: str, number: int) -> str:
+    def path(self, kind: str, number: int) -> str:
+        """Of a file of the run's at the target."""
         return f"{kind}/{self._folder}/{self._source.store}-{number:06d}.parquet"
 
     @property
     def cursor_path(self) -> str:
-        return cursor_path(self.run, self._source.store)
+        return cursors.path_of(self._source.project, self.run, self._source.store)
 
     # -- what is new ---------------------------------------------------------------------------------------------------
 
@@ -114,23 +122,44 @@ class RunFiles:
                 self._logged_system(writer, file)
                 if is_last and (now - system_at >= SYSTEM_SECONDS or not self.is_running):
                     system_at, samples = now, cursor.samples | self._sampled(writer, cursor)
-            adds |= {self._path("system", number): path} if writer.rows else {}
+            adds |= {self.path("system", number): path} if writer.rows else {}
             cursor = cursor.grown(file)._replace(samples=samples, next_number=number + bool(adds))
             files: tuple[str, ...] = state.files
             is_whole = True
             if is_last:
                 media, files, is_whole = self._media(state.files)
                 adds |= media
+            has_rows = bool(adds)
+            if is_last:
                 adds[f"runs/{self._folder}/{self._source.store}.parquet"] = self._facts()
+                is_whole = is_whole and self.has_last_samples(now)
             adds[self.cursor_path] = cursor.to_json().encode()
-            state = RunState(cursor, token if is_last and is_whole else "", system_at, files, is_merged=False)
-            yield Addition(self.run, adds, state, file.rows)
+            is_news = has_rows or token != state.token
+            is_merged = state.is_merged and not file.rows
+            state = RunState(cursor, token if is_last else "", system_at, files, is_whole, is_merged)
+            yield Addition(self._source.project, self.run, adds if is_news else {}, state, file.rows)
+
+    def has_last_samples(self, now: float) -> bool:
+        """Whether samplers have stored all that concerns the run; they do so every few seconds."""
+        if self.is_running:
+            return True
+        sql = "SELECT max(coalesce(ended_ns, last_ns, started_ns)) FROM streams WHERE run = ? AND role = 'rank'"
+        end = int(self._source.connection.execute(sql, (self.run,)).fetchone()[0] or 0)
+        path = schema.path_of(self._source.places.projects, HOST)
+        if now - end / 1e9 > _SAMPLES_SECONDS or not os.path.exists(path):
+            return True
+        with closing(schema.connect_for_reading(path)) as node:
+            sql = "SELECT 1 FROM streams WHERE state IS NULL AND started_ns < ?1 AND coalesce(last_ns, 0) < ?1 LIMIT 1"
+            return node.execute(sql, (end,)).fetchone() is None
 
     @property
     def is_running(self) -> bool:
         """Whether one of its processes on this host goes on."""
-        sql = "SELECT 1 FROM streams WHERE run = ? AND state IS NULL LIMIT 1"
-        return self._source.connection.execute(sql, (self.run,)).fetchone() is not None
+        return is_running(self._source.connection, self.run)
+
+    @property
+    def project(self) -> str:
+        return self._source.project
 
     @contextmanager
     def _one_view(self) -> Iterator[None]:
@@ -151,22 +180,29 @@ class RunFiles:
                     continue
                 if writer.rows >= most_rows:
                     break
-                rows = StreamRows(self._source.connection, stream.id, starts[stream.id])
-                ends[stream.id], _ = rows.end_of(most_rows - writer.rows)
-                self._write(writer, stream, rows.points(ends[stream.id]))
+                rows = StreamRows(self._source.connection, stream.id, starts[stream.id], most_rows - writer.rows)
+                ends[stream.id] = rows.end
+                self._write(writer, stream, rows.points(), self._name)
                 self.problems += rows.problems
-        file = File(cursor.next_number, writer.rows, starts, ends)
-        return file, {self._path("metrics", file.number): path} if writer.rows else {}
+        file = File(cursor.next_number, writer.rows, starts, ends, self._name)
+        return file, {self.path("metrics", file.number): path} if writer.rows else {}
 
-    def _write(self, writer: Writer, stream: _Stream, points: Iterator[Points]) -> None:
-        facts = self._row_facts(stream)
+    def _write(self, writer: Writer, stream: _Stream, points: Iterator[Points], name: str) -> None:
+        facts = self._row_facts(stream)._replace(run=name)
         for each in points:
             writer.add_points(facts, each)
 
     def _row_facts(self, stream: _Stream | None, rank: int | None = None) -> RowFacts:
         attempt = stream.attempt if stream else ""
         rank = stream.rank if stream else rank
-        return RowFacts(self._source.project, self.run, self._name, rank, attempt, self._source.target.node)
+        return RowFacts(self._source.project, self.run, self._name, rank, attempt, self._node(stream))
+
+    def _node(self, stream: _Stream | None) -> int | None:
+        """The number of the host in the job, as its process said; None where the run named no target."""
+        for each in [stream] if stream else self._streams[:1]:
+            node = (each.meta.get("target") or {}).get("node")
+            return node if isinstance(node, int) else None
+        return None
 
     def _made(self, kind: str) -> _Made:
         return _Made(self._source.scratch, _SCHEMAS[kind])
@@ -178,7 +214,7 @@ class RunFiles:
                 columns = ("seq", "time", "step", "level", "title", "text")
                 facts = self._row_facts(stream)._asdict()
                 writer.add_rows([facts | dict(zip(columns, row, strict=True)) for row in found])
-        return {self._path("alerts", file.number): path} if writer.rows else {}
+        return {self.path("alerts", file.number): path} if writer.rows else {}
 
     def _between(self, columns: str, table: str, stream: _Stream, file: File) -> list[tuple[Any, ...]]:
         """Rows beside the points, of a file's stretch of a stream."""
@@ -215,7 +251,7 @@ class RunFiles:
     def _media(self, sent: Sequence[str]) -> tuple[dict[str, str | bytes], tuple[str, ...], bool]:
         """Files of values that are not at the target yet; which are then; whether that is all."""
         adds: dict[str, str | bytes] = {}
-        known = set(sent)
+        known, size = set(sent), 0
         project = schema.project_id(self._source.project)
         for stream in self._streams:
             rows = self._source.connection.execute(
@@ -227,8 +263,9 @@ class RunFiles:
                 path = blob_path(self._source.places.blobs, project, digest, suffix)
                 if id_ in known or not os.path.exists(path):
                     continue
-                if len(adds) >= _MOST_MEDIA:
+                if len(adds) >= _MOST_MEDIA or size > _MOST_MEDIA_BYTES:
                     return adds, tuple(sorted(known)), False
+                size += os.path.getsize(path)
                 adds[f"media/{self._folder}/{id_.replace('/', '-')}{suffix}"] = path
                 known.add(id_)
         return adds, tuple(sorted(known)), True
@@ -248,7 +285,7 @@ class RunFiles:
         shown = self._source.target.shows_host
         row = {
             "project": self._source.project, "run_id": self.run, "run": self._name, "group": self._group,
-            "node": self._source.target.node, "host": about.get("host") if shown else None, "state": state,
+            "node": self._node(None), "host": about.get("host") if shown else None, "state": state,
             "started": started, "ended": None if state == "running" else ended, "world_size": worlds, "ranks": ranks,
             "points": points, "refused_points": refused, "config": json.dumps(config, default=str),
             **{word: _text(about.get(word)) for word in ("tags", "notes", "job_type")},
@@ -257,51 +294,18 @@ class RunFiles:
             writer.add_rows([row])
         return made
 
-    # -- many small files into few -------------------------------------------------------------------------------------
-
-    def merged(self, state: RunState, there: Sequence[str]) -> Addition | None:
-        """One file in the place of several small ones that follow each other, with the same rows; None if there are no
-        two. `there`: the paths at the target."""
-        some = _small(state.cursor.files)
-        if not some:
-            return None
-        number = state.cursor.next_number
-        starts, ends = some[0].start, some[-1].end
+    def written_again(self, start: dict[str, int], end: dict[str, int], name: str) -> tuple[str, int]:
+        """A file of all rows of a stretch, as they were when the run was called so; and how many there are."""
         with self._one_view(), self._made("metrics") as (path, writer):
             for stream in self._streams:
-                if stream.id in ends:
-                    rows = StreamRows(self._source.connection, stream.id, starts.get(stream.id, 0))
-                    self._write(writer, stream, rows.points(ends[stream.id]))
-        if writer.rows != sum(file.rows for file in some):
-            return None  # they cannot be made again from what is stored here; they stay
-        merged = File(number, writer.rows, starts, ends)
-        files = [file for file in state.cursor.files if file not in some]
-        files.insert(state.cursor.files.index(some[0]), merged)
-        cursor = state.cursor._replace(files=tuple(files), next_number=number + 1)
-        adds: dict[str, str | bytes] = {
-            self._path("metrics", number): path,
-            self.cursor_path: cursor.to_json().encode(),
-        }
-        old = [self._path("metrics", file.number) for file in some]
-        return Addition(self.run, adds, state._replace(cursor=cursor), 0, tuple(path for path in old if path in there))
-
-
-def can_merge(cursor: Cursor) -> bool:
-    """Whether some of a run's files would fit into one."""
-    return bool(_small(cursor.files))
-
-
-def _small(files: Sequence[File]) -> list[File]:
-    """The longest stretch of files that fit into one."""
-    best: list[File] = []
-    for begin in range(len(files)):
-        rows, end = 0, begin
-        while end < len(files) and rows + files[end].rows <= MOST_ROWS:
-            rows += files[end].rows
-            end += 1
-        if end - begin > max(1, len(best)):
-            best = list(files[begin:end])
-    return best
+                at, upto = start.get(stream.id, 0), end.get(stream.id, 0)
+                while at < upto:
+                    rows = StreamRows(self._source.connection, stream.id, at, MOST_ROWS)
+                    if rows.end <= at:
+                        break
+                    self._write(writer, stream, rows.points(min(rows.end, upto)), name)
+                    at = min(rows.end, upto)
+        return path, writer.rows
 
 
 class _Made:
@@ -319,20 +323,16 @@ class _Made:
         self._writer.__exit__()
 
 
+def is_running(connection: sqlite3.Connection, run: str) -> bool:
+    """Whether one of a run's processes on this host goes on."""
+    sql = "SELECT 1 FROM streams WHERE run = ? AND state IS NULL LIMIT 1"
+    return connection.execute(sql, (run,)).fetchone() is not None
+
+
 def points_of(connection: sqlite3.Connection, run: str) -> int:
     """How many points of a run are stored; `Cursor.rows` of them are at the target."""
     sql = "SELECT coalesce(sum(points), 0) FROM streams WHERE run = ? AND role = 'rank'"
     return int(connection.execute(sql, (run,)).fetchone()[0])
-
-
-def folder_of(run: str) -> str:
-    """What a run's folders at a target are called: its id, if that is a name everywhere."""
-    return run if _PLAIN.fullmatch(run) else derived_id("run", run)
-
-
-def cursor_path(run: str, store: str) -> str:
-    """Where the cursor of a run of a store lies at a target."""
-    return f"cursors/{folder_of(run)}/{store}.json"
 
 
 def empty_files(scratch: str) -> dict[str, str]:
@@ -340,7 +340,7 @@ def empty_files(scratch: str) -> dict[str, str]:
     files = {}
     for kind, schema_ in _SCHEMAS.items():
         with _Made(scratch, schema_) as (path, _):
-            files[f"{kind}/none/none.parquet"] = path
+            files[f"{kind}/{_LAST}/none.parquet"] = path
     return files
 
 

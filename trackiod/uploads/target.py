@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ class Target(NamedTuple):
     hosts: int = 1
     """hosts that share the target's commits"""
     node: int | None = None
-    """which of them this is"""
+    """which of them this is, to take turns with the others"""
     shows_host: bool = False
     """whether the host's name goes along"""
 
@@ -35,12 +36,21 @@ class Target(NamedTuple):
     def id(self) -> str:
         return derived_id("target", self.url, self.environ.get("HF_ENDPOINT", ""))
 
+    def is_meant(self, facts: Any) -> bool:
+        """Whether a stream named this target."""
+        if not isinstance(facts, dict) or facts.get("url") != self.url:
+            return False
+        environ = facts.get("environ")
+        endpoint = environ.get("HF_ENDPOINT", "") if isinstance(environ, dict) else ""
+        return bool(endpoint == self.environ.get("HF_ENDPOINT", ""))
+
     def joined(self, other: Target) -> Target:
         """With what another process says of it now."""
         projects = {**self.projects}
         for project, is_all in other.projects.items():
             projects[project] = is_all or projects.get(project, False)
-        return other._replace(projects=projects)
+        larger = other if other.hosts >= self.hosts else self  # one host must not take what sixteen share
+        return other._replace(projects=projects, hosts=larger.hosts, node=larger.node)
 
 
 class Status(NamedTuple):
@@ -74,6 +84,8 @@ class RunState(NamedTuple):
     system_at: float = 0.0
     files: tuple[str, ...] = ()
     """the ids of its files that are at the target"""
+    is_whole: bool = True
+    """whether everything of it went along, its last samples too"""
     is_merged: bool = False
     """its small files were, as far as can be"""
 
@@ -86,12 +98,15 @@ class Folder:
 
     def read_target(self) -> Target | None:
         values = _read(os.path.join(self.path, _TARGET))
-        return Target(**values) if values else None
+        try:
+            return Target(**{name: value for name, value in values.items() if name in Target._fields})
+        except TypeError:
+            return None
 
     def write_target(self, target: Target) -> None:
         """Raises OSError."""
         make_private(self.path)
-        _write(os.path.join(self.path, _TARGET), target._asdict())
+        _write(os.path.join(self.path, _TARGET), target._asdict(), is_safe=False)
 
     def read_status(self) -> Status:
         values = _read(os.path.join(self.path, _STATUS))
@@ -102,20 +117,24 @@ class Folder:
         """Raises OSError."""
         _write(os.path.join(self.path, _STATUS), status._asdict())
 
-    def read_run(self, run: str) -> RunState | None:
-        values = _read(self._run_path(run))
+    def read_run(self, project: str, run: str) -> RunState | None:
+        values = _read(self._run_path(project, run))
         try:
             return RunState(**{**values, "cursor": from_json(values["cursor"]), "files": tuple(values["files"])})
         except (KeyError, TypeError, ValueError):
             return None
 
-    def write_run(self, run: str, state: RunState) -> None:
+    def write_run(self, project: str, run: str, state: RunState) -> None:
         """Raises OSError."""
         make_private(os.path.join(self.path, _RUNS))
-        _write(self._run_path(run), {**state._asdict(), "cursor": state.cursor.to_json()})
+        _write(self._run_path(project, run), {**state._asdict(), "cursor": state.cursor.to_json()})
 
-    def _run_path(self, run: str) -> str:
-        return os.path.join(self.path, _RUNS, derived_id("run", run) + ".json")
+    def forget_runs(self) -> None:
+        """The target has lost what it had."""
+        shutil.rmtree(os.path.join(self.path, _RUNS), ignore_errors=True)
+
+    def _run_path(self, project: str, run: str) -> str:
+        return os.path.join(self.path, _RUNS, derived_id("run", project, run) + ".json")
 
     def scratch(self, name: str) -> str:
         """An empty folder for files that are being made."""
@@ -148,9 +167,11 @@ def _read(path: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _write(path: str, values: Mapping[str, Any]) -> None:
+def _write(path: str, values: Mapping[str, Any], *, is_safe: bool = True) -> None:
+    """`is_safe`: it is on the disk then; the daemon's loop does not wait for that."""
     with open(f"{path}.new", "w", encoding="utf-8") as file:
         json.dump(values, file)
         file.flush()
-        os.fsync(file.fileno())
+        if is_safe:
+            os.fsync(file.fileno())
     os.rename(f"{path}.new", path)

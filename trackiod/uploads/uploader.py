@@ -7,6 +7,7 @@ the target itself says what it has: a commit whose answer was lost is seen, or m
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ from trackiod.sinks import open_sink
 from trackiod.sinks.directory import store_id
 from trackiod.sinks.interface import AGAIN, PARK, REBASE, SMALLER, Change, Sink, Verdict
 from trackiod.store import parts, schema
-from trackiod.uploads import cursor, pacing, run_files
+from trackiod.uploads import cursor, merging, pacing, run_files
 from trackiod.uploads.card import card
 from trackiod.uploads.cursor import Cursor
 from trackiod.uploads.run_files import MOST_ROWS, SYSTEM_SECONDS, Addition, RunFiles, Source
@@ -37,6 +38,8 @@ _LEAST_ROWS = 1000
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES}
 _TRIES = 5
 """at once, where the target has changed meanwhile"""
+_SAMPLES_SECONDS = 15.0
+"""until a run's last samples are looked for again"""
 _MANY_FILES = 24
 """of a run that goes on, from which on they are merged"""
 
@@ -50,12 +53,17 @@ def main(id_: str) -> int:
     target = folder.read_target()
     if target is None:
         return 1
-    try:
-        sink = open_sink(target.url, job.get("token"))
-    except TrackiodError as error:
-        folder.write_status(folder.read_status()._replace(problem=str(error), parked=str(error)))
-        return 0
-    Uploader(where, folder, target, sink).upload(is_retry=bool(job.get("is_retry")))
+    with open(os.path.join(folder.path, "lock"), "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0  # one that outlived its daemon is at it
+        try:
+            sink = open_sink(target.url, job.get("token"))
+        except TrackiodError as error:
+            folder.write_status(folder.read_status()._replace(problem=str(error), parked=str(error)))
+            return 0
+        Uploader(where, folder, target, sink).upload(is_retry=bool(job.get("is_retry")))
     return 0
 
 
@@ -71,7 +79,8 @@ class Uploader:
         self._sink = sink
         self._clock = clock
         self._store = store_id(where)[:12]
-        self._most_rows = MOST_ROWS
+        self._most_rows, self._most_files = MOST_ROWS, _MOST_FILES
+        self._again_at = 0.0
         self._problems: list[str] = []
         self.status = folder.read_status()
 
@@ -79,15 +88,16 @@ class Uploader:
         """Sends what waits, as far as the target's pace allows; returns how it stands then, which is also written.
         Raises OSError if it cannot be written."""
         if is_retry:
-            self.status = self.status._replace(parked="", problem="", failures=0, next_at=0.0)
+            self.status = self.status._replace(parked="", problem="", failures=0, next_at=0.0, is_prepared=False)
         attempt = 0
         while not self.status.parked:
             verdict = self._tried()
             attempt += 1
             if verdict is None:
                 break
-            if verdict.kind == SMALLER and self._most_rows > _LEAST_ROWS:
-                self._most_rows //= 4
+            if verdict.kind == SMALLER and (self._most_rows > _LEAST_ROWS or self._most_files > 1):
+                self._most_rows = max(_LEAST_ROWS, self._most_rows // 4)
+                self._most_files = max(1, self._most_files // 4)
             elif verdict.kind == REBASE and attempt < _TRIES:
                 self.status = self.status._replace(is_prepared=False)
             else:
@@ -123,24 +133,32 @@ class Uploader:
         if not self.status.is_prepared:
             self._sink.prepare(private=self._target.private)
             first = self._first_files()
+        self._problems, self._again_at = [], 0.0
         for is_merging in (False, True):
-            while additions := self._next_additions(is_merging):
+            while self._is_news(is_merging):
                 if not self._may_commit():
                     return
-                self._commit(additions, first)
+                parent = self._sink.head()
+                additions = self._next_additions(is_merging)
+                if not any(one.adds for one in additions):
+                    break
+                self._commit(additions, first, parent)
                 first = {}
+        now = self._clock()
         self.status = self.status._replace(
-            failures=0, problem="; ".join(self._problems[:3]), rows_waiting=0, is_behind=False,
-            next_at=self._clock() + self._budget().seconds_until_one(self._target.hosts),
+            failures=0, problem="; ".join(dict.fromkeys(self._problems[:3])), rows_waiting=self._count_waiting(),
+            is_behind=self._again_at > 0,
+            next_at=max(self._again_at, now + self._budget().seconds_until_one(self._target.hosts)),
         )  # fmt: skip
 
     def _first_files(self) -> dict[str, str | bytes]:
         """The card and a file without rows for each kind, since what loads them wants at least one; nothing where the
-        repository has a card."""
+        repository has a card. One without may have lost more: each run's cursor there is looked at again."""
         if self._sink.read("README.md") is not None:
             return {}
+        self._folder.forget_runs()
         files = run_files.empty_files(self._folder.scratch("first"))
-        return {"README.md": card(self._target.url).encode(), **files}
+        return {"README.md": card(self._sink.title).encode(), **files}
 
     def _budget(self) -> pacing.Budget:
         now, hosts = self._clock(), self._target.hosts
@@ -149,26 +167,35 @@ class Uploader:
         return pacing.Budget(self.status.tokens, self.status.tokens_at).refilled(now, hosts)
 
     def _may_commit(self) -> bool:
-        """Takes a token of the budget, before the commit: one that was taken though nobody heard of it counts too."""
+        """Whether there is a token of the budget; else it is noted when there will be one."""
         budget = self._budget()
         pause = budget.seconds_until_one(self._target.hosts)
-        if pause <= 0:
-            budget = budget.spent()
-        else:
-            self.status = self.status._replace(next_at=self._clock() + pause, problem="")
         self.status = self.status._replace(tokens=budget.tokens, tokens_at=budget.at)
-        self._folder.write_status(self.status)
+        if pause > 0:
+            self.status = self.status._replace(next_at=self._clock() + pause, problem="")
         return pause <= 0
 
-    def _commit(self, additions: list[Addition], first: dict[str, str | bytes]) -> None:
+    def _spend(self, tokens: float) -> None:
+        """Takes a token of the budget, or gives it back, and writes that down: before the commit, since one that was
+        taken though nobody heard of it counts too."""
+        self.status = self.status._replace(tokens=self._budget().tokens - tokens, tokens_at=self._clock())
+        self._folder.write_status(self.status)
+
+    def _commit(self, additions: list[Addition], first: dict[str, str | bytes], parent: str) -> None:
         adds = {**first, **{path: data for one in additions for path, data in one.adds.items()}}
         rows = sum(one.rows for one in additions)
-        runs = len({one.run for one in additions})
+        runs = len({(one.project, one.run) for one in additions})
         size = sum(os.path.getsize(data) if isinstance(data, str) else len(data) for data in adds.values())
-        message = f"{rows:,} rows of {runs} run{'s' * (runs > 1)}" if rows else f"Merge files of {runs} run(s)"
-        self._sink.send(Change(message, adds, [path for one in additions for path in one.deletes]))
+        message = f"{rows:,} rows of {runs} run{'s' * (runs > 1)}" if rows else f"Facts and files of {runs} run(s)"
+        self._spend(1)
+        try:
+            self._sink.send(Change(message, adds, [path for one in additions for path in one.deletes], parent))
+        except Exception as error:
+            if self._sink.classify(error).kind == REBASE:
+                self._spend(-1)  # it was not taken
+            raise
         for one in additions:
-            self._folder.write_run(one.run, one.state)
+            self._folder.write_run(one.project, one.run, one.state)
         self.status = self.status._replace(
             is_prepared=True, last_commit_at=self._clock(), commits=self.status.commits + 1, failures=0, problem="",
             rows=self.status.rows + rows, bytes=self.status.bytes + size,
@@ -178,36 +205,66 @@ class Uploader:
 
     # -- what waits --------------------------------------------------------------------------------------------------
 
-    def _next_additions(self, is_merging: bool) -> list[Addition]:
-        """What the next commit holds; nothing if nothing waits."""
-        scratch = self._folder.scratch("next")
-        found: list[Addition] = []
-        self._problems = []
+    def _databases(self) -> Iterator[tuple[str, sqlite3.Connection, dict[str, str]]]:
+        """Each project with its database and the runs that go to this target, with what changes whenever one does."""
         for project, is_whole in self._target.projects.items():
             path = schema.path_of(self._places.projects, project)
             if not os.path.exists(path):
                 continue  # it was deleted
-            with closing(schema.connect_for_reading(path)) as connection:
-                schema.check_version(connection, path)
-                source = Source(self._places, connection, project, self._target, self._store, scratch)
-                for run, token in self._runs(connection, is_whole).items():
-                    state = self._folder.read_run(run)
+            try:
+                with closing(schema.connect_for_reading(path)) as connection:
+                    schema.check_version(connection, path)
+                    yield project, connection, self._runs(connection, is_whole)
+            except (StoreError, sqlite3.Error) as error:
+                self._problems.append(f"Of project '{project}' something cannot be read: {error}")
+
+    def _is_news(self, is_merging: bool) -> bool:
+        """Whether there may be something to commit; asks nobody."""
+        return any(
+            self._is_due(connection, run, self._folder.read_run(project, run), token, is_merging)
+            for project, connection, runs in self._databases()
+            for run, token in runs.items()
+        )
+
+    def _is_due(
+        self, connection: sqlite3.Connection, run: str, state: RunState | None, token: str, is_merging: bool
+    ) -> bool:
+        if is_merging:
+            return self._may_merge(connection, run, state)
+        return self._has_news(connection, run, state, token)
+
+    def _next_additions(self, is_merging: bool) -> list[Addition]:
+        """What the next commit holds; nothing if nothing waits."""
+        scratch = self._folder.scratch("next")
+        found: list[Addition] = []
+        now = self._clock()
+        for project, connection, runs in self._databases():
+            source = Source(self._places, connection, project, self._target, self._store, scratch)
+            for run, token in runs.items():
+                state = self._folder.read_run(project, run)
+                if len(found) >= self._most_files or not self._is_due(connection, run, state, token, is_merging):
+                    continue
+                try:
                     files = RunFiles(source, run)
                     more = self._merged(files, state) if is_merging else self._new(files, state, token)
-                    found += itertools.islice(more, _MOST_FILES - len(found))
+                    found += itertools.islice(more, self._most_files - len(found))
                     self._problems += files.problems
+                except (StoreError, sqlite3.Error) as error:
+                    self._problems.append(f"Run {run} of project '{project}' cannot be uploaded: {error}")
+        for one in found:
+            if not one.adds:
+                self._folder.write_run(one.project, one.run, one.state)
+            if not one.state.is_whole:
+                self._again_at = now + _SAMPLES_SECONDS
         return found
 
     def _count_waiting(self) -> int:
         """How many points are stored and not at the target, as far as this host knows."""
         waiting = 0
-        for project, is_whole in self._target.projects.items():
-            path = schema.path_of(self._places.projects, project)
-            if os.path.exists(path):
-                with closing(schema.connect_for_reading(path)) as connection:
-                    for run in self._runs(connection, is_whole):
-                        state = self._folder.read_run(run)
-                        waiting += run_files.points_of(connection, run) - (state.cursor.rows if state else 0)
+        for project, connection, runs in self._databases():
+            for run in runs:
+                state = self._folder.read_run(project, run)
+                waiting += run_files.points_of(connection, run) - (state.cursor.rows if state else 0)
         return waiting
 
     def _runs(self, connection: sqlite3.Connection, is_whole: bool) -> dict[str, str]:
@@ -216,38 +273,44 @@ class Uploader:
         if is_whole:
             return tokens
         metas = connection.execute("SELECT run, meta FROM streams WHERE role = 'rank'")
-        named = {(run, (msgpack.unpackb(meta).get("target") or {}).get("url")) for run, meta in metas}
-        ours = {run for run, url in named if url == self._target.url}
+        ours = {run for run, meta in metas if self._target.is_meant(msgpack.unpackb(meta).get("target"))}
         return {run: token for run, token in tokens.items() if run in ours}
 
-    def _new(self, files: RunFiles, state: RunState | None, token: str) -> Iterator[Addition]:
+    def _has_news(self, connection: sqlite3.Connection, run: str, state: RunState | None, token: str) -> bool:
         now = self._clock()
-        is_sampled = state is None or not files.is_running or now - state.system_at < SYSTEM_SECONDS
-        if state is not None and state.token == token and is_sampled:
-            return
-        there = self._cursor_there(files.run)
-        if state is None or there is None:
-            state = RunState(there or Cursor())
-        elif there.next_number > state.cursor.next_number:
-            state = state._replace(cursor=there)
-        yield from files.additions(state, token, self._most_rows, now)
+        if state is None or state.token != token:
+            return True
+        if not state.is_whole:
+            self._again_at = now + _SAMPLES_SECONDS
+            return now - state.system_at >= _SAMPLES_SECONDS
+        return now - state.system_at >= SYSTEM_SECONDS and run_files.is_running(connection, run)
 
-    def _cursor_there(self, run: str) -> Cursor | None:
-        """How far a run is uploaded, as the target says; None if it says nothing."""
-        text = self._sink.read(run_files.cursor_path(run, self._store))
+    @staticmethod
+    def _may_merge(connection: sqlite3.Connection, run: str, state: RunState | None) -> bool:
+        if state is None or state.is_merged or not merging.can_merge(state.cursor):
+            return False
+        return len(state.cursor.files) >= _MANY_FILES or not run_files.is_running(connection, run)
+
+    def _new(self, files: RunFiles, state: RunState | None, token: str) -> Iterator[Addition]:
+        state = state or RunState(Cursor())
+        there = self._cursor_there(files)
+        if there != state.cursor:
+            state = state._replace(cursor=there, token="", files=() if not there.streams else state.files)
+        yield from files.additions(state, token, self._most_rows, self._clock())
+
+    def _cursor_there(self, files: RunFiles) -> Cursor:
+        """How far a run is uploaded, as the target says."""
+        text = self._sink.read(files.cursor_path)
         try:
-            return cursor.from_json(text.decode()) if text else None
+            return cursor.from_json(text.decode()) if text else Cursor()
         except ValueError as error:
-            raise StoreError(f"the cursor of run {run} at {self._target.url} means nothing: {error}") from error
+            raise StoreError(f"{files.cursor_path} at {self._target.url} means nothing: {error}") from error
 
     def _merged(self, files: RunFiles, state: RunState | None) -> Iterator[Addition]:
         """What puts one file of a run in the place of several; tried once after each upload."""
-        if state is None or state.is_merged or (files.is_running and len(state.cursor.files) < _MANY_FILES):
-            return
-        addition = None
-        if run_files.can_merge(state.cursor):
-            addition = files.merged(state, self._sink.names(f"metrics/{run_files.folder_of(files.run)}"))
-        if addition is not None:
-            yield addition
-        else:
-            self._folder.write_run(files.run, state._replace(is_merged=True))
+        assert state is not None
+        there = self._sink.names(f"metrics/{cursor.folder_of(files.project, files.run)}")
+        addition = merging.merged(files, state, there) if self._cursor_there(files) == state.cursor else None
+        if addition is None:
+            addition = Addition(files.project, files.run, {}, state._replace(is_merged=True), 0)
+        yield addition
