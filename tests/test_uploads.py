@@ -655,3 +655,17 @@ def test_finish_waits_for_its_own_rows_and_not_for_what_others_log(host: Host, s
     code += "\ntrackio.finish(wait='uploaded', timeout=45)"
     done = host.run(code, "one", "4", env=hub_environ(server, host, HF_TOKEN="hf_test"))
     assert "not everything" not in done.stderr, done.stderr
+
+
+def test_the_last_samples_of_a_run_are_uploaded_too(host: Host, server: Hub) -> None:
+    """They are stored some seconds after the run has ended, when its rows are uploaded already."""
+    host.extra.update({"TRACKIO_SAMPLING": "1", "TRACKIO_SAMPLE_SECONDS": "1"})
+    host.start()
+    code = f"import time, trackio; trackio.init(project='p', name='r', dataset_id='{REPO}'); trackio.log({{'a': 1}})"
+    assert host.run(code + "; time.sleep(5)", env=hub_environ(server, host, HF_TOKEN="hf_test")).returncode == 0
+    run = host.ended_run("p")
+    wait_for(lambda: sync_facts(host, server)["state"] == "up to date", 90, "the upload")
+    command = ("get", "system-metric", "--project", "p", "--run", run.id, "--metric", "cpu/utilization")
+    here = [one["cpu/utilization"] for one in host.cli(*command)["values"]]
+    there = [row["value"] for row in loaded(host, server, "system") if row["metric"] == "cpu/utilization"]
+    assert there == here and len(here) >= 3
