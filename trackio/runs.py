@@ -277,8 +277,8 @@ class Run(Likeness):
     def finish(
         self, exit_code: int | None = None, quiet: bool | None = None, *, wait: str = "", timeout: float = 600.0
     ) -> None:  # fmt: skip
-        """Ends the run; returns within milliseconds, or, if asked to `wait` until all is "stored" or "uploaded", after
-        at most `timeout` seconds. A non-zero `exit_code` makes it a failed one."""
+        """Ends the run; returns within milliseconds, or after at most `timeout` seconds if it is to `wait` until all is
+        "stored" or "uploaded". A non-zero `exit_code` makes it a failed one."""
         state, cause = ("failed", f"exit code {exit_code}") if exit_code else ("finished", "")
         self.end(state, cause, explicit=True)
         if self._stream is not None and wait:
