@@ -669,3 +669,61 @@ def test_the_last_samples_of_a_run_are_uploaded_too(host: Host, server: Hub) -> 
     here = [one["cpu/utilization"] for one in host.cli(*command)["values"]]
     there = [row["value"] for row in loaded(host, server, "system") if row["metric"] == "cpu/utilization"]
     assert there == here and len(here) >= 3
+
+
+# -- artifacts ---------------------------------------------------------------------------------------------------------
+
+
+def test_artifacts_are_uploaded_after_the_rows_and_each_content_once(host: Host, server: Hub, tmp_path: Path) -> None:
+    weights = tmp_path / "checkpoint"
+    (weights / "deep").mkdir(parents=True)
+    (weights / "model.bin").write_bytes(os.urandom(3 << 20))
+    (weights / "deep" / "config.json").write_text("{}")
+    host.start()
+    code = """
+import sys, trackio
+trackio.init(project="p", name="r")
+trackio.log({"a": 1.5})
+for name in ("policy", "copy"): trackio.log_artifact(sys.argv[1], name=name, type="model").wait()
+"""
+    assert host.run(code, str(weights)).returncode == 0
+    host.ended_runs("p")
+    folder = target(host, server)
+    server.faults.append(Fault(COMMIT, is_after=True, skip=1))  # the first commit of files is taken, nobody hears it
+    assert upload(host, server, folder).failures == 1
+    status = upload(host, server, folder)
+    assert (status.problem, status.is_behind) == ("", False)
+    tree = server.repos[REPO].tree
+    for name in ("policy", "copy"):
+        (manifest,) = [
+            path for path in tree if path.startswith(f"artifacts/p/{name}/v0-") and path.endswith("manifest.json")
+        ]
+        base = manifest.removesuffix("manifest.json") + "files"
+        assert tree[f"{base}/model.bin"] == (weights / "model.bin").read_bytes()
+        assert tree[f"{base}/deep/config.json"] == b"{}"
+        facts = json.loads(tree[manifest])
+        assert (facts["name"], facts["version"], facts["type"]) == (name, 0, "model")
+        assert [entry["path"] for entry in facts["manifest"]] == ["deep/config.json", "model.bin"]
+    sent = [commit.changed for commit in server.repos[REPO].commits]
+    assert any("metrics/p" in path for path in sent[1]) and not any("artifacts" in path for path in sent[1])
+    assert len([path for path in server.requests("PUT /lfs/")]) == len(set(server.requests("PUT /lfs/")))
+    commits = len(sent)
+    upload(host, server, folder)
+    shutil.rmtree(folder.path)
+    upload(host, server, target(host, server))
+    assert len(server.repos[REPO].commits) == commits, "what is there is not sent again"
+
+
+def test_an_artifact_whose_kept_file_was_changed_is_said(host: Host, server: Hub, tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    host.start()
+    code = "import sys, trackio; trackio.init(project='p'); trackio.log_artifact(sys.argv[1], name='m').wait()"
+    assert host.run(code, str(tmp_path / "model.bin")).returncode == 0
+    host.ended_runs("p")
+    (kept,) = (path for path in Path(host.places.blobs).rglob("*") if path.is_file())
+    kept.chmod(0o600)
+    kept.write_bytes(b"others, and more of them")
+    status = upload(host, server, target(host, server))
+    assert "model.bin of artifact m v0 is damaged here" in status.problem and not status.is_behind
+    (manifest,) = [data for path, data in server.repos[REPO].tree.items() if path.endswith("manifest.json")]
+    assert json.loads(manifest)["manifest"][0]["incomplete"]

@@ -26,7 +26,8 @@ from trackiod.sinks import open_sink
 from trackiod.sinks.directory import store_id
 from trackiod.sinks.interface import AGAIN, PARK, REBASE, SMALLER, Change, Sink, Verdict
 from trackiod.store import parts, schema
-from trackiod.uploads import cursor, merging, pacing, run_files
+from trackiod.uploads import artifact_files, cursor, merging, pacing, run_files
+from trackiod.uploads.artifact_files import Version
 from trackiod.uploads.card import card
 from trackiod.uploads.cursor import Cursor
 from trackiod.uploads.run_files import MOST_ROWS, SYSTEM_SECONDS, Addition, RunFiles, Source
@@ -40,6 +41,8 @@ _TRIES = 5
 """at once, where the target has changed meanwhile"""
 _SAMPLES_SECONDS = 15.0
 """until a run's last samples are looked for again"""
+_ROWS, _MERGES, _ARTIFACTS = _PHASES = ("rows", "merges", "artifacts")
+"""what is sent, the first that has something first"""
 _MANY_FILES = 24
 """of a run that goes on, from which on they are merged"""
 
@@ -134,16 +137,17 @@ class Uploader:
             self._sink.prepare(private=self._target.private)
             first = self._first_files()
         self._problems, self._again_at = [], 0.0
-        for is_merging in (False, True):
-            while self._is_news(is_merging):
-                if not self._may_commit():
-                    return
-                parent = self._sink.head()
-                additions = self._next_additions(is_merging)
-                if not any(one.adds for one in additions):
-                    break
+        idle: set[str] = set()
+        while (phase := next((phase for phase in _PHASES if phase not in idle and self._is_news(phase)), "")) != "":
+            if not self._may_commit():
+                return
+            parent = self._sink.head()
+            additions = self._next_artifacts() if phase == _ARTIFACTS else self._next_additions(phase)
+            if any(one.adds for one in additions):
                 self._commit(additions, first, parent)
                 first = {}
+            else:
+                idle.add(phase)
         now = self._clock()
         self.status = self.status._replace(
             failures=0, problem="; ".join(dict.fromkeys(self._problems[:3])), rows_waiting=self._count_waiting(),
@@ -218,22 +222,44 @@ class Uploader:
             except (StoreError, sqlite3.Error) as error:
                 self._problems.append(f"Of project '{project}' something cannot be read: {error}")
 
-    def _is_news(self, is_merging: bool) -> bool:
+    def _is_news(self, phase: str) -> bool:
         """Whether there may be something to commit; asks nobody."""
+        if phase == _ARTIFACTS:
+            return next(self._artifacts(), None) is not None
         return any(
-            self._is_due(connection, run, self._folder.read_run(project, run), token, is_merging)
+            self._is_due(connection, run, self._folder.read_run(project, run), token, phase)
             for project, connection, runs in self._databases()
             for run, token in runs.items()
         )
 
-    def _is_due(
-        self, connection: sqlite3.Connection, run: str, state: RunState | None, token: str, is_merging: bool
-    ) -> bool:
-        if is_merging:
+    def _is_due(self, connection: sqlite3.Connection, run: str, state: RunState | None, token: str, phase: str) -> bool:
+        if phase == _MERGES:
             return self._may_merge(connection, run, state)
         return self._has_news(connection, run, state, token)
 
-    def _next_additions(self, is_merging: bool) -> list[Addition]:
+    def _artifacts(self) -> Iterator[tuple[Source, Version, RunState | None]]:
+        """The versions of artifacts that are not at the target, as far as this host knows."""
+        for project, connection, runs in self._databases():
+            source = Source(self._places, connection, project, self._target, self._store, "")
+            for version in artifact_files.versions(connection, runs):
+                state = self._folder.read_run(project, version.key)
+                if state is None or state.token != version.digest:
+                    yield source, version, state
+
+    def _next_artifacts(self) -> list[Addition]:
+        """The next files of one version."""
+        for source, version, state in self._artifacts():
+            there = self._sink.read(f"{artifact_files.folder_of(source.project, version)}/manifest.json")
+            if state is None and there is not None:
+                state = RunState(Cursor(), version.digest)
+                self._folder.write_run(source.project, version.key, state)
+                continue
+            addition, problems = artifact_files.next_files(source, version, state)
+            self._problems += problems
+            return [addition]
+        return []
+
+    def _next_additions(self, phase: str) -> list[Addition]:
         """What the next commit holds; nothing if nothing waits."""
         scratch = self._folder.scratch("next")
         found: list[Addition] = []
@@ -242,11 +268,11 @@ class Uploader:
             source = Source(self._places, connection, project, self._target, self._store, scratch)
             for run, token in runs.items():
                 state = self._folder.read_run(project, run)
-                if len(found) >= self._most_files or not self._is_due(connection, run, state, token, is_merging):
+                if len(found) >= self._most_files or not self._is_due(connection, run, state, token, phase):
                     continue
                 try:
                     files = RunFiles(source, run)
-                    more = self._merged(files, state) if is_merging else self._new(files, state, token)
+                    more = self._merged(files, state) if phase == _MERGES else self._new(files, state, token)
                     found += itertools.islice(more, self._most_files - len(found))
                     self._problems += files.problems
                 except (StoreError, sqlite3.Error) as error:

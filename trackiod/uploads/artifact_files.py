@@ -1,0 +1,96 @@
+"""Artifacts as files at a target, a version after another, once the rows are there. What was begun is gone on with; equal
+content is sent once, whatever it is called, since the target knows files by their content."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import msgpack
+
+from trackiod.keeper import blob_path
+from trackiod.store import schema
+from trackiod.uploads import cursor as cursors
+from trackiod.uploads.cursor import Cursor
+from trackiod.uploads.run_files import Addition, Source
+from trackiod.uploads.target import RunState
+
+MOST_BYTES, _MOST_FILES = 256 << 20, 100
+"""in a commit, so that rows need not wait for long; a larger file goes alone"""
+
+
+class Version(NamedTuple):
+    """One version of an artifact."""
+
+    name: str
+    version: int
+    created_ns: int
+    type: str
+    digest: str
+    about: dict[str, Any]
+    manifest: list[dict[str, Any]]
+
+    @property
+    def key(self) -> str:
+        """What its state is remembered by, beside the runs'."""
+        return f"artifact {self.name} v{self.version} {self.digest}"
+
+
+def versions(connection: sqlite3.Connection, runs: Collection[str]) -> list[Version]:
+    """The versions that these runs logged, oldest first."""
+    rows = connection.execute(
+        "SELECT DISTINCT v.name, v.version, v.created_ns, v.type, v.digest, v.facts, v.manifest, s.run FROM versions v"
+        " JOIN artifacts a ON a.name = v.name AND a.version = v.version AND a.role = 'output'"
+        " JOIN streams s ON s.id = a.stream ORDER BY v.created_ns, v.name, v.version"
+    )
+    found = {}
+    for *facts, about, manifest, run in rows:
+        if run in runs:
+            version = Version(*facts, msgpack.unpackb(about), msgpack.unpackb(manifest, strict_map_key=False))
+            found[version.key] = version
+    return list(found.values())
+
+
+def folder_of(project: str, version: Version) -> str:
+    """Where a version lies at a target: two hosts that count alike do not meet."""
+    return f"artifacts/{cursors.folder_of(project, version.name)}/v{version.version}-{version.digest[:8]}"
+
+
+def next_files(source: Source, version: Version, state: RunState | None) -> tuple[Addition, list[str]]:
+    """The next files of a version, and with the last of them its manifest; and what is wrong with it."""
+    folder = folder_of(source.project, version)
+    state = state or RunState(Cursor())
+    sent, adds, problems, size = set(state.files), dict[str, str | bytes](), list[str](), 0
+    manifest = []
+    is_last = True
+    for entry in version.manifest:
+        shown = {name: value for name, value in entry.items() if name != "suffix"}
+        if "ref" not in entry and "incomplete" not in entry:
+            blobs, project = source.places.blobs, schema.project_id(source.project)
+            blob = blob_path(blobs, project, str(entry["digest"]), entry.get("suffix", ""))
+            path = f"{folder}/files/{_safe(str(entry['path']), str(entry['digest']))}"
+            if not os.path.exists(blob) or os.path.getsize(blob) != entry["size"]:
+                shown["incomplete"] = "it is not what it was when it was kept"
+                problems.append(f"{entry['path']} of artifact {version.name} v{version.version} is damaged here.")
+            elif path not in sent and (len(adds) >= _MOST_FILES or (adds and size + entry["size"] > MOST_BYTES)):
+                is_last = False
+            elif path not in sent:
+                adds[path] = blob
+                size += entry["size"]
+        manifest.append(shown)
+    if is_last:
+        facts = {"name": version.name, "version": version.version, "type": version.type, "digest": version.digest,
+                 **version.about, "manifest": manifest}  # fmt: skip
+        adds[f"{folder}/manifest.json"] = json.dumps(facts, indent=1, default=str).encode()
+    files = tuple(sorted(sent | {path for path in adds if path != f"{folder}/manifest.json"}))
+    state = state._replace(files=files, token=version.digest if is_last else "")
+    return Addition(source.project, version.key, adds, state, 0), problems
+
+
+def _safe(path: str, digest: str) -> str:
+    """A file's path within its version; one that leads elsewhere is replaced by its content's name."""
+    parts = path.split("/")
+    return digest if not all(parts) or {"..", ".", ".git"} & {*parts} else path
