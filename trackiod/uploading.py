@@ -22,7 +22,7 @@ from trackiod.work import Raise, Work
 
 log = logging.getLogger("trackiod.uploading")
 
-_PATIENCE_SECONDS = 3600.0
+_PATIENCE_SECONDS = 4 * 3600.0
 """for one child; what it was sending is sent again"""
 _CRASH_SECONDS = 60.0
 _ENDED_SECONDS = 15.0

@@ -1,5 +1,5 @@
-"""Artifacts as files at a target, a version after another, once the rows are there. What was begun is gone on with; equal
-content is sent once, whatever it is called, since the target knows files by their content."""
+"""Artifacts as files at a target, a version after another, once the rows are there. What was begun is gone on with;
+equal content is sent once, whatever it is called, since the target knows files by their content."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def versions(connection: sqlite3.Connection, runs: Collection[str]) -> list[Vers
     found = {}
     for *facts, about, manifest, run in rows:
         if run in runs:
-            version = Version(*facts, msgpack.unpackb(about), msgpack.unpackb(manifest, strict_map_key=False))
+            version = Version._make((*facts, msgpack.unpackb(about), msgpack.unpackb(manifest, strict_map_key=False)))
             found[version.key] = version
     return list(found.values())
 
