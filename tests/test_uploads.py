@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import fcntl
 import json
 import math
 import os
@@ -185,6 +186,32 @@ def test_a_run_that_names_a_dataset_is_uploaded_without_its_process_waiting(host
             assert not path.is_file() or secret not in path.read_bytes(), path
     pid = host.status().daemon["pid"]
     assert secret not in Path(f"/proc/{pid}/environ").read_bytes() + Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_an_upload_that_failed_is_tried_again_soon_and_not_at_the_next_turn(host: Host, server: Hub) -> None:
+    host.start()
+    code = LOG.replace('project="p",', f'project="p", dataset_id="{REPO}",')
+    environ = hub_environ(server, host, HF_TOKEN="hf_test")
+    assert host.run(code, "one", "4", env=environ).returncode == 0
+    wait_for(lambda: (f := sync_facts(host, server))["commits"] and f["state"] == "up to date", 60, "the first upload")
+    server.faults.append(Fault(COMMIT, 503))
+    assert host.run(code, "two", "4", env=environ).returncode == 0
+    host.ended_runs("p")
+    wait_for(lambda: server.faults[0].times == 0, 60, "the failure")
+    wait_for(lambda: sync_facts(host, server)["state"] == "up to date", 60, "the second upload")
+    assert remote(loaded(host, server)) == local(host)
+
+
+def test_an_uploader_that_finds_another_at_work_says_that_it_sent_nothing(host: Host, server: Hub) -> None:
+    logged(host, "one")
+    folder = target(host, server)
+    with open(os.path.join(folder.path, "lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path)], input="{}", text=True,
+            env=host.environ(**hub_environ(server, host)),
+        )  # fmt: skip
+    assert done.returncode == 1 and not server.log
 
 
 def test_an_offline_run_is_not_uploaded(host: Host, server: Hub) -> None:

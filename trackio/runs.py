@@ -207,15 +207,9 @@ class Run(Likeness):
     # -- what readers need to know --------------------------------------------------------------------------
 
     def define_metric(
-        self,
-        name: str,
-        step_metric: str | None = None,
-        *,
-        reduce: str | None = None,
-        summary: str | None = None,
-        goal: str | None = None,
-        **unknown: Any,
-    ) -> None:
+        self, name: str, step_metric: str | None = None, *, reduce: str | None = None, summary: str | None = None,
+        goal: str | None = None, **unknown: Any,
+    ) -> None:  # fmt: skip
         """Says how metrics that match `name` (a glob) are read: `reduce` over ranks (mean, min, max, sum,
         first or last), which metric holds their step, which figure stands for them in a `summary` (last, min, max,
         mean or best), and whether the best is to `minimize` or `maximize` them: the `goal`."""

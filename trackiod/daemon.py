@@ -124,7 +124,8 @@ def _stop(errands: Any, sampling: Any, committer: Any, server: Any, outlets: Any
     errands.stop()
     sampling.end()
     server.drain_samplers()
-    if not committer.stop(deadline - time.monotonic() - (_COPY_SECONDS if outlets.is_copying else 0)):
+    kept = _COPY_SECONDS if outlets.is_copying else 0.0
+    if not committer.stop(max(1.0, deadline - time.monotonic() - kept)):
         log.error("the disk did not take the last batches in time; their senders still hold them")
     server.close()
     if not outlets.end(deadline - time.monotonic()):

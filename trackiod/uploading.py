@@ -63,8 +63,8 @@ class _Known:
         if self.is_retried:
             return 0.0
         last = max(self.status.last_commit_at or 0.0, self.started_at)
-        if self.asked != self.served:
-            pace = 0.0
+        if self.asked != self.served or self.status.is_behind:
+            pace = 0.0  # what was begun goes on as soon as the target's pace, or its pause after a failure, allows
         elif self.has_ended:
             pace = self.started_at + _ENDED_SECONDS
         elif self.status.last_commit_at is None:

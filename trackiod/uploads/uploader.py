@@ -60,7 +60,7 @@ def main(id_: str) -> int:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return 0  # one that outlived its daemon is at it
+            return 1  # one that outlived its daemon is at it; this one has sent nothing
         try:
             sink = open_sink(target.url, job.get("token"))
         except TrackiodError as error:
