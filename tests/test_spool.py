@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from trackio import folder, growth, record
 from trackio.places import Places
 from trackio.segment import header
 from trackio.spool import Spool
-from trackiod import recovery
+from trackiod import orphans, recovery
 
 META = {"stream": "s1", "project": "p"}
 
@@ -194,3 +195,26 @@ def test_the_spool_doubles_up_to_its_limit(held: int) -> None:
     assert held + size <= 16 << 20
     assert size <= max(held, growth.FIRST_SEGMENT_BYTES)
     assert size > 0 or held == 16 << 20
+
+
+def test_streams_may_go_while_they_are_sought(host: Host) -> None:
+    """A process that ends removes its folder between two looks at it."""
+    kept = make(host.places)
+    passing = [os.path.join(os.path.dirname(kept.path), f"passing{i}") for i in range(8)]
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            for path in passing:
+                os.mkdir(path)
+                os.rmdir(path)
+
+    process = threading.Thread(target=come_and_go)
+    process.start()
+    try:
+        seen = [[stream.id for stream in orphans.find(host.places)] for _ in range(3000)]
+    finally:
+        done.set()
+        process.join()
+    assert seen == [["s1"]] * 3000
+    kept.close()

@@ -6,6 +6,7 @@ anything. A task may be done twice: it comes to the same.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import json
@@ -74,8 +75,9 @@ def keep(staged: str, folder: str, facts: dict[str, Any]) -> Kept:
 def _remove_stale(folder: str) -> None:
     """What a child that was killed had in hand; one that is at work writes to it all the time."""
     for path in glob.glob(os.path.join(glob.escape(folder), ".new-*")):
-        if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
-            os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):  # it was just finished
+            if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
+                os.unlink(path)
 
 
 class _Made(NamedTuple):

@@ -6,6 +6,7 @@ Sought in every candidate folder, since each environment may have chosen another
 from __future__ import annotations
 
 import os
+import stat
 from typing import Any, NamedTuple
 
 from trackio import folder
@@ -32,7 +33,7 @@ def find(places: Places) -> list[Found]:
             continue
         for name in names:
             path = os.path.join(parent, name)
-            if os.path.isdir(path) and not os.path.islink(path) and os.lstat(path).st_uid == os.geteuid():
+            if _is_ours(path):
                 folders.setdefault(name, []).append(path)
     found = []
     for name, paths in folders.items():
@@ -40,6 +41,15 @@ def find(places: Places) -> list[Found]:
         if meta is not None and meta.get("stream") == name:
             found.append(Found(name, meta, tuple(paths), any(map(_is_held, paths))))
     return found
+
+
+def _is_ours(path: str) -> bool:
+    """Whether it is a folder of this user's; one that went while we looked is not."""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
 
 
 def _is_held(path: str) -> bool:
