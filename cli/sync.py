@@ -21,7 +21,7 @@ _LOOK_SECONDS = 0.3
 
 @click.command()
 @click.option("--project", default="", help="Upload this project now. Default: all that have a target.")
-@click.option("--to", "url", help="Where to: hf://datasets/owner/name. All runs of the project go there, from now on.")
+@click.option("--to", "url", help=f"Where to: {targets.FORMS}. All runs of the project go there, from now on.")
 @click.option("--public", is_flag=True, help="A target that is made for it is public. Default: private.")
 @click.option("--retry", is_flag=True, help="Also what was given up: after a login, or when the repository is back.")
 @click.option("--wait", is_flag=True, help="Until all is uploaded, with a bar that shows how far it is.")

@@ -19,6 +19,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
+import hub_pages
+from hub_pages import Answer, BucketPages, XetPages
+from xet import Xet
+
 REVISION = "main"
 _IS_LFS = re.compile(r"\.(parquet|png|bin|safetensors|pt)$")
 
@@ -48,6 +52,20 @@ class Repo:
 
 
 @dataclass
+class Bucket:
+    private: bool
+    files: dict[str, str] = field(default_factory=dict)
+    """names of contents in Xet's store, by path"""
+    batches: list[list[str]] = field(default_factory=list)
+    """the paths that each request changed"""
+    refused: str = ""
+    """a pattern of paths that are refused while others of a batch are taken"""
+
+    def refuses(self, path: str) -> bool:
+        return bool(self.refused and re.search(self.refused, path))
+
+
+@dataclass
 class Fault:
     """What becomes of requests whose "METHOD path" matches: `times` of them, after `skip` others."""
 
@@ -68,7 +86,9 @@ class Hub:
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
+        self.buckets: dict[str, Bucket] = {}
         self.objects: dict[str, bytes] = {}
+        self.xet = Xet()
         self.tokens: dict[str, str] = {"hf_test": "user"}
         """of those who may write, with their names"""
         self.faults: list[Fault] = []
@@ -84,6 +104,14 @@ class Hub:
         repo = self.repos[repo_id] = Repo(private)
         self.commit(repo, "initial commit", {".gitattributes": b"*.parquet filter=lfs\n", **(files or {})}, [], "")
         return repo
+
+    def add_bucket(self, bucket_id: str, *, private: bool = True) -> Bucket:
+        bucket = self.buckets[bucket_id] = Bucket(private)
+        return bucket
+
+    def content(self, bucket_id: str) -> dict[str, bytes]:
+        """The files of a bucket."""
+        return {path: self.xet.content(file) for path, file in self.buckets[bucket_id].files.items()}
 
     def commit(self, repo: Repo, message: str, added: dict[str, bytes], deleted: list[str], token: str) -> Commit:
         tree = {path: data for path, data in repo.tree.items() if path not in deleted} | added
@@ -104,18 +132,13 @@ class Hub:
         return None
 
 
-class _Answer(Exception):
-    def __init__(self, status: int, body: Any = None, headers: dict[str, str] | None = None) -> None:
-        self.status, self.body, self.headers = status, body, headers or {}
-
-
 def _oid(path: str, data: bytes) -> str:
     if _IS_LFS.search(path):
         return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(XetPages, BucketPages, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1
@@ -140,8 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._reset()
                 return
         try:
-            answer = _Answer(200, self._answer(path, parse_qs(url.query), body))
-        except _Answer as other:
+            answer = Answer(200, self._answer(path, parse_qs(url.query), body))
+        except Answer as other:
             answer = other
         if fault is not None and fault.is_after:
             self._send(fault.status, {}, fault.headers) if fault.status else self._reset()
@@ -187,36 +210,36 @@ class _Handler(BaseHTTPRequestHandler):
                 match = re.fullmatch(pattern, f"{self.command} {path}")
                 if match:
                     return getattr(self, method)(query, body, **match.groupdict())
-        raise _Answer(404, {"error": f"no such page: {self.command} {path}"})
+        raise Answer(404, {"error": f"no such page: {self.command} {path}"})
 
     def _repo(self, repo: str, *, write: bool = False) -> Repo:
         found = self.hub.repos.get(repo)
         user = self.hub.tokens.get(self._token)
         if self._token and user is None:
-            raise _Answer(401, {"error": "Invalid credentials in Authorization header"})
+            raise Answer(401, {"error": "Invalid credentials in Authorization header"})
         if found is None or (found.private and user is None):
-            raise _Answer(404 if user else 401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+            raise Answer(404 if user else 401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         if write and user != repo.partition("/")[0]:
-            raise _Answer(403, {"error": "You don't have the rights to write here"})
+            raise Answer(403, {"error": "You don't have the rights to write here"})
         return found
 
     def whoami(self, query: Any, body: bytes) -> Any:
         if self._token not in self.hub.tokens:
-            raise _Answer(401, {"error": "Invalid username or password."})
+            raise Answer(401, {"error": "Invalid username or password."})
         return {"type": "user", "name": self.hub.tokens[self._token], "orgs": []}
 
     def create(self, query: Any, body: bytes) -> Any:
         asked = json.loads(body)
         user = self.hub.tokens.get(self._token)
         if user is None:
-            raise _Answer(401, {"error": "Invalid username or password."})
+            raise Answer(401, {"error": "Invalid username or password."})
         owner = asked.get("organization") or user
         repo = f"{owner}/{asked['name']}"
         if owner != user:
-            raise _Answer(403, {"error": "You don't have the rights to create a dataset under this namespace"})
+            raise Answer(403, {"error": "You don't have the rights to create a dataset under this namespace"})
         url = f"{self.hub.url}/datasets/{repo}"
         if repo in self.hub.repos:
-            raise _Answer(409, {"error": "You already created this dataset repo", "url": url})
+            raise Answer(409, {"error": "You already created this dataset repo", "url": url})
         self.hub.add(repo, private=bool(asked.get("private")) or asked.get("visibility") == "private")
         return {"url": url, "name": repo, "id": repo}
 
@@ -233,7 +256,7 @@ class _Handler(BaseHTTPRequestHandler):
         is_recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
         paths = [path for path in sorted(found.tree) if path.startswith(prefix)]
         if folder and not paths:
-            raise _Answer(404, {"error": "no such folder"}, {"X-Error-Code": "EntryNotFound"})
+            raise Answer(404, {"error": "no such folder"}, {"X-Error-Code": "EntryNotFound"})
         entries: dict[str, Any] = {}
         for path in paths:
             rest = path.removeprefix(prefix).split("/")
@@ -272,8 +295,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def lfs_batch(self, query: Any, body: bytes, repo: str) -> Any:
         self._repo(repo, write=True)
+        wanted = json.loads(body)
+        if "xet" in wanted.get("transfers", ()):
+            return {
+                "transfer": "xet",
+                "objects": [{"oid": one["oid"], "size": one["size"]} for one in wanted["objects"]],
+            }
         objects = []
-        for asked in json.loads(body)["objects"]:
+        for asked in wanted["objects"]:
             is_there = asked["oid"] in self.hub.objects
             url = f"{self.hub.url}/lfs/{asked['oid']}"
             actions = {} if is_there else {"actions": {"upload": {"href": url}, "verify": {"href": f"{url}/verify"}}}
@@ -282,12 +311,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def lfs_put(self, query: Any, body: bytes, oid: str) -> Any:
         if hashlib.sha256(body).hexdigest() != oid:
-            raise _Answer(400, {"error": "other content"})
+            raise Answer(400, {"error": "other content"})
         self.hub.objects[oid] = body
 
     def lfs_verify(self, query: Any, body: bytes, oid: str) -> Any:
         if oid not in self.hub.objects:
-            raise _Answer(404)
+            raise Answer(404)
 
     def validate(self, query: Any, body: bytes) -> Any:
         return {"errors": [], "warnings": []}
@@ -297,7 +326,7 @@ class _Handler(BaseHTTPRequestHandler):
         lines = [json.loads(line) for line in body.splitlines()]
         (header,) = (line["value"] for line in lines if line["key"] == "header")
         if header.get("parentCommit", found.head) != found.head:
-            raise _Answer(412, {"error": "A commit has happened since. Please refresh and try again."})
+            raise Answer(412, {"error": "A commit has happened since. Please refresh and try again."})
         added, deleted = {}, []
         for line in lines:
             value = line["value"]
@@ -305,11 +334,11 @@ class _Handler(BaseHTTPRequestHandler):
                 added[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 if value["oid"] not in self.hub.objects:
-                    raise _Answer(400, {"error": "the LFS object is not there"})
+                    raise Answer(400, {"error": "the LFS object is not there"})
                 added[value["path"]] = self.hub.objects[value["oid"]]
             elif line["key"] == "deletedFile":
                 if value["path"] not in found.tree:
-                    raise _Answer(404, {"error": "no such file to delete"}, {"X-Error-Code": "EntryNotFound"})
+                    raise Answer(404, {"error": "no such file to delete"}, {"X-Error-Code": "EntryNotFound"})
                 deleted.append(value["path"])
         commit = self.hub.commit(found, header["summary"], added, deleted, self._token)
         url = f"{self.hub.url}/datasets/{repo}/commit/{commit.oid}"
@@ -318,19 +347,12 @@ class _Handler(BaseHTTPRequestHandler):
     def resolve(self, query: Any, body: bytes, repo: str, revision: str, file: str) -> Any:
         found = self._repo(repo)
         if file not in found.tree:
-            raise _Answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
+            raise Answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
         data = found.tree[file]
-        headers = {"ETag": f'"{_oid(file, data)}"', "X-Repo-Commit": found.head, "Accept-Ranges": "bytes",
-                   "Content-Length": str(len(data))}  # fmt: skip
+        headers = {"ETag": f'"{_oid(file, data)}"', "X-Repo-Commit": found.head, "Accept-Ranges": "bytes"}
         if _IS_LFS.search(file):
             headers |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": headers["ETag"]}
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if asked:
-            start, end = int(asked[1]), min(int(asked[2] or len(data) - 1), len(data) - 1)
-            part = data[start : end + 1]
-            headers |= {"Content-Range": f"bytes {start}-{end}/{len(data)}", "Content-Length": str(len(part))}
-            raise _Answer(206, part, headers)
-        raise _Answer(200, data, headers)
+        raise self.ranged(data, headers)
 
 
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
@@ -348,6 +370,7 @@ _ROUTES = [
     (r"PUT /lfs/(?P<oid>\w+)", "lfs_put"),
     (r"POST /lfs/(?P<oid>\w+)/verify", "lfs_verify"),
     (rf"(?:GET|HEAD) /datasets/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", "resolve"),
+    *hub_pages.ROUTES,
 ]
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from trackio import places, record
 from trackio.record import Kind, Origin
-from trackiod.sinks.hub import HubSink
+from trackiod.sinks.datasets import DatasetSink
 from trackiod.store.batch import read
 from trackiod.store.digest import End, digest_of
 from trackiod.store.project import ProjectStore
@@ -73,7 +73,7 @@ class SimulatedHost:
 
     def upload(self) -> float:
         """Returns when to do it again; 0 if nothing is left to do."""
-        sink = HubSink(f"hf://datasets/{REPO}", "hf_test", self._url)
+        sink = DatasetSink(f"hf://datasets/{REPO}", "hf_test", self._url)
         status = Uploader(self.places, self.folder, self._target, sink, self._now).upload()
         assert not status.parked, status.parked
         return status.next_at if status.is_behind else 0.0

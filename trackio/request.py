@@ -19,7 +19,7 @@ _REINITS = {True: "finish_previous", False: "return_previous", None: "", "defaul
 _MOST_ABOUT_CHARS = 10_000
 _UNUSED = frozenset(
     (
-        "space_id server_url bucket_id embed trackio_url trackio_token monitoring_mode dir entity save_code "
+        "space_id server_url embed trackio_url trackio_token monitoring_mode dir entity save_code "
         "allow_val_change force anonymous magic tensorboard sync_tensorboard monitor_gym"
     ).split()
 )
@@ -120,12 +120,16 @@ def _webhook(url: Any, least: Any, ours: Settings) -> alerts.Webhook:
 
 
 def _target(asked: dict[str, Any], ours: Settings) -> tuple[str, bool | None, str | None]:
-    """upstream's `dataset_id`, `private` and `hf_token`, taken out of `asked`."""
-    aliases = (asked.pop("dataset_id", None), asked.pop("dataset_repo", None))
-    dataset = next((alias for alias in aliases if alias), None) or ours.dataset
+    """upstream's `dataset_id`, `bucket_id`, `private` and `hf_token`, taken out of `asked`."""
+    datasets = (asked.pop("dataset_id", None), asked.pop("dataset_repo", None))
+    bucket = asked.pop("bucket_id", None)
+    dataset = next((name for name in datasets if name), None)
+    name, prefix = (bucket, targets.BUCKETS) if bucket and not dataset else (dataset or ours.dataset, targets.DATASETS)
     private, token = asked.pop("private", None), _text_or_none(asked.pop("hf_token", None))
+    if bucket and dataset:
+        voice.warn_once("targets", f"it is uploaded to {name}; to the bucket too: trackio sync --project P --to URL")
     try:
-        return targets.url_of(str(dataset)) if dataset else "", private, token
+        return targets.url_of(str(name), prefix) if name else "", private, token
     except ValueError as error:
         voice.warn_once("target", f"{error}; the run is not uploaded.")
         return "", private, token

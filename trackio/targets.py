@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-DATASETS = "hf://datasets/"
+DATASETS, BUCKETS = "hf://datasets/", "hf://buckets/"
+FORMS = "hf://datasets/owner/name or hf://buckets/owner/name"
 _REPO = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _TRAVELS = frozenset(
     (
@@ -30,12 +31,16 @@ class Wish(NamedTuple):
     secrets: dict[str, Any]
 
 
-def url_of(text: str) -> str:
-    """The URL behind `owner/name`, `name` or a URL. Raises ValueError with a sentence."""
-    name = text.strip().removeprefix(DATASETS)
+def url_of(text: str, prefix: str = DATASETS) -> str:
+    """The URL behind `owner/name` or `name`, which is one of `prefix`, or behind a URL. Raises ValueError with a
+    sentence."""
+    given = text.strip()
+    prefix = next((one for one in (DATASETS, BUCKETS) if given.startswith(one)), prefix)
+    name = given.removeprefix(prefix)
     if not _REPO.fullmatch(name) or "--" in name or ".." in name:
-        raise ValueError(f"{text.strip()!r} is no name of a dataset on the Hub: it is `owner/name`")
-    return DATASETS + name
+        what = "bucket" if prefix == BUCKETS else "dataset"
+        raise ValueError(f"{given!r} is no name of a {what} on the Hub: it is `owner/name`")
+    return prefix + name
 
 
 def travels(name: str, value: str) -> bool:

@@ -129,9 +129,7 @@ class Uploading:
             self.add(asked.project, asked.target, asked.secrets, is_whole=True)
         of_project = [known for known in self._known.values() if asked.project in ("", *known.target.projects)]
         if not of_project:
-            return wire.Edited(
-                False, f"Project '{asked.project}' has no target; say where: --to hf://datasets/owner/name"
-            )
+            return wire.Edited(False, f"Project '{asked.project}' has no target; say where: --to {targets.FORMS}")
         for known in of_project:
             self._learn(known, asked.secrets)
             known.asked += 1

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from trackio import targets
 from trackiod.errors import TrackiodError
 from trackiod.sinks.interface import Sink
 
 
 def open_sink(url: str, token: str | None) -> Sink:
-    """The target at a URL. Raises TrackiodError for one of no known kind."""
-    from trackiod.sinks import hub
+    """The target at a URL. Raises TrackiodError for one of no kind that is known here."""
+    if url.startswith(targets.DATASETS):
+        from trackiod.sinks.datasets import DatasetSink
 
-    if url.startswith(hub.PREFIX):
-        return hub.HubSink(url, token)
-    raise TrackiodError(f"{url} is no target that is known: hf://datasets/owner/name.")
+        return DatasetSink(url, token)
+    if url.startswith(targets.BUCKETS):
+        from trackiod.sinks.buckets import BucketSink
+
+        return BucketSink(url, token)
+    raise TrackiodError(f"{url} is no target that is known: {targets.FORMS}.")

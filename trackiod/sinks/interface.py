@@ -7,11 +7,13 @@ from typing import NamedTuple, Protocol
 
 
 class Change(NamedTuple):
-    """What one commit does, all or nothing: files by their path at the target, each a path here or bytes; and paths
-    that go."""
+    """What one commit does: files by their path at the target, each a path here or bytes; and paths that go. All or
+    nothing, if the target can; else files, then `seals`, then what goes."""
 
     message: str
     adds: Mapping[str, str | bytes]
+    seals: Mapping[str, bytes] = {}
+    """files that say that others are there"""
     deletes: Sequence[str] = ()
     parent: str = ""
     """the target's state that it is made for; on another one it is refused, and is to be made anew"""
@@ -35,6 +37,14 @@ class Sink(Protocol):
     """A target that is open."""
 
     name: str
+
+    @property
+    def kind(self) -> str:
+        """As a sentence calls it."""
+
+    @property
+    def is_atomic(self) -> bool:
+        """Whether a change is taken as a whole or not at all."""
 
     @property
     def title(self) -> str:

@@ -14,8 +14,9 @@ import msgpack
 from trackiod.keeper import blob_path
 from trackiod.store import schema
 from trackiod.uploads import cursor as cursors
+from trackiod.uploads.addition import Addition
 from trackiod.uploads.cursor import Cursor
-from trackiod.uploads.run_files import Addition, Source
+from trackiod.uploads.run_files import Source
 from trackiod.uploads.target import RunState
 
 MOST_BYTES, _MOST_FILES = 256 << 20, 100
@@ -64,6 +65,7 @@ def next_files(source: Source, version: Version, state: RunState | None) -> tupl
     folder = folder_of(source.project, version)
     state = state or RunState(Cursor())
     sent, adds, problems, size = set(state.files), dict[str, str | bytes](), list[str](), 0
+    seals = {}
     manifest = []
     is_last = True
     for entry in version.manifest:
@@ -84,10 +86,10 @@ def next_files(source: Source, version: Version, state: RunState | None) -> tupl
     if is_last:
         facts = {"name": version.name, "version": version.version, "type": version.type, "digest": version.digest,
                  **version.about, "manifest": manifest}  # fmt: skip
-        adds[f"{folder}/manifest.json"] = json.dumps(facts, indent=1, default=str).encode()
-    files = tuple(sorted(sent | {path for path in adds if path != f"{folder}/manifest.json"}))
+        seals[f"{folder}/manifest.json"] = json.dumps(facts, indent=1, default=str).encode()
+    files = tuple(sorted(sent | adds.keys()))
     state = state._replace(files=files, token=version.digest if is_last else "")
-    return Addition(source.project, version.key, adds, state, 0), problems
+    return Addition(source.project, version.key, adds, state, 0, seals=seals), problems
 
 
 def _safe(path: str, digest: str) -> str:

@@ -1,4 +1,4 @@
-"""The dataset's card: how its parts are loaded, what its columns mean, and the SQL for a curve of all ranks."""
+"""A target's card: how its parts are loaded, what its columns mean, and the SQL for a curve of all ranks."""
 
 KINDS = ("metrics", "system", "runs", "alerts")
 
@@ -19,7 +19,7 @@ configs:
 ```python
 import datasets
 
-metrics = datasets.load_dataset("REPO", "metrics")["train"]  # also "system", "runs", "alerts"
+metrics = datasets.load_dataset(WHERE)["train"]  # also "system", "runs", "alerts"
 ```
 
 * `metrics`: a row for each value that a rank logged. `value` is a float; `value_text` holds what a float cannot: texts,
@@ -50,6 +50,7 @@ FROM seen WHERE place = 1 GROUP BY run_id, metric, step ORDER BY run_id, metric,
 """
 
 
-def card(repo: str) -> str:
-    """The README.md of a repository."""
-    return CARD.replace("REPO", repo)
+def card(kind: str, name: str) -> str:
+    """The README.md of a dataset or a bucket."""
+    bucket = f'"parquet", data_files="hf://buckets/{name}/metrics/**/*.parquet"'
+    return CARD.replace("WHERE", bucket if kind == "bucket" else f'"{name}", "metrics"')

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trackiod.uploads.addition import Addition
 from trackiod.uploads.cursor import Cursor, File
-from trackiod.uploads.run_files import MOST_ROWS, Addition, RunFiles
+from trackiod.uploads.run_files import MOST_ROWS, RunFiles
 from trackiod.uploads.target import RunState
 
 
@@ -28,10 +29,11 @@ def merged(files: RunFiles, state: RunState, there: Sequence[str]) -> Addition |
     kept = [file for file in state.cursor.files if file not in some]
     kept.insert(state.cursor.files.index(some[0]), File(number, rows, start, end, name))
     cursor = state.cursor._replace(files=tuple(kept), next_number=number + 1)
-    adds: dict[str, str | bytes] = {files.path("metrics", number): path, files.cursor_path: cursor.to_json().encode()}
+    adds: dict[str, str | bytes] = {files.path("metrics", number): path}
+    seals = {files.cursor_path: cursor.to_json().encode()}
     old = [files.path("metrics", file.number) for file in some]
     gone = tuple(path for path in old if path in there)
-    return Addition(files.project, files.run, adds, state._replace(cursor=cursor), 0, gone)
+    return Addition(files.project, files.run, adds, state._replace(cursor=cursor), 0, gone, seals)
 
 
 def _small(files: Sequence[File]) -> list[File]:

@@ -23,6 +23,7 @@ from trackiod.store import schema
 from trackiod.store.reader import ProjectReader
 from trackiod.uploads import cursor as cursors
 from trackiod.uploads import tables
+from trackiod.uploads.addition import Addition
 from trackiod.uploads.cursor import Cursor, File
 from trackiod.uploads.rows import Points, StreamRows
 from trackiod.uploads.tables import RowFacts, Writer
@@ -39,19 +40,9 @@ _SAMPLES_SECONDS = 120.0
 """after a run's end, from which on no sample is waited for"""
 _LAST = "~"
 """the folder of files without rows: `datasets` 4.8 fails where such a file comes before others"""
+NUMBERED = ("metrics", "system", "alerts")
+"""kinds of files whose rows never change"""
 _SCHEMAS = {"metrics": tables.METRICS, "system": tables.SYSTEM, "alerts": tables.ALERTS, "runs": tables.RUNS}
-
-
-class Addition(NamedTuple):
-    """What a run adds to a commit, and how far it is uploaded once that is taken."""
-
-    project: str
-    run: str
-    adds: dict[str, str | bytes]
-    """nothing if only the state is another"""
-    state: RunState
-    rows: int
-    deletes: tuple[str, ...] = ()
 
 
 class _Stream(NamedTuple):
@@ -97,9 +88,22 @@ class RunFiles:
     def _folder(self) -> str:
         return cursors.folder_of(self._source.project, self.run)
 
+    def folder_of(self, kind: str) -> str:
+        """Where the run's files of a kind lie at the target, all stores'."""
+        return f"{kind}/{self._folder}"
+
     def path(self, kind: str, number: int) -> str:
         """Of a file of the run's at the target."""
-        return f"{kind}/{self._folder}/{self._source.store}-{number:06d}.parquet"
+        return f"{self.folder_of(kind)}/{self._source.store}-{number:06d}.parquet"
+
+    def is_left_over(self, path: str, cursor: Cursor) -> bool:
+        """Whether a file is this store's and unknown to the run's cursor: not yet written, or merged with others."""
+        kind, _, rest = path.partition("/")
+        number = rest.removeprefix(f"{self._folder}/{self._source.store}-").removesuffix(".parquet")
+        if not number.isdecimal():
+            return False
+        is_merged = kind == "metrics" and int(number) not in {file.number for file in cursor.files}
+        return is_merged or int(number) >= cursor.next_number
 
     @property
     def cursor_path(self) -> str:
@@ -133,11 +137,11 @@ class RunFiles:
             if is_last:
                 adds[f"runs/{self._folder}/{self._source.store}.parquet"] = self._facts()
                 is_whole = is_whole and self.has_last_samples(now)
-            adds[self.cursor_path] = cursor.to_json().encode()
             is_news = has_rows or token != state.token
             is_merged = state.is_merged and not file.rows
             state = RunState(cursor, token if is_last else "", system_at, files, is_whole, is_merged)
-            yield Addition(self._source.project, self.run, adds if is_news else {}, state, file.rows)
+            seals = {self.cursor_path: cursor.to_json().encode()} if is_news else {}
+            yield Addition(self._source.project, self.run, adds if is_news else {}, state, file.rows, seals=seals)
 
     def has_last_samples(self, now: float) -> bool:
         """Whether samplers have stored all that concerns the run; they do so every few seconds."""

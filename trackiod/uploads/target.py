@@ -68,6 +68,8 @@ class Status(NamedTuple):
     rows_waiting: int = 0
     is_behind: bool = False
     """whether something is left to do: rows to send, or files to merge"""
+    is_sending: bool = False
+    """whether a change was begun of which nobody knows yet whether it was taken"""
     failures: int = 0
     """in a row"""
     problem: str = ""

@@ -26,11 +26,12 @@ from trackiod.sinks import open_sink
 from trackiod.sinks.directory import store_id
 from trackiod.sinks.interface import AGAIN, PARK, REBASE, SMALLER, Change, Sink, Verdict
 from trackiod.store import parts, schema
-from trackiod.uploads import artifact_files, cursor, merging, pacing, run_files
+from trackiod.uploads import artifact_files, merging, pacing, run_files, there
+from trackiod.uploads.addition import Addition
 from trackiod.uploads.artifact_files import Version
 from trackiod.uploads.card import card
 from trackiod.uploads.cursor import Cursor
-from trackiod.uploads.run_files import MOST_ROWS, SYSTEM_SECONDS, Addition, RunFiles, Source
+from trackiod.uploads.run_files import MOST_ROWS, SYSTEM_SECONDS, RunFiles, Source
 from trackiod.uploads.target import Folder, RunState, Status, Target
 
 _MOST_FILES = 20
@@ -86,6 +87,7 @@ class Uploader:
         self._again_at = 0.0
         self._problems: list[str] = []
         self.status = folder.read_status()
+        self._is_doubtful = self.status.is_sending
 
     def upload(self, *, is_retry: bool = False) -> Status:
         """Sends what waits, as far as the target's pace allows; returns how it stands then, which is also written.
@@ -143,15 +145,16 @@ class Uploader:
                 return
             parent = self._sink.head()
             additions = self._next_artifacts() if phase == _ARTIFACTS else self._next_additions(phase)
-            if any(one.adds for one in additions):
+            if any(one.is_news for one in additions):
                 self._commit(additions, first, parent)
                 first = {}
             else:
                 idle.add(phase)
         now = self._clock()
+        self._is_doubtful = False
         self.status = self.status._replace(
             failures=0, problem="; ".join(dict.fromkeys(self._problems[:3])), rows_waiting=self._count_waiting(),
-            is_behind=self._again_at > 0,
+            is_behind=self._again_at > 0, is_sending=False,
             next_at=max(self._again_at, now + self._budget().seconds_until_one(self._target.hosts)),
         )  # fmt: skip
 
@@ -162,7 +165,7 @@ class Uploader:
             return {}
         self._folder.forget_runs()
         files = run_files.empty_files(self._folder.scratch("first"))
-        return {"README.md": card(self._sink.title).encode(), **files}
+        return {"README.md": card(self._sink.kind, self._sink.title).encode(), **files}
 
     def _budget(self) -> pacing.Budget:
         now, hosts = self._clock(), self._target.hosts
@@ -182,26 +185,32 @@ class Uploader:
     def _spend(self, tokens: float) -> None:
         """Takes a token of the budget, or gives it back, and writes that down: before the commit, since one that was
         taken though nobody heard of it counts too."""
-        self.status = self.status._replace(tokens=self._budget().tokens - tokens, tokens_at=self._clock())
+        left = self._budget().tokens - tokens
+        self.status = self.status._replace(tokens=left, tokens_at=self._clock(), is_sending=True)
         self._folder.write_status(self.status)
 
     def _commit(self, additions: list[Addition], first: dict[str, str | bytes], parent: str) -> None:
         adds = {**first, **{path: data for one in additions for path, data in one.adds.items()}}
+        seals = {path: data for one in additions for path, data in one.seals.items()}
         rows = sum(one.rows for one in additions)
         runs = len({(one.project, one.run) for one in additions})
-        size = sum(os.path.getsize(data) if isinstance(data, str) else len(data) for data in adds.values())
+        sent = (*adds.values(), *seals.values())
+        size = sum(os.path.getsize(data) if isinstance(data, str) else len(data) for data in sent)
         message = f"{rows:,} rows of {runs} run{'s' * (runs > 1)}" if rows else f"Facts and files of {runs} run(s)"
         self._spend(1)
         try:
-            self._sink.send(Change(message, adds, [path for one in additions for path in one.deletes], parent))
+            deletes = [path for one in additions for path in one.deletes]
+            self._sink.send(Change(message, adds, seals, deletes, parent))
         except Exception as error:
+            self._is_doubtful = True
             if self._sink.classify(error).kind == REBASE:
                 self._spend(-1)  # it was not taken
             raise
         for one in additions:
             self._folder.write_run(one.project, one.run, one.state)
         self.status = self.status._replace(
-            is_prepared=True, last_commit_at=self._clock(), commits=self.status.commits + 1, failures=0, problem="",
+            is_prepared=True, is_sending=self._is_doubtful,
+            last_commit_at=self._clock(), commits=self.status.commits + 1, failures=0, problem="",
             rows=self.status.rows + rows, bytes=self.status.bytes + size,
             rows_waiting=max(0, self.status.rows_waiting - rows),
         )  # fmt: skip
@@ -249,8 +258,8 @@ class Uploader:
     def _next_artifacts(self) -> list[Addition]:
         """The next files of one version."""
         for source, version, state in self._artifacts():
-            there = self._sink.read(f"{artifact_files.folder_of(source.project, version)}/manifest.json")
-            if state is None and there is not None:
+            manifest = self._sink.read(f"{artifact_files.folder_of(source.project, version)}/manifest.json")
+            if state is None and manifest is not None:
                 state = RunState(Cursor(), version.digest)
                 self._folder.write_run(source.project, version.key, state)
                 continue
@@ -278,7 +287,7 @@ class Uploader:
                 except (StoreError, sqlite3.Error) as error:
                     self._problems.append(f"Run {run} of project '{project}' cannot be uploaded: {error}")
         for one in found:
-            if not one.adds:
+            if not one.is_news:
                 self._folder.write_run(one.project, one.run, one.state)
             if not one.state.is_whole:
                 self._again_at = now + _SAMPLES_SECONDS
@@ -319,24 +328,20 @@ class Uploader:
 
     def _new(self, files: RunFiles, state: RunState | None, token: str) -> Iterator[Addition]:
         state = state or RunState(Cursor())
-        there = self._cursor_there(files)
-        if there != state.cursor:
-            state = state._replace(cursor=there, token="", files=() if not there.streams else state.files)
+        cursor = self._cursor_of(files, state)
+        if cursor != state.cursor:
+            state = state._replace(cursor=cursor, token="", files=() if not cursor.streams else state.files)
         yield from files.additions(state, token, self._most_rows, self._clock())
 
-    def _cursor_there(self, files: RunFiles) -> Cursor:
-        """How far a run is uploaded, as the target says."""
-        text = self._sink.read(files.cursor_path)
-        try:
-            return cursor.from_json(text.decode()) if text else Cursor()
-        except ValueError as error:
-            raise StoreError(f"{files.cursor_path} at {self._target.url} means nothing: {error}") from error
+    def _cursor_of(self, files: RunFiles, state: RunState) -> Cursor:
+        return there.cursor_of(self._sink, files, state.cursor, is_doubtful=self._is_doubtful)
 
     def _merged(self, files: RunFiles, state: RunState | None) -> Iterator[Addition]:
         """What puts one file of a run in the place of several; tried once after each upload."""
         assert state is not None
-        there = self._sink.names(f"metrics/{cursor.folder_of(files.project, files.run)}")
-        addition = merging.merged(files, state, there) if self._cursor_there(files) == state.cursor else None
+        addition = None
+        if self._cursor_of(files, state) == state.cursor:
+            addition = merging.merged(files, state, self._sink.names(files.folder_of("metrics")))
         if addition is None:
             addition = Addition(files.project, files.run, {}, state._replace(is_merged=True), 0)
         yield addition

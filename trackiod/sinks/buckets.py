@@ -1,0 +1,58 @@
+"""Hugging Face buckets as a target: `hf://buckets/owner/name`.
+
+A bucket has no commits: of a request some files may be taken and others not, and nothing is made for a certain state of
+it. So what says how far the others go is sent when they are there, and what they replace goes last.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import huggingface_hub
+from huggingface_hub.errors import EntryNotFoundError
+
+from trackio.targets import BUCKETS
+from trackiod.errors import TrackiodError
+from trackiod.sinks.hub import NOT_FOUND, HubTarget
+from trackiod.sinks.interface import Change
+
+
+class BucketSink(HubTarget):
+    """A bucket, whose content lies in Xet's store: HF_HUB_DISABLE_XET changes nothing here."""
+
+    prefix = BUCKETS
+    kind = "bucket"
+    is_atomic = False
+
+    def __init__(self, url: str, token: str | None, endpoint: str | None = None) -> None:
+        """Raises TrackiodError where the Hub's library knows no buckets yet."""
+        super().__init__(url, token, endpoint)
+        if not hasattr(self._api, "batch_bucket_files"):
+            installed = f"huggingface_hub {huggingface_hub.__version__}"
+            raise TrackiodError(f"{installed} knows no buckets; {url} needs a newer one.")
+
+    def prepare(self, *, private: bool) -> None:
+        try:
+            self._api.bucket_info(self.title)
+        except NOT_FOUND:
+            self._api.create_bucket(self.title, private=private, exist_ok=True)
+
+    def head(self) -> str:
+        return ""
+
+    def read(self, path: str) -> bytes | None:
+        return self._get(f"{self._api.endpoint}/buckets/{self.title}/resolve/{quote(path)}")
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            tree = list(self._api.list_bucket_tree(self.title, prefix=f"{folder}/", recursive=True))
+        except EntryNotFoundError:
+            return []
+        return [entry.path for entry in tree if hasattr(entry, "size") and entry.path.startswith(f"{folder}/")]
+
+    def send(self, change: Change) -> None:
+        for files in (change.adds, change.seals):
+            if files:
+                self._api.batch_bucket_files(self.title, add=[(data, path) for path, data in files.items()])
+        if change.deletes:
+            self._api.batch_bucket_files(self.title, delete=list(change.deletes))

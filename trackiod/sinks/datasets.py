@@ -1,0 +1,58 @@
+"""Hugging Face datasets as a target: `hf://datasets/owner/name`.
+
+`create_commit` does not repeat the commit request itself, and leaves out files that are there already as they are, so a
+commit that was taken though its answer was lost is not made twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from huggingface_hub.errors import EntryNotFoundError
+
+from trackio.targets import DATASETS
+from trackiod.sinks.hub import NOT_FOUND, HubTarget
+from trackiod.sinks.interface import Change
+
+
+class DatasetSink(HubTarget):
+    """A dataset repository."""
+
+    prefix = DATASETS
+    kind = "dataset"
+    is_atomic = True
+
+    def prepare(self, *, private: bool) -> None:
+        if not self._is_there():
+            self._api.create_repo(self.title, repo_type="dataset", private=private, exist_ok=True)
+
+    def _is_there(self) -> bool:
+        try:
+            self._api.repo_info(self.title, repo_type="dataset")
+        except NOT_FOUND:
+            return False
+        return True
+
+    def head(self) -> str:
+        return str(self._api.repo_info(self.title, repo_type="dataset").sha or "")
+
+    def read(self, path: str) -> bytes | None:
+        return self._get(huggingface_hub.hf_hub_url(self.title, path, repo_type="dataset", endpoint=self._api.endpoint))
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            tree = self._api.list_repo_tree(self.title, folder, repo_type="dataset", recursive=True)
+            return [entry.path for entry in tree if hasattr(entry, "size")]
+        except EntryNotFoundError:
+            return []
+
+    def send(self, change: Change) -> None:
+        adds = {**change.adds, **change.seals}
+        operations: list[Any] = [CommitOperationAdd(path, data) for path, data in adds.items()]
+        operations += [CommitOperationDelete(path) for path in change.deletes]
+        self._api.create_commit(
+            self.title, operations, commit_message=change.message, repo_type="dataset", num_threads=2,
+            parent_commit=change.parent or None,
+        )  # fmt: skip
