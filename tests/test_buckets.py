@@ -102,6 +102,23 @@ def test_rows_are_there_once_when_a_bucket_takes_only_some_of_the_files(host: Ho
     assert sorted(row["title"] for row in parquet_rows(server.content(REPO), "alerts")) == ["high", "high"]
 
 
+def test_what_an_upload_left_that_was_too_much_at_once_does_not_stay(host: Host, server: Hub) -> None:
+    """The next try cuts the rows into smaller files, so that one of the first try has no successor of its name."""
+    bucket = server.add_bucket(REPO)
+    logged(host, "one", steps=600)
+    folder = target(host, server, URL)
+    bucket.refused = "^cursors/"
+    assert upload(host, server, folder).failures == 1
+    assert len(parquet_rows(server.content(REPO), "alerts")) == 1
+    bucket.refused = ""
+    server.faults.append(Fault(BATCH, 413, times=5))
+    assert upload(host, server, folder).problem == ""
+    assert len(files_of(server, "metrics")) == 1, "they are merged when the run has ended"
+    assert max(int(path[-14:-8]) for path in files_of(server, "metrics")) > 3
+    assert remote(parquet_rows(server.content(REPO))) == local(host)
+    assert len(parquet_rows(server.content(REPO), "alerts")) == 1
+
+
 def grown(host: Host, server: Hub, folder: Folder, turns: int) -> None:
     """A run that was uploaded in as many files."""
     host.start()
@@ -126,6 +143,20 @@ for turn in range({turns}):
 
 def files_of(server: Hub, kind: str) -> list[str]:
     return [path for path in bucket_of(server).files if path.startswith(f"{kind}/p/")]
+
+
+def test_what_an_upload_left_is_found_though_its_process_was_killed(host: Host, server: Hub) -> None:
+    bucket = server.add_bucket(REPO)
+    logged(host, "one")
+    folder = target(host, server, URL)
+    bucket.refused = "^cursors/"
+    upload(host, server, folder)
+    (alerts,) = files_of(server, "alerts")
+    bucket.files[alerts.replace("-000000.", "-000001.")] = bucket.files[alerts]  # as if it had come further
+    bucket.refused = ""
+    assert upload(host, server, folder).problem == ""
+    assert len(parquet_rows(server.content(REPO), "alerts")) == 1
+    assert remote(parquet_rows(server.content(REPO))) == local(host)
 
 
 @pytest.mark.parametrize(("skip", "is_after"), [(2, False), (3, False), (4, False), (2, True), (3, True)])
