@@ -10,7 +10,7 @@ from trackio.version import __upstream__
 SAME = "same"
 
 UPSTREAM = {
-    "init": "takes every keyword; `dataset_id` is where the run is uploaded; `space_id`, `server_url` and `bucket_id` "
+    "init": "takes every keyword; `dataset_id` or `bucket_id` is where the run is uploaded; `space_id` and `server_url` "
     "wait for these targets, `embed` for a dashboard; `auto_log_gpu` and `auto_log_cpu` are True if nothing is said, "
     "the intervals 5 s, and the smallest that a run on the node asks for samples",
     "log": "nested metrics are flattened with `/`, None is skipped, no key is reserved; also `data=` and `commit=`",
@@ -23,7 +23,8 @@ UPSTREAM = {
     "alert": "the daemon sends webhooks, and tries again for an hour; an unknown level counts as a warning",
     "AlertLevel": "also ordered: `AlertLevel.INFO < AlertLevel.ERROR`",
     "show": "prints what `trackio status` shows, and returns four times None: there is no dashboard yet",
-    "sync": "says once that nothing is uploaded to Spaces yet, and returns None; `trackio sync` uploads to datasets",
+    "sync": "says once that nothing is uploaded to Spaces yet, and returns None; `trackio sync` uploads to datasets and "
+    "buckets",
     "freeze": "as `sync`",
     "delete_project": "not while one of its runs is running",
     "import_csv": "into a project that exists too; column names are kept as they are",
@@ -56,7 +57,7 @@ SUBMODULES = {
 
 COMMANDS = {
     "list spaces, freeze, bump": "nothing is uploaded to Spaces yet",
-    "sync": "uploads to datasets on the Hub, and shows targets and how they stand",
+    "sync": "uploads to datasets and buckets on the Hub, and shows targets and how they stand",
     "list traces, get trace, get trace-summary": "a trace is a value of its metric: `get metric`",
     "list reports, get report": "a report is a value of its metric: `get metric`",
     "query project": "not built yet",

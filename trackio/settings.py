@@ -108,7 +108,9 @@ VARIABLES: dict[str, Variable] = {
         "Default: `hosts` in the data folder or in `~/.local/share/trackio`, if that outlives the store.",
     ),
     "dataset": Variable(
-        ("TRACKIO_DATASET_ID", "TRACKIO_DATASET_REPO"), _text, "A dataset on the Hugging Face Hub to upload runs to."
+        ("TRACKIO_DATASET_ID", "TRACKIO_DATASET_REPO"),
+        _text,
+        "A dataset on the Hugging Face Hub to upload runs to; or `hf://buckets/owner/name`.",
     ),
     "mode": Variable(("TRACKIO_MODE",), _mode, "`online`, `offline` (never uploads) or `disabled` (does nothing)."),
     "autostart": Variable(("TRACKIO_AUTOSTART",), _switch, "`0`: training processes never start a daemon. Default: 1."),
