@@ -10,8 +10,8 @@ from trackio.version import __upstream__
 SAME = "same"
 
 UPSTREAM = {
-    "init": "takes every keyword; `dataset_id` or `bucket_id` is where the run is uploaded; `space_id` and `server_url` "
-    "wait for these targets, `embed` for a dashboard; `auto_log_gpu` and `auto_log_cpu` are True if nothing is said, "
+    "init": "takes every keyword; `dataset_id` or `bucket_id` is where the run is uploaded; `space_id` and "
+    "`server_url` wait for these targets, `embed` for a dashboard; `auto_log_gpu` and `auto_log_cpu` are True if nothing is said, "
     "the intervals 5 s, and the smallest that a run on the node asks for samples",
     "log": "nested metrics are flattened with `/`, None is skipped, no key is reserved; also `data=` and `commit=`",
     "log_system": SAME,
@@ -23,8 +23,8 @@ UPSTREAM = {
     "alert": "the daemon sends webhooks, and tries again for an hour; an unknown level counts as a warning",
     "AlertLevel": "also ordered: `AlertLevel.INFO < AlertLevel.ERROR`",
     "show": "prints what `trackio status` shows, and returns four times None: there is no dashboard yet",
-    "sync": "says once that nothing is uploaded to Spaces yet, and returns None; `trackio sync` uploads to datasets and "
-    "buckets",
+    "sync": "says once that nothing is uploaded to Spaces yet, and returns None; `trackio sync` uploads to datasets "
+    "and buckets",
     "freeze": "as `sync`",
     "delete_project": "not while one of its runs is running",
     "import_csv": "into a project that exists too; column names are kept as they are",
