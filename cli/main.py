@@ -9,10 +9,12 @@ from trackio.version import __version__
 from .alerts import alerts
 from .artifacts import get_artifact, list_artifacts
 from .drain import drain
+from .export import export_command
 from .get import get
 from .gpu import gpu
 from .list import list_
 from .output import SpokenErrors
+from .query import query
 from .show import show_command
 from .status import status
 from .sync import sync
@@ -29,6 +31,8 @@ def trackio() -> None:
 trackio.add_command(status)
 trackio.add_command(list_)
 trackio.add_command(get)
+trackio.add_command(query)
+trackio.add_command(export_command)
 trackio.add_command(show_command)
 trackio.add_command(gpu)
 trackio.add_command(drain)

@@ -11,8 +11,8 @@ SAME = "same"
 
 UPSTREAM = {
     "init": "takes every keyword; `dataset_id` or `bucket_id` is where the run is uploaded; `space_id` and "
-    "`server_url` wait for these targets, `embed` for a dashboard; `auto_log_gpu` and `auto_log_cpu` are True if nothing is said, "
-    "the intervals 5 s, and the smallest that a run on the node asks for samples",
+    "`server_url` wait for these targets, `embed` for a dashboard; `auto_log_gpu` and `auto_log_cpu` are True if "
+    "nothing is said, the intervals 5 s, and the smallest that a run on the node asks for samples",
     "log": "nested metrics are flattened with `/`, None is skipped, no key is reserved; also `data=` and `commit=`",
     "log_system": SAME,
     "log_gpu": "returns the node's newest sample, stores nothing: the node is sampled once, for all runs",
@@ -60,7 +60,7 @@ COMMANDS = {
     "sync": "uploads to datasets and buckets on the Hub, and shows targets and how they stand",
     "list traces, get trace, get trace-summary": "a trace is a value of its metric: `get metric`",
     "list reports, get report": "a report is a value of its metric: `get metric`",
-    "query project": "not built yet",
+    "query project": "asks tables of rows, as uploads have them: `metrics(run, rank, step, time, metric, value, …)`",
     "config, skills, logbook, registry": "not built",
 }
 """upstream's commands that are absent"""

@@ -102,6 +102,12 @@ def test_a_run_of_two_hosts_is_one_on_every_host(hosts: Callable[[str], Host]) -
         assert values(reader, "job", "nan", "--rank", "2") == [1.5, "NaN"] * 250
         assert facts["config_differences"]["host"] == {str(n): f"r{n}" for n in range(4)}
         assert reader.cli("list", "runs", "--project", "p")["runs"] == ["r0"]
+        sql = "SELECT rank, count(*) AS points, sum(value) AS total FROM metrics WHERE metric = 'loss' GROUP BY rank"
+        rows = reader.cli("query", "project", "--project", "p", "--sql", sql)["rows"]
+        assert rows == [{"rank": n, "points": 500, "total": 124750 + 500 * n} for n in range(4)]
+        out = reader.data.parent / "out"
+        exported = reader.cli("export", "--project", "p", "--to", str(out))
+        assert (exported["runs"], exported["rows"]) == (1, 8000)
     status = login.cli("status")
     assert [run["run"] for run in status["runs"]] == ["r0"] and status["runs"][0]["logging"] == 4
 

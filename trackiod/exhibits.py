@@ -13,6 +13,7 @@ from typing import Any
 import msgpack
 
 from trackiod.keeper import blob_path
+from trackiod.store import schema
 from trackiod.store.reader import ProjectReader
 from trackiod.store.shelf_reader import FileRow
 
@@ -28,7 +29,7 @@ class Exhibits:
         self._reader = reader
         folder, database = os.path.split(reader.path)
         self._blobs = os.path.join(os.path.dirname(folder), "blobs")
-        self._copied = os.path.join(os.path.dirname(folder), "elsewhere", "blobs")
+        self._copied = schema.others_blobs(self._blobs)
         self._project_id = os.path.splitext(database)[0]
         self._files: dict[str, FileRow] = {}
         self._whole = whole

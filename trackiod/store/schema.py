@@ -35,6 +35,11 @@ def readable_path(projects: str, project: str) -> str:
     return others if not os.path.exists(own) and os.path.exists(others) else own
 
 
+def others_blobs(blobs: str) -> str:
+    """Where kept files lie that others copied."""
+    return os.path.join(os.path.dirname(blobs), "elsewhere", "blobs")
+
+
 def others_path(path: str) -> str:
     """What others copied of the same project, or of the samples of their nodes."""
     folder, name = os.path.split(path)

@@ -16,7 +16,7 @@ from trackiod.store import schema
 from trackiod.uploads import cursor as cursors
 from trackiod.uploads.addition import Addition
 from trackiod.uploads.cursor import Cursor
-from trackiod.uploads.run_files import Source
+from trackiod.uploads.source import Source
 from trackiod.uploads.target import RunState
 
 MOST_BYTES, _MOST_FILES = 256 << 20, 100

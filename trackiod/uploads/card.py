@@ -7,7 +7,7 @@ _CONFIGS = "".join(
     for kind in KINDS
 )
 
-CARD = f"""\
+_LOADING = f"""\
 ---
 tags:
 - trackio
@@ -21,7 +21,8 @@ import datasets
 
 metrics = datasets.load_dataset(WHERE)["train"]  # also "system", "runs", "alerts"
 ```
-
+"""
+_COLUMNS = """
 * `metrics`: a row for each value that a rank logged. `value` is a float; `value_text` holds what a float cannot: texts,
   integers beyond 2^53, `true` and `false` (beside 1 and 0), and as JSON everything else. Rows are never changed.
 * `system`: a row for each reading of a GPU, the host or a rank's process (`rank` is empty for what concerns the node).
@@ -51,6 +52,7 @@ FROM seen WHERE place = 1 GROUP BY run_id, metric, step ORDER BY run_id, metric,
 
 
 def card(kind: str, name: str) -> str:
-    """The README.md of a dataset or a bucket."""
+    """The README.md of a dataset, a bucket, a folder, or a folder of text files."""
     bucket = f'"parquet", data_files="hf://buckets/{name}/metrics/**/*.parquet"'
-    return CARD.replace("WHERE", bucket if kind == "bucket" else f'"{name}", "metrics"')
+    loading = _LOADING.replace("WHERE", bucket if kind == "bucket" else f'"{name}", "metrics"')
+    return (loading if kind != "texts" else "# Training runs, tracked with trackio\n") + _COLUMNS

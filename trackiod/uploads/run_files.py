@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 import numpy as np
 
 from trackio.names import HOST
-from trackio.places import Places
 from trackiod import catalog
 from trackiod.errors import StoreError
-from trackiod.keeper import blob_path
 from trackiod.node import SystemView
 from trackiod.store import schema
-from trackiod.store.reader import ProjectReader
 from trackiod.uploads import cursor as cursors
-from trackiod.uploads import tables
 from trackiod.uploads.addition import Addition
 from trackiod.uploads.cursor import Cursor, File
 from trackiod.uploads.rows import Points, StreamRows
+from trackiod.uploads.source import Source, Stream, is_running
 from trackiod.uploads.tables import RowFacts, Writer
-from trackiod.uploads.target import RunState, Target
+from trackiod.uploads.target import RunState
 from trackiod.views.column import typed
 
 MOST_ROWS = 1 << 20
@@ -38,31 +33,8 @@ _MOST_MEDIA, _MOST_MEDIA_BYTES = 50, 64 << 20
 """files of a run's values in a commit"""
 _SAMPLES_SECONDS = 120.0
 """after a run's end, from which on no sample is waited for"""
-_LAST = "~"
-"""the folder of files without rows: `datasets` 4.8 fails where such a file comes before others"""
 NUMBERED = ("metrics", "system", "alerts")
 """kinds of files whose rows never change"""
-_SCHEMAS = {"metrics": tables.METRICS, "system": tables.SYSTEM, "alerts": tables.ALERTS, "runs": tables.RUNS}
-
-
-class _Stream(NamedTuple):
-    id: str
-    rank: int
-    attempt: str
-    committed: int
-    meta: dict[str, Any]
-
-
-class Source(NamedTuple):
-    """Where a run's rows come from."""
-
-    places: Places
-    connection: sqlite3.Connection
-    project: str
-    target: Target
-    store: str
-    """in the names of its files: other hosts write beside them"""
-    scratch: str
 
 
 class RunFiles:
@@ -79,7 +51,7 @@ class RunFiles:
             "SELECT id, rank, attempt, committed, meta FROM streams WHERE run = ? AND role = 'rank'"
             " ORDER BY started_ns, id", (run,),
         )  # fmt: skip
-        self._streams = [_Stream._make((*row[:-1], msgpack.unpackb(row[-1]))) for row in rows.fetchall()]
+        self._streams = [Stream._make((*row[:-1], msgpack.unpackb(row[-1]))) for row in rows.fetchall()]
         self.problems: list[str] = []
 
     # -- names at the target -------------------------------------------------------------------------------------------
@@ -122,11 +94,11 @@ class RunFiles:
             is_last = all(file.end[stream.id] >= stream.committed for stream in self._streams)
             adds |= self._alerts(file)
             system_at, samples = state.system_at, cursor.samples
-            with self._made("system") as (path, writer):
+            with self._made("system") as writer:
                 self._logged_system(writer, file)
                 if is_last and (now - system_at >= SYSTEM_SECONDS or not self.is_running):
                     system_at, samples = now, cursor.samples | self._sampled(writer, cursor)
-            adds |= {self.path("system", number): path} if writer.rows else {}
+            adds |= {self.path("system", number): writer.path} if writer.rows else {}
             cursor = cursor.grown(file)._replace(samples=samples, next_number=number + bool(adds))
             files: tuple[str, ...] = state.files
             is_whole = True
@@ -142,6 +114,26 @@ class RunFiles:
             state = RunState(cursor, token if is_last else "", system_at, files, is_whole, is_merged)
             seals = {self.cursor_path: cursor.to_json().encode()} if is_news else {}
             yield Addition(self._source.project, self.run, adds if is_news else {}, state, file.rows, seals=seals)
+
+    def everything(self, kinds: Collection[str]) -> Iterator[tuple[str, str]]:
+        """All that is stored of the run, of these kinds: each file's kind, and where it lies here."""
+        whole = File(0, 0, {stream.id: 0 for stream in self._streams}, {s.id: s.committed for s in self._streams})
+        if "runs" in kinds:
+            yield "runs", self._facts()
+        if "alerts" in kinds:
+            yield from (("alerts", str(made)) for made in self._alerts(whole).values())
+        if "system" in kinds:
+            with self._made("system") as writer:
+                self._logged_system(writer, whole)
+                self._sampled(writer, Cursor())
+            if writer.rows:
+                yield "system", writer.path
+        cursor = Cursor()
+        while "metrics" in kinds and any(cursor.streams.get(id_, 0) < end for id_, end in whole.end.items()):
+            with self._one_view():
+                file, adds = self._metrics(cursor, MOST_ROWS)
+            cursor = cursor.grown(file)
+            yield from (("metrics", str(made)) for made in adds.values())
 
     def has_last_samples(self, now: float) -> bool:
         """Whether samplers have stored all that concerns the run; they do so every few seconds."""
@@ -178,7 +170,7 @@ class RunFiles:
         """The next file of points, and where it lies here, if it has any."""
         starts = {stream.id: cursor.streams.get(stream.id, 0) for stream in self._streams}
         ends = dict(starts)
-        with self._made("metrics") as (path, writer):
+        with self._made("metrics") as writer:
             for stream in self._streams:
                 if stream.committed <= starts[stream.id]:
                     continue
@@ -189,38 +181,38 @@ class RunFiles:
                 self._write(writer, stream, rows.points(), self._name)
                 self.problems += rows.problems
         file = File(cursor.next_number, writer.rows, starts, ends, self._name)
-        return file, {self.path("metrics", file.number): path} if writer.rows else {}
+        return file, {self.path("metrics", file.number): writer.path} if writer.rows else {}
 
-    def _write(self, writer: Writer, stream: _Stream, points: Iterator[Points], name: str) -> None:
+    def _write(self, writer: Writer, stream: Stream, points: Iterator[Points], name: str) -> None:
         facts = self._row_facts(stream)._replace(run=name)
         for each in points:
             writer.add_points(facts, each)
 
-    def _row_facts(self, stream: _Stream | None, rank: int | None = None) -> RowFacts:
+    def _row_facts(self, stream: Stream | None, rank: int | None = None) -> RowFacts:
         attempt = stream.attempt if stream else ""
         rank = stream.rank if stream else rank
         return RowFacts(self._source.project, self.run, self._name, rank, attempt, self._node(stream))
 
-    def _node(self, stream: _Stream | None) -> int | None:
+    def _node(self, stream: Stream | None) -> int | None:
         """The number of the host in the job, as its process said; None where the run named no target."""
         for each in [stream] if stream else self._streams[:1]:
             node = (each.meta.get("target") or {}).get("node")
             return node if isinstance(node, int) else None
         return None
 
-    def _made(self, kind: str) -> _Made:
-        return _Made(self._source.scratch, _SCHEMAS[kind])
+    def _made(self, kind: str) -> Writer:
+        return Writer(self._source.scratch, kind)
 
     def _alerts(self, file: File) -> dict[str, str | bytes]:
-        with self._made("alerts") as (path, writer):
+        with self._made("alerts") as writer:
             for stream in self._streams:
                 found = self._between("start, time_ns, step, level, title, text", "alerts", stream, file)
                 columns = ("seq", "time", "step", "level", "title", "text")
                 facts = self._row_facts(stream)._asdict()
                 writer.add_rows([facts | dict(zip(columns, row, strict=True)) for row in found])
-        return {self.path("alerts", file.number): path} if writer.rows else {}
+        return {self.path("alerts", file.number): writer.path} if writer.rows else {}
 
-    def _between(self, columns: str, table: str, stream: _Stream, file: File) -> list[tuple[Any, ...]]:
+    def _between(self, columns: str, table: str, stream: Stream, file: File) -> list[tuple[Any, ...]]:
         """Rows beside the points, of a file's stretch of a stream."""
         sql = f"SELECT {columns} FROM {table} WHERE stream = ? AND start >= ? AND start < ? ORDER BY start"
         values = (stream.id, file.start[stream.id], file.end[stream.id])
@@ -236,12 +228,11 @@ class RunFiles:
 
     def _sampled(self, writer: Writer, cursor: Cursor) -> dict[str, int]:
         """What samplers of this host read that concerns the run; returns up to which time."""
-        path = schema.path_of(self._source.places.projects, self._source.project)
-        with ProjectReader(path, is_alone=True) as reader:
+        with self._source.reader() as reader:
             view = catalog.find_run(reader, self.run)
             if view.id != self.run:
                 return {}  # it goes on with another, whose view has all of it
-            with SystemView(self._source.places.projects, view, is_alone=True) as system:
+            with SystemView(self._source.places.projects, view, is_alone=self._source.is_alone) as system:
                 upto = {}
                 for sampler, last_ns, rank, name, column in system.columns():
                     after = cursor.samples.get(sampler, 0)
@@ -252,11 +243,8 @@ class RunFiles:
                         writer.add_points(self._row_facts(None, rank), Points(name, steps, steps, times, values))
                 return upto
 
-    def _media(self, sent: Sequence[str]) -> tuple[dict[str, str | bytes], tuple[str, ...], bool]:
-        """Files of values that are not at the target yet; which are then; whether that is all."""
-        adds: dict[str, str | bytes] = {}
-        known, size = set(sent), 0
-        project = schema.project_id(self._source.project)
+    def media(self) -> Iterator[tuple[str, str, str]]:
+        """The kept files of the run's values: id, path at a target, and where it lies here."""
         for stream in self._streams:
             rows = self._source.connection.execute(
                 "SELECT id, digest, suffix FROM files WHERE stream = ? AND state = 'kept' AND artifact IS NULL"
@@ -264,14 +252,22 @@ class RunFiles:
                 (stream.id,),
             )
             for id_, digest, suffix in rows.fetchall():
-                path = blob_path(self._source.places.blobs, project, digest, suffix)
-                if id_ in known or not os.path.exists(path):
-                    continue
-                if len(adds) >= _MOST_MEDIA or size > _MOST_MEDIA_BYTES:
-                    return adds, tuple(sorted(known)), False
-                size += os.path.getsize(path)
-                adds[f"media/{self._folder}/{id_.replace('/', '-')}{suffix}"] = path
-                known.add(id_)
+                path = self._source.blob(digest, suffix)
+                if os.path.exists(path):
+                    yield id_, f"media/{self._folder}/{id_.replace('/', '-')}{suffix}", path
+
+    def _media(self, sent: Sequence[str]) -> tuple[dict[str, str | bytes], tuple[str, ...], bool]:
+        """Files of values that are not at the target yet; which are then; whether that is all."""
+        adds: dict[str, str | bytes] = {}
+        known, size = set(sent), 0
+        for id_, path, kept in self.media():
+            if id_ in known:
+                continue
+            if len(adds) >= _MOST_MEDIA or size > _MOST_MEDIA_BYTES:
+                return adds, tuple(sorted(known)), False
+            size += os.path.getsize(kept)
+            adds[path] = kept
+            known.add(id_)
         return adds, tuple(sorted(known)), True
 
     def _facts(self) -> str:
@@ -280,8 +276,7 @@ class RunFiles:
             "SELECT min(started_ns), max(coalesce(ended_ns, last_ns)), sum(points), sum(refused_points),"
             " max(world_size), count(DISTINCT rank) FROM streams WHERE run = ? AND role = 'rank'", (self.run,),
         ).fetchone()  # fmt: skip
-        path = schema.path_of(self._source.places.projects, self._source.project)
-        with ProjectReader(path, is_alone=True) as reader:
+        with self._source.reader() as reader:
             view = catalog.find_run(reader, self.run)
             state = view.state.state
             config = view.config()
@@ -294,13 +289,13 @@ class RunFiles:
             "points": points, "refused_points": refused, "config": json.dumps(config, default=str),
             **{word: _text(about.get(word)) for word in ("tags", "notes", "job_type")},
         }  # fmt: skip
-        with self._made("runs") as (made, writer):
+        with self._made("runs") as writer:
             writer.add_rows([row])
-        return made
+        return writer.path
 
     def written_again(self, start: dict[str, int], end: dict[str, int], name: str) -> tuple[str, int]:
         """A file of all rows of a stretch, as they were when the run was called so; and how many there are."""
-        with self._one_view(), self._made("metrics") as (path, writer):
+        with self._one_view(), self._made("metrics") as writer:
             for stream in self._streams:
                 at, upto = start.get(stream.id, 0), end.get(stream.id, 0)
                 while at < upto:
@@ -309,43 +304,7 @@ class RunFiles:
                         break
                     self._write(writer, stream, rows.points(min(rows.end, upto)), name)
                     at = min(rows.end, upto)
-        return path, writer.rows
-
-
-class _Made:
-    """A new file and its writer, as a context manager."""
-
-    def __init__(self, folder: str, schema_: Any) -> None:
-        handle, self._path = tempfile.mkstemp(".parquet", dir=folder)
-        os.close(handle)
-        self._writer = Writer(self._path, schema_)
-
-    def __enter__(self) -> tuple[str, Writer]:
-        return self._path, self._writer
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.__exit__()
-
-
-def is_running(connection: sqlite3.Connection, run: str) -> bool:
-    """Whether one of a run's processes on this host goes on."""
-    sql = "SELECT 1 FROM streams WHERE run = ? AND state IS NULL LIMIT 1"
-    return connection.execute(sql, (run,)).fetchone() is not None
-
-
-def points_of(connection: sqlite3.Connection, run: str) -> int:
-    """How many points of a run are stored; `Cursor.rows` of them are at the target."""
-    sql = "SELECT coalesce(sum(points), 0) FROM streams WHERE run = ? AND role = 'rank'"
-    return int(connection.execute(sql, (run,)).fetchone()[0])
-
-
-def empty_files(scratch: str) -> dict[str, str]:
-    """A file without rows of each kind."""
-    files = {}
-    for kind, schema_ in _SCHEMAS.items():
-        with _Made(scratch, schema_) as (path, _):
-            files[f"{kind}/{_LAST}/none.parquet"] = path
-    return files
+        return writer.path, writer.rows
 
 
 def _text(value: Any) -> str | None:

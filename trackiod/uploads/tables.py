@@ -6,6 +6,8 @@ Long form: a row is one value of one metric, logged by one rank. Strings are dic
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,6 +43,11 @@ RUNS = pa.schema([
 ])  # fmt: skip
 
 
+SCHEMAS = {"metrics": METRICS, "system": SYSTEM, "alerts": ALERTS, "runs": RUNS}
+_LAST = "~"
+"""the folder of files without rows: `datasets` 4.8 fails where such a file comes before others"""
+
+
 class RowFacts(NamedTuple):
     """What all rows of one stream have in common."""
 
@@ -53,15 +60,19 @@ class RowFacts(NamedTuple):
 
 
 class Writer:
-    """A Parquet file of one kind. Use as a context manager; `rows` says how many there are."""
+    """A new Parquet file of one kind in a folder, at `path`. Use as a context manager; `rows` says how many there
+    are."""
 
-    def __init__(self, path: str, schema: pa.Schema) -> None:
-        texts = [field.name for field in schema if field.type == _TEXT]
-        encodings = {name: "DELTA_BINARY_PACKED" for name in ("seq", "step", "time") if name in schema.names}
-        self._schema = schema
+    def __init__(self, folder: str, kind: str) -> None:
+        handle, self.path = tempfile.mkstemp(".parquet", dir=folder)
+        os.close(handle)
+        self._schema = SCHEMAS[kind]
+        texts = [field.name for field in self._schema if field.type == _TEXT]
+        encodings = {name: "DELTA_BINARY_PACKED" for name in ("seq", "step", "time") if name in self._schema.names}
         self._file = pq.ParquetWriter(
-            path, schema, compression="zstd", use_dictionary=texts, column_encoding=encodings, write_statistics=True
-        )
+            self.path, self._schema, compression="zstd", use_dictionary=texts, column_encoding=encodings,
+            write_statistics=True,
+        )  # fmt: skip
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_rows = self.rows = 0
 
@@ -101,6 +112,15 @@ class Writer:
         if self._waiting:
             self._file.write_table(pa.Table.from_batches(self._waiting), row_group_size=_GROUP_ROWS)
         self._waiting, self._waiting_rows = [], 0
+
+
+def empty_files(folder: str) -> dict[str, str]:
+    """A file without rows of each kind: by its path at a target, where it lies here."""
+    files = {}
+    for kind in SCHEMAS:
+        with Writer(folder, kind) as writer:
+            files[f"{kind}/{_LAST}/none.parquet"] = writer.path
+    return files
 
 
 def _same(value: Any, count: int, type_: pa.DataType) -> pa.Array:

@@ -26,12 +26,13 @@ from trackiod.sinks import open_sink
 from trackiod.sinks.directory import store_id
 from trackiod.sinks.interface import AGAIN, PARK, REBASE, SMALLER, Change, Sink, Verdict
 from trackiod.store import parts, schema
-from trackiod.uploads import artifact_files, merging, pacing, run_files, there
+from trackiod.uploads import artifact_files, merging, pacing, tables, there
 from trackiod.uploads.addition import Addition
 from trackiod.uploads.artifact_files import Version
 from trackiod.uploads.card import card
 from trackiod.uploads.cursor import Cursor
-from trackiod.uploads.run_files import MOST_ROWS, SYSTEM_SECONDS, RunFiles, Source
+from trackiod.uploads.run_files import MOST_ROWS, SYSTEM_SECONDS, RunFiles
+from trackiod.uploads.source import Source, is_running, points_of
 from trackiod.uploads.target import Folder, RunState, Status, Target
 
 _MOST_FILES = 20
@@ -164,7 +165,7 @@ class Uploader:
         if self._sink.read("README.md") is not None:
             return {}
         self._folder.forget_runs()
-        files = run_files.empty_files(self._folder.scratch("first"))
+        files = tables.empty_files(self._folder.scratch("first"))
         return {"README.md": card(self._sink.kind, self._sink.title).encode(), **files}
 
     def _budget(self) -> pacing.Budget:
@@ -299,7 +300,7 @@ class Uploader:
         for project, connection, runs in self._databases():
             for run in runs:
                 state = self._folder.read_run(project, run)
-                waiting += run_files.points_of(connection, run) - (state.cursor.rows if state else 0)
+                waiting += points_of(connection, run) - (state.cursor.rows if state else 0)
         return waiting
 
     def _runs(self, connection: sqlite3.Connection, is_whole: bool) -> dict[str, str]:
@@ -318,13 +319,13 @@ class Uploader:
         if not state.is_whole:
             self._again_at = now + _SAMPLES_SECONDS
             return now - state.system_at >= _SAMPLES_SECONDS
-        return now - state.system_at >= SYSTEM_SECONDS and run_files.is_running(connection, run)
+        return now - state.system_at >= SYSTEM_SECONDS and is_running(connection, run)
 
     @staticmethod
     def _may_merge(connection: sqlite3.Connection, run: str, state: RunState | None) -> bool:
         if state is None or state.is_merged or not merging.can_merge(state.cursor):
             return False
-        return len(state.cursor.files) >= _MANY_FILES or not run_files.is_running(connection, run)
+        return len(state.cursor.files) >= _MANY_FILES or not is_running(connection, run)
 
     def _new(self, files: RunFiles, state: RunState | None, token: str) -> Iterator[Addition]:
         state = state or RunState(Cursor())

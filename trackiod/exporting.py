@@ -1,0 +1,171 @@
+"""A project as plain files: the rows that an upload holds too (`uploads`), of this host and of all that copied theirs.
+
+Knows pyarrow.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from trackio.places import Places
+from trackiod import catalog
+from trackiod.errors import TrackiodError
+from trackiod.store import schema
+from trackiod.uploads import cursor as cursors
+from trackiod.uploads import tables
+from trackiod.uploads.card import card
+from trackiod.uploads.run_files import RunFiles
+from trackiod.uploads.source import Source
+from trackiod.uploads.target import Target
+
+FORMATS = ("parquet", "csv", "jsonl")
+_TARGET = Target("", shows_host=True)
+_ROWS_AT_ONCE = 1 << 14
+
+
+class File(NamedTuple):
+    """Rows of a run, in a file that may be moved away."""
+
+    kind: str
+    """`metrics`, `system`, `runs` or `alerts`"""
+    run: str
+    path: str
+
+
+class Project:
+    """A project, or one run of it, that is read as files. Use as a context manager."""
+
+    def __init__(self, where: Places, project: str, run: str, scratch: str) -> None:
+        """`run`: an id or a name, or empty for all. Raises NotFound or StoreError."""
+        with catalog.open_project(where.projects, project) as reader:
+            self.runs = catalog.find_run(reader, run).run_ids if run else []
+        self._connection = schema.open_for_reading(reader.path)
+        if not run:
+            rows = self._connection.execute("SELECT id FROM runs ORDER BY created_ns, id")
+            self.runs = [id_ for (id_,) in rows.fetchall()]
+        self._source = Source(where, self._connection, project, _TARGET, "rows", scratch, is_alone=False)
+        self.problems: list[str] = []
+
+    def __enter__(self) -> Project:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def files(self, kinds: Collection[str] = tuple(tables.SCHEMAS)) -> Iterator[File]:
+        """Everything of these kinds."""
+        for run in self.runs:
+            files = RunFiles(self._source, run)
+            for kind, path in files.everything(kinds):
+                yield File(kind, run, path)
+            self.problems += files.problems
+
+    def media(self) -> Iterator[tuple[str, str]]:
+        """Files of values: the path in a folder, and where each lies."""
+        for run in self.runs:
+            yield from ((path, kept) for _, path, kept in RunFiles(self._source, run).media())
+
+
+class Exported(NamedTuple):
+    """What was written."""
+
+    runs: int
+    rows: int
+    files: int
+    problems: list[str]
+
+
+def export(where: Places, project: str, run: str, folder: str, form: str) -> Exported:
+    """Writes a new folder with the rows as Parquet, CSV or JSON lines, media, and a README: whole or not at all.
+    Raises TrackiodError, or OSError if there is no room."""
+    folder = os.path.abspath(folder)
+    if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
+        raise TrackiodError(f"{folder} is there already; name a new folder, or an empty one.")
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    new = tempfile.mkdtemp(prefix=".trackio-export-", dir=os.path.dirname(folder))
+    try:
+        scratch = os.path.join(new, ".scratch")
+        os.mkdir(scratch)
+        with Project(where, project, run, scratch) as read:
+            rows = files = 0
+            for number, file in enumerate(read.files()):
+                place = f"{file.kind}/{cursors.folder_of(project, file.run)}/rows-{number:06d}.{form}"
+                rows += pq.read_metadata(file.path).num_rows if file.kind == "metrics" else 0
+                files += 1
+                _convert(file.path, _made(new, place), form)
+            for place, kept in read.media():
+                files += 1
+                shutil.copyfile(kept, _made(new, place))
+        if form == "parquet":
+            for place, empty in tables.empty_files(scratch).items():
+                _convert(empty, _made(new, place), form)
+        with open(os.path.join(new, "README.md"), "w", encoding="utf-8") as about:
+            about.write(card("folder" if form == "parquet" else "texts", folder))
+        shutil.rmtree(scratch)
+        os.chmod(new, 0o777 & ~_umask())
+        os.rename(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return Exported(len(read.runs), rows, files, read.problems)
+
+
+def _made(new: str, place: str) -> str:
+    path = os.path.join(new, place)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _convert(made: str, path: str, form: str) -> None:
+    """Moves a Parquet file to its place, as what is wanted."""
+    if form == "parquet":
+        os.chmod(made, 0o666 & ~_umask())
+        os.rename(made, path)
+        return
+    with closing(pq.ParquetFile(made)) as file:
+        if form == "csv":
+            with pyarrow.csv.CSVWriter(path, file.schema_arrow) as writer:
+                for batch in file.iter_batches(_ROWS_AT_ONCE):
+                    writer.write_batch(batch)
+        else:
+            with open(path, "w", encoding="utf-8") as lines:
+                for batch in file.iter_batches(_ROWS_AT_ONCE):
+                    for row in plain(batch):
+                        lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.unlink(made)
+
+
+def plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Rows as JSON has them: times as ISO 8601, and NaN and the infinities, which JSON has not, as strings."""
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_timestamp(column.type):
+            columns[name] = pc.strftime(column, "%Y-%m-%dT%H:%M:%SZ").to_pylist()
+        elif pa.types.is_floating(column.type):
+            columns[name] = [_valid(value) for value in column.to_pylist()]
+        else:
+            columns[name] = column.to_pylist()
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _valid(value: float | None) -> float | str | None:
+    if value is None or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

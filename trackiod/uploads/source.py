@@ -1,0 +1,60 @@
+"""Where a run's rows come from: a project's database here, alone or with what other hosts have copied."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import Any, NamedTuple
+
+from trackio.places import Places
+from trackiod.keeper import blob_path
+from trackiod.store import schema
+from trackiod.store.reader import ProjectReader
+from trackiod.uploads.target import Target
+
+
+class Stream(NamedTuple):
+    """All that one process logged in one attempt."""
+
+    id: str
+    rank: int
+    attempt: str
+    committed: int
+    meta: dict[str, Any]
+
+
+class Source(NamedTuple):
+    """A project. `is_alone`: only what this host stored."""
+
+    places: Places
+    connection: sqlite3.Connection
+    project: str
+    target: Target
+    store: str
+    """in the names of its files: other hosts write beside them"""
+    scratch: str
+    is_alone: bool = True
+
+    def reader(self) -> ProjectReader:
+        """For what readers are shown. Raises StoreError."""
+        path_of = schema.path_of if self.is_alone else schema.readable_path
+        return ProjectReader(path_of(self.places.projects, self.project), is_alone=self.is_alone)
+
+    def blob(self, digest: str, suffix: str) -> str:
+        """Where a kept file lies, if it does."""
+        own = blob_path(self.places.blobs, schema.project_id(self.project), digest, suffix)
+        if self.is_alone or os.path.exists(own):
+            return own
+        return blob_path(schema.others_blobs(self.places.blobs), schema.project_id(self.project), digest, suffix)
+
+
+def is_running(connection: sqlite3.Connection, run: str) -> bool:
+    """Whether one of a run's processes on this host goes on."""
+    sql = "SELECT 1 FROM streams WHERE run = ? AND state IS NULL LIMIT 1"
+    return connection.execute(sql, (run,)).fetchone() is not None
+
+
+def points_of(connection: sqlite3.Connection, run: str) -> int:
+    """How many points of a run are stored; `Cursor.rows` of them are at the target."""
+    sql = "SELECT coalesce(sum(points), 0) FROM streams WHERE run = ? AND role = 'rank'"
+    return int(connection.execute(sql, (run,)).fetchone()[0])
