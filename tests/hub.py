@@ -88,6 +88,9 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.buckets: dict[str, Bucket] = {}
         self.objects: dict[str, bytes] = {}
+        self.parts: dict[tuple[str, int], bytes] = {}
+        """of files that come in parts, since they are larger than `part_bytes`"""
+        self.part_bytes = 64 << 20
         self.xet = Xet()
         self.tokens: dict[str, str] = {"hf_test": "user"}
         """of those who may write, with their names"""
@@ -305,7 +308,12 @@ class _Handler(XetPages, BucketPages, BaseHTTPRequestHandler):
         for asked in wanted["objects"]:
             is_there = asked["oid"] in self.hub.objects
             url = f"{self.hub.url}/lfs/{asked['oid']}"
-            actions = {} if is_there else {"actions": {"upload": {"href": url}, "verify": {"href": f"{url}/verify"}}}
+            upload: dict[str, Any] = {"href": url}
+            count = -(-asked["size"] // self.hub.part_bytes)
+            if count > 1:
+                parts = {f"{n:05d}": f"{url}/part/{n}" for n in range(1, count + 1)}
+                upload = {"href": f"{url}/complete", "header": {"chunk_size": str(self.hub.part_bytes), **parts}}
+            actions = {} if is_there else {"actions": {"upload": upload, "verify": {"href": f"{url}/verify"}}}
             objects.append({"oid": asked["oid"], "size": asked["size"], **actions})
         return {"transfer": "basic", "objects": objects}
 
@@ -313,6 +321,18 @@ class _Handler(XetPages, BucketPages, BaseHTTPRequestHandler):
         if hashlib.sha256(body).hexdigest() != oid:
             raise Answer(400, {"error": "other content"})
         self.hub.objects[oid] = body
+
+    def lfs_part(self, query: Any, body: bytes, oid: str, number: str) -> Any:
+        self.hub.parts[oid, int(number)] = body
+        raise Answer(200, None, {"ETag": hashlib.md5(body).hexdigest()})
+
+    def lfs_complete(self, query: Any, body: bytes, oid: str) -> Any:
+        parts = []
+        for part in json.loads(body)["parts"]:
+            parts.append(self.hub.parts.pop((oid, part["partNumber"])))
+            if hashlib.md5(parts[-1]).hexdigest() != part["etag"]:
+                raise Answer(400, {"error": "another part"})
+        self.lfs_put(query, b"".join(parts), oid)
 
     def lfs_verify(self, query: Any, body: bytes, oid: str) -> Any:
         if oid not in self.hub.objects:
@@ -368,6 +388,8 @@ _ROUTES = [
     (rf"POST /api/datasets/{_REPO}/commit/(?P<revision>[^/]+)", "take_commit"),
     (rf"POST /datasets/{_REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
     (r"PUT /lfs/(?P<oid>\w+)", "lfs_put"),
+    (r"PUT /lfs/(?P<oid>\w+)/part/(?P<number>\d+)", "lfs_part"),
+    (r"POST /lfs/(?P<oid>\w+)/complete", "lfs_complete"),
     (r"POST /lfs/(?P<oid>\w+)/verify", "lfs_verify"),
     (rf"(?:GET|HEAD) /datasets/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", "resolve"),
     *hub_pages.ROUTES,

@@ -627,6 +627,31 @@ for name in ("policy", "copy"): trackio.log_artifact(sys.argv[1], name=name, typ
     assert len(server.repos[REPO].commits) == commits, "what is there is not sent again"
 
 
+def test_a_large_file_goes_up_in_parts_and_comes_again_if_one_is_refused(
+    host: Host, server: Hub, tmp_path: Path
+) -> None:
+    server.part_bytes = 1 << 20
+    weights = tmp_path / "model.bin"
+    weights.write_bytes(os.urandom((5 << 20) + 17))
+    host.start()
+    code = """
+import sys, trackio
+trackio.init(project="p", name="r")
+trackio.log({"a": 1.5})
+trackio.log_artifact(sys.argv[1], name="policy", type="model").wait()
+"""
+    assert host.run(code, str(weights)).returncode == 0
+    host.ended_runs("p")
+    folder = target(host, server)
+    server.faults.append(Fault("PUT /lfs/.*/part/4", 403))
+    assert upload(host, server, folder).failures == 1
+    assert remote(loaded(host, server)) == local(host), "the rows are there all the same"
+    assert upload(host, server, folder).problem == ""
+    assert len(server.requests("PUT /lfs/.*/part/")) == 4 + 6
+    (path,) = [path for path in server.repos[REPO].tree if path.endswith("/files/model.bin")]
+    assert server.repos[REPO].tree[path] == weights.read_bytes()
+
+
 def test_an_artifact_whose_kept_file_was_changed_is_said(host: Host, server: Hub, tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"weights")
     host.start()
