@@ -13,8 +13,8 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from trackio.targets import BUCKETS
 from trackiod.errors import TrackiodError
-from trackiod.sinks.hub import NOT_FOUND, HubTarget
-from trackiod.sinks.interface import Change
+from trackiod.sinks.hub import NOT_FOUND, HubTarget, in_turn
+from trackiod.sinks.interface import Change, size_of
 
 
 class BucketSink(HubTarget):
@@ -52,7 +52,7 @@ class BucketSink(HubTarget):
 
     def send(self, change: Change) -> None:
         for files in (change.adds, change.seals):
-            if files:
-                self._api.batch_bucket_files(self.title, add=[(data, path) for path, data in files.items()])
+            for some in in_turn(files.items(), lambda file: size_of(file[1])):
+                self._api.batch_bucket_files(self.title, add=[(data, path) for path, data in some])
         if change.deletes:
             self._api.batch_bucket_files(self.title, delete=list(change.deletes))

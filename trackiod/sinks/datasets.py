@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import EntryNotFoundError
 
 from trackio.targets import DATASETS
-from trackiod.sinks.hub import NOT_FOUND, HubTarget
+from trackiod.sinks.hub import NOT_FOUND, HubTarget, in_turn
 from trackiod.sinks.interface import Change
 
 
@@ -49,9 +49,10 @@ class DatasetSink(HubTarget):
             return []
 
     def send(self, change: Change) -> None:
-        adds = {**change.adds, **change.seals}
-        operations: list[Any] = [CommitOperationAdd(path, data) for path, data in adds.items()]
-        operations += [CommitOperationDelete(path) for path in change.deletes]
+        adds = [CommitOperationAdd(path, data) for path, data in {**change.adds, **change.seals}.items()]
+        for some in in_turn(adds, lambda add: int(add.upload_info.size)):
+            self._api.preupload_lfs_files(self.title, some, repo_type="dataset", num_threads=2)
+        operations: list[Any] = [*adds, *(CommitOperationDelete(path) for path in change.deletes)]
         self._api.create_commit(
             self.title, operations, commit_message=change.message, repo_type="dataset", num_threads=2,
             parent_commit=change.parent or None,

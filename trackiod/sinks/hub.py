@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import huggingface_hub
@@ -25,15 +26,24 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 
 from trackiod.sinks.interface import AGAIN, PARK, REBASE, SMALLER, Verdict
 
+T = TypeVar("T")
 _NETWORK = ("http", "requests", "urllib3")
 """modules whose errors say that nobody answered"""
 _READ_SECONDS = 60.0
+_AT_ONCE_BYTES = 16 << 20
 _QUOTA_SECONDS = 600.0
 """to wait when the quota of commits is used up, of which the Hub does not say for how long"""
 _XET_STATUS = re.compile(r"\((\d{3})[^)]*\), domain: (\S+)")
 """what hf_xet, which raises a ConnectionError for everything, says of an answer"""
 _XET_TOKEN = re.compile(r"/xet-(read|write)-token\b")
-os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2")  # else it tries for up to five minutes and says nothing
+_XET_DEFAULTS = {
+    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",  # else it tries for up to five minutes and says nothing
+    "HF_XET_CLIENT_AC_MAX_UPLOAD_CONCURRENCY": "2",  # each upload holds 64 MiB
+    "HF_XET_DATA_MAX_CONCURRENT_FILE_INGESTION": "1",
+}
+"""beside training; what the job says of them is kept"""
+for _name, _value in _XET_DEFAULTS.items():
+    os.environ.setdefault(_name, _value)
 NOT_FOUND = (RepositoryNotFoundError, getattr(huggingface_hub.errors, "BucketNotFoundError", RepositoryNotFoundError))
 
 
@@ -103,6 +113,20 @@ class HubTarget:
             pause = _QUOTA_SECONDS if asked is None else asked
             return Verdict(AGAIN, "The Hub wants fewer commits for a while (429).", pause)
         return Verdict(AGAIN, f"The Hub answers {status}: {_short(error)}", asked)
+
+
+def in_turn(items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """As many at once as hold 16 MiB, or a larger one alone: hf_xet has in memory, twice, what it is given at once."""
+    some: list[T] = []
+    size = 0
+    for item in items:
+        if some and size + size_of(item) > _AT_ONCE_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(item)
+        size += size_of(item)
+    if some:
+        yield some
 
 
 _REASONS = {

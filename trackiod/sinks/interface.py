@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -17,6 +18,11 @@ class Change(NamedTuple):
     deletes: Sequence[str] = ()
     parent: str = ""
     """the target's state that it is made for; on another one it is refused, and is to be made anew"""
+
+
+def size_of(data: str | bytes) -> int:
+    """Of a file of a change."""
+    return os.path.getsize(data) if isinstance(data, str) else len(data)
 
 
 class Verdict(NamedTuple):

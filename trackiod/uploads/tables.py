@@ -114,6 +114,11 @@ class Writer:
         self._waiting, self._waiting_rows = [], 0
 
 
+def give_back() -> None:
+    """Memory that writing files took and nothing needs any more."""
+    pa.default_memory_pool().release_unused()
+
+
 def empty_files(folder: str) -> dict[str, str]:
     """A file without rows of each kind: by its path at a target, where it lies here."""
     files = {}

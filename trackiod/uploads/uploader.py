@@ -24,7 +24,7 @@ from trackio.places import Places
 from trackiod.errors import StoreError, TrackiodError
 from trackiod.sinks import open_sink
 from trackiod.sinks.directory import store_id
-from trackiod.sinks.interface import AGAIN, PARK, REBASE, SMALLER, Change, Sink, Verdict
+from trackiod.sinks.interface import AGAIN, PARK, REBASE, SMALLER, Change, Sink, Verdict, size_of
 from trackiod.store import parts, schema
 from trackiod.uploads import artifact_files, merging, pacing, tables, there
 from trackiod.uploads.addition import Addition
@@ -196,9 +196,10 @@ class Uploader:
         rows = sum(one.rows for one in additions)
         runs = len({(one.project, one.run) for one in additions})
         sent = (*adds.values(), *seals.values())
-        size = sum(os.path.getsize(data) if isinstance(data, str) else len(data) for data in sent)
+        size = sum(map(size_of, sent))
         message = f"{rows:,} rows of {runs} run{'s' * (runs > 1)}" if rows else f"Facts and files of {runs} run(s)"
         self._spend(1)
+        tables.give_back()  # before the target's library takes its own
         try:
             deletes = [path for one in additions for path in one.deletes]
             self._sink.send(Change(message, adds, seals, deletes, parent))
