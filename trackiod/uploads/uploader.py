@@ -51,6 +51,7 @@ _MANY_FILES = 24
 
 def main(id_: str) -> int:
     """Sends what waits. What it needs to know and nobody may see comes on stdin, as JSON: `token`; and `is_retry`."""
+    os.nice(5)
     ours, _ = settings.of_this_process()
     where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
     job = json.load(sys.stdin)
