@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from trackio_cli.main import trackio as trackio_command
 
 from trackio import places
 from trackio.places import Places
@@ -101,6 +103,13 @@ class Host:
         """Runs `trackio ... --json`; returns the parsed JSON, strictly: no NaN tokens."""
         done = self.command("trackio", *arguments, "--json")
         assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout, parse_constant=lambda token: pytest.fail(f"{token} is no JSON"))
+
+    def cli_here(self, *arguments: str) -> Any:
+        """The same without a process of its own: for those that ask for much."""
+        with _environment(self.environ()):
+            done = CliRunner().invoke(trackio_command, [*arguments, "--json"])
+        assert done.exit_code == 0, done.output
         return json.loads(done.stdout, parse_constant=lambda token: pytest.fail(f"{token} is no JSON"))
 
     # -- the daemon ----------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ def local(host: Host) -> list[tuple[Any, ...]]:
     for run in host.runs("p"):
         for metric in run.metric_names:
             for rank in sorted({stream.rank for stream in run.streams}):
-                shown = host.cli(
+                shown = host.cli_here(
                     "get", "metric", "--project", "p", "--run", run.id, "--metric", metric, "--rank", str(rank), "--all"
                 )
                 found += [
