@@ -551,6 +551,25 @@ for i in range(10**6): trackio.log({"loss": float(i)}); time.sleep(0.05)
     assert values(login, "r", "loss")[0] == 0.5
 
 
+def test_a_job_that_is_requeued_to_another_host_is_shown_as_one_run(hosts: Callable[[str], Host]) -> None:
+    one, two, login = hosts("one"), hosts("two"), hosts("login")
+    code = """
+import sys, trackio
+trackio.init(project="p", name="job", resume="allow")
+for step in range(*map(int, sys.argv[1:])): trackio.log({"loss": float(step)}, step=step)
+"""
+    for host, first, last in ((one, "0", "50"), (two, "40", "100")):
+        host.start()
+        assert host.run(code, first, last).returncode == 0
+        host.ended_run("p")
+        host.stop()
+    for reader in (login, two):
+        assert reader.cli("list", "runs", "--project", "p")["runs"] == ["job"]
+        facts = run_facts(reader, "job")
+        assert (facts["attempts"], facts["points"], facts["hidden_points"]) == (2, 110, 10)
+        assert values(reader, "job", "loss") == [float(step) for step in range(100)]
+
+
 def test_a_script_sees_runs_of_other_hosts_too(hosts: Callable[[str], Host]) -> None:
     node, login = hosts("node"), hosts("login")
     node.start()
