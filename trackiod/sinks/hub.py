@@ -88,6 +88,9 @@ class HubTarget:
             return Verdict(AGAIN, "HF_HUB_OFFLINE is set, so nothing is uploaded.")
         http = _http_error(error)
         response = getattr(http, "response", None)
+        if failures := getattr(http, "failures", None):  # of a bucket, whatever the answer's number is
+            some = f"{failures[0].get('path')}: {failures[0].get('error')}"
+            return Verdict(AGAIN, f"{self.name} did not take {len(failures)} of the files ({_line(some)}).")
         if http is not None and response is not None:
             is_ours = _host(response.url) == _host(self._api.endpoint)
             is_there = not isinstance(http, NOT_FOUND)
@@ -165,6 +168,10 @@ def _parameters(header: str | None, name: str) -> list[str]:
 
 
 def _short(error: BaseException) -> str:
-    """Its first line, without what follows a URL: that may be signed."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return re.sub(r"\?[^\s'\")]*", "", lines[0] if lines else type(error).__name__)[:200]
+    return _line(str(error)) or type(error).__name__
+
+
+def _line(text: str) -> str:
+    """The first line, without what follows a URL: that may be signed."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return re.sub(r"\?[^\s'\")]*", "", lines[0] if lines else "")[:200]
