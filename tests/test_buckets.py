@@ -165,15 +165,15 @@ def test_small_files_become_few_though_one_of_three_requests_fails(
 ) -> None:
     """Two for the run's end, then those of the merge: the file, the cursor, and what goes."""
     folder = target(host, server, URL)
-    grown(host, server, folder, 3)
-    assert len(files_of(server, "metrics")) == 3
+    grown(host, server, folder, 2)
+    assert len(files_of(server, "metrics")) == 2
     server.faults.append(Fault(BATCH, 403, skip=skip, is_after=is_after))
     assert upload(host, server, folder).parked
     assert len(files_of(server, "metrics")) > 1
     assert upload(host, server, folder).problem == ""
     assert len(files_of(server, "metrics")) == 1
     assert remote(parquet_rows(server.content(REPO))) == local(host)
-    assert len(parquet_rows(server.content(REPO), "alerts")) == 3
+    assert len(parquet_rows(server.content(REPO), "alerts")) == 2
 
 
 def test_rows_are_there_once_when_the_uploader_is_killed_at_any_moment(host: Host, server: Hub) -> None:
@@ -182,7 +182,7 @@ def test_rows_are_there_once_when_the_uploader_is_killed_at_any_moment(host: Hos
     logged(host, "one")
     command = [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path)]
     server.faults.append(Fault("POST|PUT|GET", seconds=0.04, times=10**6))
-    for turn in range(12):
+    for turn in range(8):
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env=host.environ(**hub_environ(server, host)),
@@ -190,10 +190,10 @@ def test_rows_are_there_once_when_the_uploader_is_killed_at_any_moment(host: Hos
         assert child.stdin is not None
         child.stdin.write(json.dumps({"token": "hf_test", "is_retry": True}))
         child.stdin.close()
-        time.sleep(0.6 + 0.1 * turn)
+        time.sleep(0.6 + 0.17 * turn)
         child.kill()
         child.wait()
-        if turn == 6:
+        if turn == 4:
             logged(host, "two")
     server.faults.clear()
     assert upload(host, server, folder).problem == ""

@@ -142,10 +142,10 @@ def test_an_export_as_text_holds_the_same(logged: Host, tmp_path: Path) -> None:
 
 def test_an_export_that_is_killed_leaves_nothing_that_looks_whole(logged: Host, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; from cli.main import trackio; trackio(sys.argv[1:])", "export"]
-    for turn in range(6):
+    for turn in range(4):
         out = tmp_path / f"out{turn}"
         child = subprocess.Popen([*command, "--project", "p", "--to", str(out)], env=logged.environ())
-        time.sleep(0.2 + 0.15 * turn)
+        time.sleep(0.3 + 0.2 * turn)
         child.send_signal(signal.SIGKILL)
         child.wait()
         if out.exists():

@@ -190,15 +190,15 @@ def test_rows_are_there_once_when_the_uploader_is_killed_at_any_moment(host: Hos
     command = [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path)]
     environ = host.environ(**hub_environ(server, host))
     server.faults.append(Fault("POST|PUT|GET", seconds=0.05, times=10**6))
-    for turn in range(12):
+    for turn in range(8):
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ)
         assert child.stdin is not None
         child.stdin.write(json.dumps({"token": "hf_test", "is_retry": True}))
         child.stdin.close()
-        time.sleep(0.6 + 0.12 * turn)
+        time.sleep(0.6 + 0.17 * turn)
         child.kill()
         child.wait()
-        if turn == 6:
+        if turn == 4:
             logged(host, "three")
     server.faults.clear()
     assert upload(host, server, folder).problem == ""
