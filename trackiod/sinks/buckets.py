@@ -25,11 +25,11 @@ class BucketSink(HubTarget):
     is_atomic = False
 
     def __init__(self, url: str, token: str | None, endpoint: str | None = None) -> None:
-        """Raises TrackiodError where the Hub's library knows no buckets yet."""
+        """Raises TrackiodError where the Hub's library knows no buckets yet, or does not say what one refused."""
         super().__init__(url, token, endpoint)
-        if not hasattr(self._api, "batch_bucket_files"):
+        if not hasattr(huggingface_hub.errors, "BucketBatchError"):  # the first ones do not say what a bucket refused
             installed = f"huggingface_hub {huggingface_hub.__version__}"
-            raise TrackiodError(f"{installed} knows no buckets; {url} needs a newer one.")
+            raise TrackiodError(f"{installed} knows no buckets well enough; {url} needs a newer one.")
 
     def prepare(self, *, private: bool) -> None:
         try:
