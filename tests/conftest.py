@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from trackiod.store.reader import ProjectReader, project_names
 from trackiod.views.reduction import Shown
 
 PATIENCE = float(os.environ.get("TRACKIO_TEST_PATIENCE", "1"))
-_CLEAN = ("TRACKIO_", "SLURM_", "OMPI_", "PMI", "TORCHELASTIC_", "RAY_")
+_CLEAN = ("TRACKIO_", "HF_", "SLURM_", "OMPI_", "PMI", "TORCHELASTIC_", "RAY_")
 _LAUNCHER = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "EXPERIMENT_NAME"}
 
 
@@ -168,7 +169,8 @@ class Host:
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
-            process.communicate()
+            with suppress(subprocess.TimeoutExpired):  # what it started may hold its pipes
+                process.communicate(timeout=20)
         self.stop()
         shutil.rmtree(self.spool, ignore_errors=True)
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
@@ -65,6 +66,23 @@ class Bucket:
         return bool(self.refused and re.search(self.refused, path))
 
 
+class Hold:
+    """Keeps a request on its way."""
+
+    def __init__(self) -> None:
+        self._end, self.done = threading.Event(), threading.Event()
+        self._is_taken = False
+
+    def end(self, *, is_taken: bool) -> None:
+        self._is_taken = is_taken
+        self._end.set()
+        assert not is_taken or self.done.wait(30)
+
+    def is_taken(self) -> bool:
+        """Waits for the end."""
+        return self._end.wait(120) and self._is_taken
+
+
 @dataclass
 class Fault:
     """What becomes of requests whose "METHOD path" matches: `times` of them, after `skip` others."""
@@ -77,8 +95,11 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     is_after: bool = False
     """the request is carried out first"""
+    said: str = ""
     seconds: float = 0.0
     """it takes so long"""
+    hold: Hold | None = None
+    """it is carried out, or not, when that ends"""
 
 
 class Hub:
@@ -159,16 +180,21 @@ class _Handler(XetPages, BucketPages, BaseHTTPRequestHandler):
         fault = self.hub.fault_for(words)
         if fault is not None:
             time.sleep(fault.seconds)
-            if fault.status and not fault.is_after:
-                self._send(fault.status, {"error": f"scripted {fault.status}"}, fault.headers)
+            if fault.hold and not fault.hold.is_taken():
+                self._reset()
                 return
-            if not fault.status and not fault.seconds and not fault.is_after:
+            if fault.status and not fault.is_after:
+                self._send(fault.status, {"error": fault.said or f"scripted {fault.status}"}, fault.headers)
+                return
+            if not fault.status and not fault.seconds and not fault.hold and not fault.is_after:
                 self._reset()
                 return
         try:
             answer = Answer(200, self._answer(path, parse_qs(url.query), body))
         except Answer as other:
             answer = other
+        if fault is not None and fault.hold:
+            fault.hold.done.set()
         if fault is not None and fault.is_after:
             self._send(fault.status, {}, fault.headers) if fault.status else self._reset()
             return
@@ -289,9 +315,10 @@ class _Handler(XetPages, BucketPages, BaseHTTPRequestHandler):
 
     def preupload(self, query: Any, body: bytes, repo: str, revision: str) -> Any:
         found = self._repo(repo, write=True)
+        ignored = found.tree.get(".gitignore", b"").decode().split()
         return {"files": [
             {"path": file["path"], "uploadMode": "lfs" if _IS_LFS.search(file["path"]) else "regular",
-             "shouldIgnore": False,
+             "shouldIgnore": any(fnmatch(file["path"], pattern) for pattern in ignored),
              "oid": _oid(file["path"], found.tree[file["path"]]) if file["path"] in found.tree else None}
             for file in json.loads(body)["files"]
         ]}  # fmt: skip

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +14,30 @@ from typing import Any
 import hub
 import pytest
 from conftest import Host, wait_for
-from hub import Bucket, Fault, Hub
-from uploads import LOG, REPO, hub_environ, loaded_from_bucket, local, logged, parquet_rows, remote, target, upload
+from hub import Bucket, Fault, Hold, Hub
+from uploads import (
+    LOG,
+    REPO,
+    hub_environ,
+    killed_at,
+    loaded_from_bucket,
+    local,
+    logged,
+    parquet_rows,
+    remote,
+    target,
+    upload,
+    upload_alone,
+)
 
+from trackiod.sinks import hub as sinks_hub
+from trackiod.store import schema
+from trackiod.uploads.cursor import from_json
+from trackiod.uploads.names import Names
 from trackiod.uploads.target import Folder
 
 URL = f"hf://buckets/{REPO}"
+DATASET = f"hf://datasets/{REPO}"
 BATCH = "POST .*/batch"
 
 
@@ -66,7 +83,7 @@ def test_a_project_is_uploaded_to_a_bucket_afterwards(host: Host, server: Hub) -
         Fault(BATCH, 403),
         Fault("/xet-write-token", 403),
         Fault("POST /v1/xorbs/", 503, times=9),
-        Fault("GET .*/resolve/cursors/", 500),
+        Fault("GET .*/tree/cursors/", 403),
     ],
     ids=lambda fault: f"{fault.pattern} {fault.status}",
 )
@@ -74,12 +91,12 @@ def test_rows_are_there_once_whatever_the_hub_answers(host: Host, server: Hub, f
     logged(host, "one")
     folder = target(host, server, URL)
     server.faults.append(fault)
-    status = upload(host, server, folder, HF_XET_CLIENT_RETRY_BASE_DELAY="100ms")
+    status = upload(host, server, folder)
     assert status.failures == 1 and status.problem
     server.faults.clear()
     logged(host, "two")
     status = upload(host, server, folder)
-    assert (status.problem, status.failures, status.is_sending) == ("", 0, False)
+    assert (status.problem, status.failures) == ("", 0)
     assert remote(parquet_rows(server.content(REPO))) == local(host)
 
 
@@ -113,8 +130,10 @@ def test_what_an_upload_left_that_was_too_much_at_once_does_not_stay(host: Host,
     bucket.refused = ""
     server.faults.append(Fault(BATCH, 413, times=5))
     assert upload(host, server, folder).problem == ""
-    assert len(files_of(server, "metrics")) == 1, "they are merged when the run has ended"
-    assert max(int(path[-14:-8]) for path in files_of(server, "metrics")) > 3
+    assert len(files_of(server, "metrics")) > 3
+    assert upload(host, server, folder).problem == ""
+    assert len(files_of(server, "metrics")) == 1, "the target takes more at once again"
+    assert max(int(path.split("-")[-2]) for path in files_of(server, "metrics")) > 3
     assert remote(parquet_rows(server.content(REPO))) == local(host)
     assert len(parquet_rows(server.content(REPO), "alerts")) == 1
 
@@ -145,20 +164,6 @@ def files_of(server: Hub, kind: str) -> list[str]:
     return [path for path in bucket_of(server).files if path.startswith(f"{kind}/p/")]
 
 
-def test_what_an_upload_left_is_found_though_its_process_was_killed(host: Host, server: Hub) -> None:
-    bucket = server.add_bucket(REPO)
-    logged(host, "one")
-    folder = target(host, server, URL)
-    bucket.refused = "^cursors/"
-    upload(host, server, folder)
-    (alerts,) = files_of(server, "alerts")
-    bucket.files[alerts.replace("-000000.", "-000001.")] = bucket.files[alerts]  # as if it had come further
-    bucket.refused = ""
-    assert upload(host, server, folder).problem == ""
-    assert len(parquet_rows(server.content(REPO), "alerts")) == 1
-    assert remote(parquet_rows(server.content(REPO))) == local(host)
-
-
 @pytest.mark.parametrize(("skip", "is_after"), [(2, False), (3, False), (4, False), (2, True), (3, True)])
 def test_small_files_become_few_though_one_of_three_requests_fails(
     host: Host, server: Hub, skip: int, is_after: bool
@@ -176,30 +181,198 @@ def test_small_files_become_few_though_one_of_three_requests_fails(
     assert len(parquet_rows(server.content(REPO), "alerts")) == 2
 
 
-def test_rows_are_there_once_when_the_uploader_is_killed_at_any_moment(host: Host, server: Hub) -> None:
+def test_rows_are_there_once_when_the_uploader_is_killed_at_any_request(host: Host, server: Hub) -> None:
     folder = target(host, server, URL)
     grown(host, server, folder, 3)
     logged(host, "one")
-    command = [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path)]
-    server.faults.append(Fault("POST|PUT|GET", seconds=0.04, times=10**6))
-    for turn in range(8):
-        child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env=host.environ(**hub_environ(server, host)),
-        )  # fmt: skip
-        assert child.stdin is not None
-        child.stdin.write(json.dumps({"token": "hf_test", "is_retry": True}))
-        child.stdin.close()
-        time.sleep(0.6 + 0.17 * turn)
-        child.kill()
-        child.wait()
-        if turn == 4:
+    requests = 0
+    while hold := killed_at(host, server, folder, BATCH, requests):
+        hold.end(is_taken=requests % 2 == 1)
+        requests += 1
+        if requests == 3:
             logged(host, "two")
-    server.faults.clear()
+    assert requests > 3
     assert upload(host, server, folder).problem == ""
     assert remote(parquet_rows(server.content(REPO))) == local(host)
     alerts = parquet_rows(server.content(REPO), "alerts")
     assert sorted(row["title"] for row in alerts) == ["high", "high", "turn 0", "turn 1", "turn 2"]
+    is_as_it_is_known(server)
+
+
+def is_as_it_is_known(server: Hub) -> None:
+    """Each file of a run is named by its cursor, which is one; the facts of each are there once."""
+    content = server.content(REPO)
+    cursors = {path: from_json(data.decode()) for path, data in content.items() if path.startswith("cursors/")}
+    named = {"README.md", *(path for path in content if "/~/" in path)}
+    for path, cursor in cursors.items():
+        _, project, run, file = path.split("/")
+        named |= {*Names(project, run, file.partition("-")[0]).paths(cursor)}
+    assert {path for path in content if not path.startswith(("media/", "artifacts/"))} == named
+    assert len(cursors) == len(parquet_rows(content, "runs")) == len({path.rpartition("/")[0] for path in cursors})
+
+
+def test_requests_that_are_carried_out_late_change_nothing_that_counts(host: Host, server: Hub) -> None:
+    """Their uploader was killed; another one has sent more since. What they leave goes when it is looked at again."""
+    folder = target(host, server, URL)
+    grown(host, server, folder, 2)
+    files, remembered = dict(bucket_of(server).files), host.data.parent / "remembered"
+    shutil.copytree(folder.path, remembered)
+    for late in range(7):
+        goes_on(host, "long")
+        hold = killed_at(host, server, folder, BATCH, late)
+        goes_on(host, "long")
+        assert upload(host, server, folder).problem == ""
+        if hold is None:
+            break
+        hold.end(is_taken=True)
+        assert not upload(host, server, folder, clock=lambda: time.time() + 700).changed
+        is_as_it_is_known(server)
+        shutil.rmtree(folder.path)
+        assert upload(host, server, target(host, server, URL)).problem == ""
+        assert remote(parquet_rows(server.content(REPO))) == local(host)
+        bucket_of(server).files = dict(files)
+        shutil.rmtree(folder.path)
+        shutil.copytree(remembered, folder.path)
+    assert late == 6, "files, cursor, what goes; and again for the merge"
+
+
+def test_requests_that_are_carried_out_late_change_nothing_of_a_run_that_goes_on(host: Host, server: Hub) -> None:
+    folder = target(host, server, URL)
+    host.start()
+    training = host.python("""
+import sys, trackio
+trackio.init(project="p", name="long")
+for step, _ in enumerate(sys.stdin): trackio.log({"a": step / 7, "b": str(step)})
+""", stdin=-1)  # fmt: skip
+
+    def log(points: int) -> None:
+        training.stdin.write("\n" * (points // 2))
+        training.stdin.flush()
+        before = sum(run.points for run in host.runs("p"))
+        wait_for(lambda: sum(run.points for run in host.runs("p")) == before + points, what="the points")
+
+    log(2)
+    upload(host, server, folder)
+    for late in range(3):
+        log(10)
+        hold = killed_at(host, server, folder, BATCH, late)
+        assert hold
+        log(6)
+        assert upload(host, server, folder).problem == ""
+        hold.end(is_taken=True)
+        assert not upload(host, server, folder, clock=lambda: time.time() + 700).changed
+        assert remote(parquet_rows(server.content(REPO))) == local(host)
+        is_as_it_is_known(server)
+    training.communicate(timeout=20)
+
+
+def goes_on(host: Host, run: str) -> None:
+    host.start()
+    assert host.run(LOG.replace("config=", "resume='must', config="), run, "3").returncode == 0
+    host.ended_runs("p")
+    host.stop()
+
+
+def test_what_is_left_of_a_run_that_was_deleted_here_goes_too(host: Host, server: Hub) -> None:
+    bucket = server.add_bucket(REPO)
+    logged(host, "one", "two")
+    folder = target(host, server, URL)
+    bucket.refused = "^cursors/"
+    assert upload(host, server, folder).failures == 1
+    assert len(parquet_rows(server.content(REPO), "alerts")) == 2
+    host.start()
+    assert host.run("import trackio; trackio.Api().run('p', 'one').delete()").returncode == 0
+    host.stop()
+    bucket.refused = ""
+    assert upload(host, server, folder).problem == ""
+    assert remote(parquet_rows(server.content(REPO))) == local(host)
+    is_as_it_is_known(server)
+
+
+def test_a_database_that_cannot_be_read_once_doubles_nothing(host: Host, server: Hub) -> None:
+    bucket = server.add_bucket(REPO)
+    logged(host, "one")
+    folder = target(host, server, URL)
+    bucket.refused = "^cursors/"
+    assert upload(host, server, folder).failures == 1
+    bucket.refused = ""
+    path = schema.path_of(host.places.projects, "p")
+    os.rename(path, path + ".away")
+    Path(path).write_bytes(b"no database" * 1000)
+    assert "cannot be read" in upload(host, server, folder).problem
+    os.rename(path + ".away", path)
+    assert upload(host, server, folder).problem == ""
+    assert remote(parquet_rows(server.content(REPO))) == local(host)
+    is_as_it_is_known(server)
+
+
+def test_a_cursor_that_is_not_found_once_sends_nothing_again(host: Host, server: Hub) -> None:
+    logged(host, "one")
+    folder = target(host, server, URL)
+    upload(host, server, folder)
+    metrics = files_of(server, "metrics")
+    cursor = files_of(server, "cursors")
+    del bucket_of(server).files[cursor[0]]
+    upload(host, server, folder, clock=lambda: time.time() + 700)
+    assert files_of(server, "cursors") == cursor, "it is written again when it is looked for"
+    del bucket_of(server).files[cursor[0]]
+    logged(host, "two")
+    host.start()
+    assert host.run("import trackio; trackio.Api().run('p', 'one').rename('uno')").returncode == 0
+    host.stop()
+    assert upload(host, server, folder).problem == ""
+    assert set(metrics) < set(files_of(server, "metrics"))
+    assert remote(parquet_rows(server.content(REPO))) == local(host)
+    is_as_it_is_known(server)
+
+
+def test_a_first_change_that_is_taken_in_part_is_made_whole(host: Host, server: Hub) -> None:
+    bucket = server.add_bucket(REPO)
+    logged(host, "one")
+    folder = target(host, server, URL)
+    bucket.refused = "/~/"
+    assert upload(host, server, folder).failures == 1
+    assert "README.md" not in bucket.files
+    bucket.refused = ""
+    assert upload(host, server, folder).problem == ""
+    assert sum("/~/" in path for path in bucket.files) == 4
+    is_as_it_is_known(server)
+
+
+@pytest.mark.parametrize(("url", "request_", "before"), [(URL, BATCH, 3), (DATASET, "POST .*/commit/", 1)])
+def test_a_merge_that_is_too_much_at_once_keeps_nothing_else(
+    host: Host, server: Hub, tmp_path: Path, url: str, request_: str, before: int
+) -> None:
+    """The small files stay, and artifacts go up."""
+    (tmp_path / "model.bin").write_bytes(os.urandom(1000))
+    folder = target(host, server, url)
+    grown(host, server, folder, 2)
+    host.start()
+    code = "import sys, trackio; trackio.init(project='p', name='long').log_artifact(sys.argv[1]).wait()"
+    assert host.run(code, str(tmp_path / "model.bin")).returncode == 0
+    host.ended_runs("p")
+    host.stop()
+    server.faults.append(Fault(request_, 413, skip=before, times=7))
+    assert "so much at once" in upload(host, server, folder).problem
+    assert upload(host, server, folder).problem == ""
+    content = server.content(REPO) if url == URL else server.repos[REPO].tree
+    assert any(path.startswith("artifacts/") for path in content)
+    assert sum(path.startswith("metrics/p/") for path in content) == 2
+    assert remote(parquet_rows(content)) == local(host)
+
+
+def test_a_server_that_is_silent_is_asked_later(host: Host, server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged(host, "one")
+    folder = target(host, server, URL)
+    monkeypatch.setattr(sinks_hub, "SILENT_SECONDS", 0.3)
+    hold = Hold()
+    server.faults.append(Fault("GET /api/buckets/[^/]+/[^/]+$", hold=hold, times=99))
+    status = upload(host, server, folder)
+    hold.end(is_taken=False)
+    assert "cannot be reached" in status.problem and not status.parked
+    server.faults.clear()
+    monkeypatch.undo()
+    assert upload(host, server, folder).problem == ""
 
 
 def test_artifacts_lie_in_the_bucket_with_their_manifests_last(host: Host, server: Hub, tmp_path: Path) -> None:
@@ -232,6 +405,6 @@ def test_a_library_without_buckets_says_so(host: Host, server: Hub) -> None:
     if not os.path.exists(python):
         pytest.skip("needs .venv/oldest-hub: .ci/venv makes it")
     logged(host, "one")
-    status = upload(host, server, target(host, server, URL), python=python)
+    status = upload_alone(host, server, target(host, server, URL), python=python)
     assert "knows no buckets well enough" in status.parked
     assert not server.log

@@ -598,12 +598,14 @@ def test_status_and_gpu_show_the_table(host: Host, script: standin.Script, train
     assert (rank["project"], rank["run"], rank["rank"], rank["pid"]) == ("mnist", "first", 0, training.pid)
     assert (rank["memory"], rank["utilization"]) == (1.0, 50)
     watched = host.python(
-        "import subprocess, sys; subprocess.run([sys.argv[1], 'gpu', '--watch'])",
-        str(Path(sys.executable).with_name("trackio")), start_new_session=True,
+        "import os, sys; os.execv(sys.argv[1], [sys.argv[1], 'gpu', '--watch'])",
+        str(Path(sys.executable).with_name("trackio")),
     )  # fmt: skip
-    time.sleep(3)
-    os.killpg(watched.pid, signal.SIGINT)
-    assert watched.communicate(timeout=20)[0].count("NAME") >= 2
+    tables = 0
+    while tables < 2:
+        tables += "NAME" in watched.stdout.readline()
+    watched.send_signal(signal.SIGINT)
+    watched.communicate(timeout=20)
 
 
 def test_a_run_s_energy_is_its_share_of_its_gpus(

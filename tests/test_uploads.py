@@ -18,12 +18,29 @@ from typing import Any
 import hub
 import pytest
 from conftest import Host, clean_environ, wait_for
-from hub import Fault, Hub
+from hub import Fault, Hold, Hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from uploads import LOG, REPO, URL, hub_environ, loaded, local, logged, parquet_rows, remote, target, upload
+from uploads import (
+    LOG,
+    REPO,
+    URL,
+    hub_environ,
+    killed_at,
+    loaded,
+    local,
+    logged,
+    parquet_rows,
+    remote,
+    target,
+    upload,
+    upload_alone,
+)
 
+from trackio import targets, wire
+from trackiod.sinks import open_sink
 from trackiod.store import schema
+from trackiod.uploading import Uploading
 from trackiod.uploads import pacing
 from trackiod.uploads.target import Folder, Target
 
@@ -42,7 +59,7 @@ def test_what_is_loaded_from_the_hub_is_what_is_stored_here(host: Host, server: 
     assert host.run(LOG, "one", "40").returncode == 0
     host.ended_runs("p")
     folder = target(host, server)
-    status = upload(host, server, folder, python=python)
+    status = upload_alone(host, server, folder, python=python)
     assert (status.problem, status.parked, status.rows_waiting) == ("", "", 0)
     assert remote(loaded(host, server, python=python)) == local(host)
     (repo,) = server.repos.values()
@@ -53,7 +70,7 @@ def test_what_is_loaded_from_the_hub_is_what_is_stored_here(host: Host, server: 
         ("one", "finished", 0.1, None)
     ]
     assert [(row["metric"], row["value"]) for row in system] == [("fan", 7.0)]
-    assert upload(host, server, folder, python=python).commits == status.commits, "nothing waits, nothing is sent"
+    assert upload_alone(host, server, folder, python=python).commits == status.commits, "nothing waits, nothing is sent"
 
 
 def sync_facts(host: Host, server: Hub) -> Any:
@@ -184,23 +201,16 @@ def test_rows_are_there_once_whatever_the_hub_answers(host: Host, server: Hub, f
     assert remote(parquet_rows(server.repos[REPO].tree)) == local(host)
 
 
-def test_rows_are_there_once_when_the_uploader_is_killed_at_any_moment(host: Host, server: Hub) -> None:
+def test_rows_are_there_once_when_the_uploader_is_killed_at_any_request(host: Host, server: Hub) -> None:
+    """Of the first, only the request is lost; of the second, it is taken; and so on."""
     logged(host, "one", "two")
     folder = target(host, server)
-    command = [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path)]
-    environ = host.environ(**hub_environ(server, host))
-    server.faults.append(Fault("POST|PUT|GET", seconds=0.05, times=10**6))
-    for turn in range(8):
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ)
-        assert child.stdin is not None
-        child.stdin.write(json.dumps({"token": "hf_test", "is_retry": True}))
-        child.stdin.close()
-        time.sleep(0.6 + 0.17 * turn)
-        child.kill()
-        child.wait()
-        if turn == 4:
+    for turn in range(12):
+        hold = killed_at(host, server, folder, "POST|PUT", turn // 2)
+        if hold:
+            hold.end(is_taken=turn % 2 == 1)
+        if turn == 5:
             logged(host, "three")
-    server.faults.clear()
     assert upload(host, server, folder).problem == ""
     assert remote(parquet_rows(server.repos[REPO].tree)) == local(host)
 
@@ -301,6 +311,91 @@ def test_a_repository_that_may_not_be_written_is_one_sentence(host: Host, server
     folder = target(host, server)
     parked = upload(host, server, folder, token="hf_other").parked
     assert "403" in parked and REPO in parked and "\n" not in parked
+
+
+def test_the_hub_s_own_reason_is_told(host: Host, server: Hub) -> None:
+    logged(host, "one")
+    folder = target(host, server)
+    server.faults.append(Fault(COMMIT, 403, said="Private repository storage limit reached"))
+    assert "The Hub says: Private repository storage limit reached" in upload(host, server, folder).parked
+    server.faults.append(Fault(COMMIT, 400, said="Your push was rejected: the file has no name"))
+    status = upload(host, server, folder)
+    assert "400" in status.problem and "the file has no name" in status.problem and not status.parked
+
+
+def test_a_dataset_that_ignores_our_files_loses_none(host: Host, server: Hub) -> None:
+    """The Hub's library would leave them out and say nothing."""
+    repo = server.add(REPO, files={".gitignore": b"*.json\nmetrics/*\n"})
+    logged(host, "one")
+    folder = target(host, server)
+    parked = upload(host, server, folder).parked
+    assert f"The .gitignore of {URL} leaves out metrics/" in parked
+    assert len(repo.commits) == 1
+    server.commit(repo, "mend", {}, [".gitignore"], "")
+    assert upload(host, server, folder).problem == ""
+    assert remote(parquet_rows(repo.tree)) == local(host)
+
+
+@pytest.mark.parametrize("token", ["hf_te\nst", "hf_te\x1bst", "hf_te st", "hf_tést"])
+def test_what_cannot_be_a_token_is_refused_and_not_shown(host: Host, server: Hub, token: str) -> None:
+    logged(host, "one")
+    folder = target(host, server)
+    done = subprocess.run(
+        [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path)], text=True, capture_output=True,
+        input=json.dumps({"token": token}), env=host.environ(**hub_environ(server, host)),
+    )  # fmt: skip
+    status = folder.read_status()
+    assert "the Hub's token is none" in status.parked and not server.log
+    assert "hf_te" not in done.stderr + repr(status)
+    wish = targets.wish(URL, None, None, {"HF_TOKEN": token}, (1, 0))
+    assert "token" not in wish.secrets
+
+
+def test_a_kept_file_that_is_gone_is_said(host: Host, server: Hub, tmp_path: Path) -> None:
+    """While it is sent: it was there when the commit was made up."""
+    gone = tmp_path / "gone.bin"
+    gone.write_bytes(b"x")
+    sink = open_sink(URL, "hf_test", server.url)
+    sink.prepare(private=True)
+    with pytest.raises(OSError) as error:
+        gone.unlink()
+        gone.read_bytes()
+    assert str(gone) in sink.classify(error.value).sentence
+
+
+def test_an_uploader_that_stands_still_is_ended(host: Host, server: Hub) -> None:
+    """It waits for a store that never answers; hf_xet has no limit for this request."""
+    logged(host, "one")
+    folder = target(host, server)
+    hold = Hold()
+    server.faults.append(Fault("POST .*/shards", hold=hold))
+    uploads = Uploading(host.places, lambda work: None)
+    environ = {**hub_environ(server, host), "HF_HUB_DISABLE_XET": "0"}
+    facts = {"url": URL, "environ": environ}
+    uploads.add("p", facts, {"token": "hf_test"}, is_whole=True)
+    uploads.sync(wire.Sync("p", {}, {}))
+    begun = time.monotonic()
+    uploads.check(1, 0, begun)
+    wait_for(lambda: server.requests("POST .*/shards"), what="the request that is not answered")
+    child = uploads._child
+    assert child is not None
+    time.sleep(2)
+    uploads.check(1, 0, begun + 10)  # what it has done until now
+    time.sleep(2)
+    uploads.check(1, 0, begun + 1000)
+    assert child.poll() is None, "it may take its time"
+    for later in range(3000, 60000, 2000):
+        uploads.check(1, 0, begun + later)
+        time.sleep(0.5)
+        if child.poll() is not None:
+            break
+    assert child.wait() == -9
+    uploads.check(1, 0, begun + 60000)
+    (shown,) = uploads.facts(1)
+    assert "was ended" in shown["problem"]
+    hold.end(is_taken=False)
+    assert upload(host, server, folder).problem == ""
+    assert remote(parquet_rows(server.repos[REPO].tree)) == local(host)
 
 
 def test_a_project_that_is_deleted_while_it_waits_is_forgotten(host: Host, server: Hub) -> None:
@@ -455,20 +550,11 @@ def test_a_commit_that_arrives_late_takes_nothing_back(host: Host, server: Hub) 
     """Its uploader was killed while it sent; another one has sent more since."""
     logged(host, "one", steps=5)
     folder = target(host, server)
-    server.faults.append(Fault(COMMIT, seconds=6))
-    child = subprocess.Popen(
-        [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path)], stdin=subprocess.PIPE, text=True,
-        env=host.environ(**hub_environ(server, host)), stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert child.stdin is not None
-    child.stdin.write('{"token": "hf_test", "is_retry": true}')
-    child.stdin.close()
-    wait_for(lambda: server.requests(COMMIT), what="the commit on its way")
-    child.kill()
-    child.wait()
+    hold = killed_at(host, server, folder, COMMIT, 0)
+    assert hold
     logged(host, "two", steps=5)
     assert upload(host, server, folder).problem == ""
-    time.sleep(7)
+    hold.end(is_taken=True)
     assert remote(loaded(host, server)) == local(host)
 
 

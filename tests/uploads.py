@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow
-from conftest import Host, clean_environ
-from hub import Hub
+from conftest import Host, clean_environ, wait_for
+from hub import Fault, Hold, Hub
 from pyarrow import parquet
 
-from trackiod.uploads.target import Folder, Status, Target
+# the Hub's libraries read these when they are loaded
+os.environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+os.environ |= {"HF_HOME": tempfile.mkdtemp(prefix="trackio-hf-"), "HF_XET_CLIENT_RETRY_BASE_DELAY": "100ms"}
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+
+from trackiod.sinks import open_sink  # noqa: E402
+from trackiod.uploads.target import Folder, Status, Target  # noqa: E402
+from trackiod.uploads.uploader import Uploader  # noqa: E402
 
 REPO = "user/runs"
 URL = f"hf://datasets/{REPO}"
@@ -48,22 +59,48 @@ def upload(
     *,
     is_retry: bool = True,
     token: str = "hf_test",
-    python: str = sys.executable,
-    **environ: str,
+    clock: Callable[[], float] = time.time,
 ) -> Status:
-    """Runs the uploader as the daemon does; returns how the target stands then."""
-    command = [python, "-m", "trackiod", "upload", os.path.basename(folder.path)]
-    job = json.dumps({"token": token, "is_retry": is_retry})
-    done = subprocess.run(
-        command,
-        input=job,
-        env=host.environ(**hub_environ(server, host, **environ)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    """Sends what waits, in this process; returns how the target stands then."""
+    wanted = folder.read_target()
+    assert wanted is not None
+    sink = open_sink(wanted.url, token, server.url)
+    return Uploader(host.places, folder, wanted, sink, clock).upload(is_retry=is_retry)
+
+
+def upload_alone(host: Host, server: Hub, folder: Folder, *, python: str = sys.executable, **environ: str) -> Status:
+    """Sends it by the process that the daemon starts."""
+    child = uploading(host, server, folder, python, **environ)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 0, said
     return folder.read_status()
+
+
+def uploading(
+    host: Host, server: Hub, folder: Folder, python: str = sys.executable, **environ: str
+) -> subprocess.Popen[str]:
+    """That process, which knows what it needs."""
+    command = [python, "-m", "trackiod", "upload", os.path.basename(folder.path)]
+    env = host.environ(**hub_environ(server, host, **environ))
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    assert child.stdin is not None
+    child.stdin.write(json.dumps({"token": "hf_test", "is_retry": True}))
+    child.stdin.close()
+    child.stdin = None
+    return child
+
+
+def killed_at(host: Host, server: Hub, folder: Folder, pattern: str, nth: int, **environ: str) -> Hold | None:
+    """Kills an uploader while its n-th request of a pattern, from 0, is on its way. Returns what ends that
+    request; None if there are not so many."""
+    fault = Fault(pattern, skip=nth, hold=Hold())
+    server.faults.append(fault)
+    child = uploading(host, server, folder, **environ)
+    wait_for(lambda: not fault.times or child.poll() is not None, what="the request, or the end")
+    server.faults.remove(fault)
+    child.kill()
+    child.communicate()
+    return None if fault.times else fault.hold
 
 
 LOAD = """

@@ -20,7 +20,7 @@ _TRAVELS = frozenset(
         "REQUESTS_CA_BUNDLE CURL_CA_BUNDLE SSL_CERT_FILE SSL_CERT_DIR"
     ).split()
 )
-_MOST_TOKEN_CHARS = 4096
+_TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -43,6 +43,11 @@ def url_of(text: str, prefix: str = DATASETS) -> str:
     return prefix + name
 
 
+def is_token(text: str) -> bool:
+    """Whether it can be one: it goes into a header, and never into a sentence."""
+    return _TOKEN.fullmatch(text) is not None
+
+
 def travels(name: str, value: str) -> bool:
     """Whether a variable of the job's environment is its target's business, and can be passed on."""
     if name not in _TRAVELS and not name.startswith("HF_XET_"):
@@ -55,7 +60,7 @@ def wish(url: str, private: bool | None, token: str | None, environ: Mapping[str
     settings = {name: value for name, value in environ.items() if travels(name, value)}
     secret = {name: value for name, value in settings.items() if "@" in value}  # a proxy's password
     given = (text.strip() for text in (token or "", *(environ.get(name, "") for name in _TOKENS)))
-    token = next((text for text in given if text and text.isascii() and len(text) <= _MOST_TOKEN_CHARS), None)
+    token = next((text for text in given if is_token(text)), None)
     facts = {
         "url": url,
         "private": private is not False,

@@ -23,8 +23,7 @@ from trackio.places import Places
 from trackiod import catalog
 from trackiod.errors import TrackiodError
 from trackiod.store import schema
-from trackiod.uploads import cursor as cursors
-from trackiod.uploads import tables
+from trackiod.uploads import names, tables
 from trackiod.uploads.card import card
 from trackiod.uploads.run_files import RunFiles
 from trackiod.uploads.source import Source
@@ -101,7 +100,7 @@ def export(where: Places, project: str, run: str, folder: str, form: str) -> Exp
         with Project(where, project, run, scratch) as read:
             rows = files = 0
             for number, file in enumerate(read.files()):
-                place = f"{file.kind}/{cursors.folder_of(project, file.run)}/rows-{number:06d}.{form}"
+                place = f"{file.kind}/{names.folder_of(project, file.run)}/rows-{number:06d}.{form}"
                 rows += pq.read_metadata(file.path).num_rows if file.kind == "metrics" else 0
                 files += 1
                 _convert(file.path, _made(new, place), form)

@@ -22,8 +22,8 @@ from trackiod.work import Raise, Work
 
 log = logging.getLogger("trackiod.uploading")
 
-_PATIENCE_SECONDS = 4 * 3600.0
-"""for one child; what it was sending is sent again"""
+_STILL_SECONDS = 1800.0
+"""in which a child used no CPU, after which it is ended; it waits for no answer so long by itself"""
 _CRASH_SECONDS = 60.0
 _ENDED_SECONDS = 15.0
 """from one start to the next where processes end one after the other"""
@@ -85,7 +85,7 @@ class Uploading:
             known.not_before = time.monotonic() + _GREETING_SECONDS
         self._child: subprocess.Popen[bytes] | None = None
         self._busy_with = ""
-        self._started_at = 0.0
+        self._worked, self._worked_at = "", 0.0
         self._starting = 0
         self._ends = 0
         self._stored = 0
@@ -159,7 +159,8 @@ class Uploading:
         for id_, known in self._known.items():
             if not known.is_behind(stored):
                 known.since = None
-                continue
+                if not 0 < known.status.look_at <= clock:
+                    continue
             known.since = known.since or clock
             if (known.status.parked and not known.is_retried) or now < known.not_before:
                 continue
@@ -195,14 +196,18 @@ class Uploading:
             log.warning("the uploader cannot be started: %s", error)
             known.not_before = now + _CRASH_SECONDS
             return
-        self._child, self._busy_with, self._started_at, self._starting = child, id_, now, self._stored
+        self._child, self._busy_with, self._starting = child, id_, self._stored
+        self._worked, self._worked_at = "", now
         known.given, known.started_at, known.serving = token, time.time(), known.asked
         known.has_ended = known.is_retried = False
 
     def _look_after(self, child: subprocess.Popen[bytes], now: float) -> None:
         code = child.poll()
         if code is None:
-            if now - self._started_at > _PATIENCE_SECONDS:
+            worked = _worked(child.pid)
+            if worked != self._worked or not worked:
+                self._worked, self._worked_at = worked, now
+            elif now - self._worked_at > _STILL_SECONDS:
                 child.kill()
             return
         known = self._known[self._busy_with]
@@ -215,6 +220,7 @@ class Uploading:
             self._raise(known)
         if code != 0:
             log.error("the uploader for %s ended with %d", known.target.url, code)
+            known.status = known.status._replace(problem=f"The uploader was ended ({code}); it starts again.")
             known.not_before = now + _CRASH_SECONDS
         elif not known.status.failures:
             known.seen, known.since = self._starting, None
@@ -231,6 +237,16 @@ class Uploading:
             if not os.path.exists(schema.path_of(self._places.projects, project)):
                 continue  # it was deleted
             self._submit(Raise(project, {"level": "error", "title": title, "text": text, "webhook": hook}))
+
+
+def _worked(pid: int) -> str:
+    """How much a process has used the CPU; empty where the system does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return " ".join(fields[11:13])
 
 
 def _understood(project: str, facts: Mapping[str, Any], is_whole: bool) -> Target:

@@ -55,4 +55,5 @@ class BucketSink(HubTarget):
             for some in in_turn(files.items(), lambda file: size_of(file[1])):
                 self._api.batch_bucket_files(self.title, add=[(data, path) for path, data in some])
         if change.deletes:
-            self._api.batch_bucket_files(self.title, delete=list(change.deletes))
+            there = [file.path for file in self._api.get_bucket_paths_info(self.title, list(change.deletes))]
+            self._api.batch_bucket_files(self.title, delete=there)

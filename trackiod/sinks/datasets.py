@@ -6,6 +6,7 @@ commit that was taken though its answer was lost is not made twice.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import huggingface_hub
@@ -13,6 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import EntryNotFoundError
 
 from trackio.targets import DATASETS
+from trackiod.errors import TrackiodError
 from trackiod.sinks.hub import NOT_FOUND, HubTarget, in_turn
 from trackiod.sinks.interface import Change
 
@@ -48,11 +50,18 @@ class DatasetSink(HubTarget):
         except EntryNotFoundError:
             return []
 
+    def _there(self, paths: Sequence[str]) -> list[str]:
+        entries = self._api.get_paths_info(self.title, list(paths), repo_type="dataset") if paths else []
+        return [entry.path for entry in entries]
+
     def send(self, change: Change) -> None:
         adds = [CommitOperationAdd(path, data) for path, data in {**change.adds, **change.seals}.items()]
         for some in in_turn(adds, lambda add: int(add.upload_info.size)):
             self._api.preupload_lfs_files(self.title, some, repo_type="dataset", num_threads=2)
-        operations: list[Any] = [*adds, *(CommitOperationDelete(path) for path in change.deletes)]
+        ignored = [add.path_in_repo for add in adds if getattr(add, "_should_ignore", False)]
+        if ignored:  # its library leaves them out and says nothing
+            raise TrackiodError(f"The .gitignore of {self.name} leaves out {ignored[0]}, which would be lost.")
+        operations: list[Any] = [*adds, *(CommitOperationDelete(path) for path in self._there(change.deletes))]
         self._api.create_commit(
             self.title, operations, commit_message=change.message, repo_type="dataset", num_threads=2,
             parent_commit=change.parent or None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
@@ -12,7 +13,6 @@ from urllib.parse import urlsplit
 import huggingface_hub
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
     OfflineModeIsEnabled,
@@ -24,12 +24,15 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     hf_raise_for_status,
 )
 
+from trackio import targets
+from trackiod.errors import TrackiodError
 from trackiod.sinks.interface import AGAIN, PARK, REBASE, SMALLER, Verdict
 
 T = TypeVar("T")
 _NETWORK = ("http", "requests", "urllib3")
 """modules whose errors say that nobody answered"""
-_READ_SECONDS = 60.0
+SILENT_SECONDS = 120.0
+"""without an answer, after which it is asked again later"""
 _AT_ONCE_BYTES = 16 << 20
 _QUOTA_SECONDS = 600.0
 """to wait when the quota of commits is used up, of which the Hub does not say for how long"""
@@ -54,9 +57,13 @@ class HubTarget:
     kind: ClassVar[str] = "target"
 
     def __init__(self, url: str, token: str | None, endpoint: str | None = None) -> None:
-        """`token`, `endpoint`: None for those that `huggingface_hub` finds."""
+        """`token`, `endpoint`: None for those that `huggingface_hub` finds. Raises TrackiodError for another thing."""
         self.name = url
-        self._token = (token or huggingface_hub.get_token() or "").strip() or False
+        given = (token or huggingface_hub.get_token() or "").strip()
+        self._token = given or False
+        if given and not targets.is_token(given):
+            raise TrackiodError("What is set as the Hub's token is none: it has other characters than printable ASCII.")
+        _wait_for_no_answer_for_ever()
         self._api = HfApi(endpoint, token=self._token)
 
     @cached_property
@@ -68,11 +75,13 @@ class HubTarget:
     def _get(self, url: str) -> bytes | None:
         """A small file; None if there is none."""
         try:
-            response = get_session().get(url, headers=build_hf_headers(token=self._token), timeout=_READ_SECONDS)
+            response = get_session().get(url, headers=build_hf_headers(token=self._token), timeout=SILENT_SECONDS)
             hf_raise_for_status(response)
             return bytes(response.content)
-        except EntryNotFoundError:
-            return None
+        except HfHubHTTPError as error:
+            if error.response.status_code == 404 and not isinstance(error, NOT_FOUND):
+                return None
+            raise
 
     def classify(self, error: Exception) -> Verdict:
         """What an error of the Hub's, of its libraries' or of the network's means."""
@@ -82,10 +91,16 @@ class HubTarget:
         return verdict
 
     def _classified(self, error: Exception) -> Verdict:
+        if isinstance(error, TrackiodError):
+            return Verdict(PARK, str(error))
         if isinstance(error, HFValidationError):
             return Verdict(PARK, f"{self.name} is no name of a {self.kind}: {_short(error)}")
         if isinstance(error, OfflineModeIsEnabled):
             return Verdict(AGAIN, "HF_HUB_OFFLINE is set, so nothing is uploaded.")
+        if isinstance(error, ImportError):
+            return Verdict(PARK, f"{self.name} needs a hf_xet that can be imported here: {_short(error)}")
+        if isinstance(error, FileNotFoundError) and error.filename:
+            return Verdict(AGAIN, f"What was to be uploaded is gone here: {error.filename}")
         http = _http_error(error)
         response = getattr(http, "response", None)
         if failures := getattr(http, "failures", None):  # of a bucket, whatever the answer's number is
@@ -104,18 +119,34 @@ class HubTarget:
     def _answered(self, status: int, error: Exception, headers: Any, *, is_ours: bool, is_there: bool) -> Verdict:
         """`is_ours`: whether the Hub itself said so of this target, and not what keeps its files; `is_there`: whether
         only something of the target was not found."""
-        if status in (409, 412) or (status == 404 and is_there):
+        if (status in (409, 412) and is_ours) or (status == 404 and is_there):
             return Verdict(REBASE, f"{self.name} has changed meanwhile.")
+        said = _line(getattr(error, "server_message", None) or "")
         if status in _REASONS and is_ours:
             name = self.name.removeprefix(self.prefix)
-            return Verdict(PARK, _REASONS[status].format(name, self._api.endpoint, self.kind))
+            reason = _REASONS[status].format(name, self._api.endpoint, self.kind)
+            return Verdict(PARK, f"{reason} The Hub says: {said}" if said else reason)
         if status == 413:
             return Verdict(SMALLER, "The Hub does not take so much at once.")
         asked = _seconds_asked(headers)
         if status == 429:
             pause = _QUOTA_SECONDS if asked is None else asked
             return Verdict(AGAIN, "The Hub wants fewer commits for a while (429).", pause)
-        return Verdict(AGAIN, f"The Hub answers {status}: {_short(error)}", asked)
+        return Verdict(AGAIN, f"The Hub answers {status}: {said or _short(error)}", asked)
+
+
+def _wait_for_no_answer_for_ever() -> None:
+    """The library's client has no limit. (Those before 1.0 have one for each request, or none; what stands still for
+    too long is ended by the daemon.)"""
+    default = getattr(sys.modules["huggingface_hub.utils._http"], "default_client_factory", None)
+    if default is not None:
+
+        def client() -> Any:
+            made = default()
+            made.timeout = SILENT_SECONDS
+            return made
+
+        huggingface_hub.set_client_factory(client)
 
 
 def in_turn(items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
@@ -134,7 +165,7 @@ def in_turn(items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]
 
 _REASONS = {
     401: "The Hub does not know the token, or there is none: {1} answers 401 for {0}. Set HF_TOKEN or `hf auth login`.",
-    403: "The token may not write to {0} (403). It needs the role `write` there.",
+    403: "The Hub does not let this token write to {0} (403): it needs the role `write` there, and room.",
     404: "There is no {2} {0}, and the token may not see or make it (404).",
 }
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 
 class Change(NamedTuple):
-    """What one commit does: files by their path at the target, each a path here or bytes; and paths that go. All or
+    """What one commit does: files by their path at the target, each a path here or bytes; and what goes. All or
     nothing, if the target can; else files, then `seals`, then what goes."""
 
     message: str
@@ -16,6 +16,7 @@ class Change(NamedTuple):
     seals: Mapping[str, bytes] = {}
     """files that say that others are there"""
     deletes: Sequence[str] = ()
+    """paths that go, if they are there"""
     parent: str = ""
     """the target's state that it is made for; on another one it is refused, and is to be made anew"""
 
@@ -66,7 +67,7 @@ class Sink(Protocol):
         """A small file; None if there is none. Raises what `classify` knows."""
 
     def names(self, folder: str) -> list[str]:
-        """The paths of the files in a folder. Raises what `classify` knows."""
+        """The paths of all files below a folder. Raises what `classify` knows."""
 
     def send(self, change: Change) -> None:
         """Commits. To send what is there already changes nothing. Raises what `classify` knows."""

@@ -13,7 +13,7 @@ import msgpack
 
 from trackiod.keeper import blob_path
 from trackiod.store import schema
-from trackiod.uploads import cursor as cursors
+from trackiod.uploads import names
 from trackiod.uploads.addition import Addition
 from trackiod.uploads.cursor import Cursor
 from trackiod.uploads.source import Source
@@ -57,7 +57,7 @@ def versions(connection: sqlite3.Connection, runs: Collection[str]) -> list[Vers
 
 def folder_of(project: str, version: Version) -> str:
     """Where a version lies at a target: two hosts that count alike do not meet."""
-    return f"artifacts/{cursors.folder_of(project, version.name)}/v{version.version}-{version.digest[:8]}"
+    return f"artifacts/{names.folder_of(project, version.name)}/v{version.version}-{version.digest[:8]}"
 
 
 def next_files(source: Source, version: Version, state: RunState | None) -> tuple[Addition, list[str]]:

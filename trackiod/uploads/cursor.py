@@ -8,13 +8,20 @@ whatever they are kept in: raw, in columns, in a copy of the store.
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from trackio.names import derived_id
-
 VERSION = 1
-_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+
+
+class Place(NamedTuple):
+    """Which of a run's files."""
+
+    kind: str
+    number: int
+    """of the change that it came with"""
+    tag: str = ""
+    """of the change too, and of no other one, where changes are not taken whole"""
 
 
 class File(NamedTuple):
@@ -27,27 +34,44 @@ class File(NamedTuple):
     end: dict[str, int]
     run: str = ""
     """what the run was called when they were written"""
+    tag: str = ""
+
+    @property
+    def place(self) -> Place:
+        return Place("metrics", self.number, self.tag)
 
 
 class Cursor(NamedTuple):
     """What of a run is at the target."""
 
     next_number: int = 0
-    """of the file that is written next; a file that was perhaps taken is written again under its number"""
+    """of the next change"""
     streams: dict[str, int] = {}
     """everything below is there, by stream"""
     samples: dict[str, int] = {}
     """times in ns up to which a sampler's are there, by its stream"""
     rows: int = 0
     files: tuple[File, ...] = ()
+    tag: str = ""
+    """of the change that it came with"""
+    others: tuple[Place, ...] = ()
+    """files beside those of points, where changes have tags: what is not named here does not count"""
 
     def to_json(self) -> str:
         return json.dumps({"version": VERSION, **self._asdict(), "files": [file._asdict() for file in self.files]})
 
-    def grown(self, file: File) -> Cursor:
-        """With one more file, which may be empty."""
+    def grown(self, file: File, made: Collection[str] = ()) -> Cursor:
+        """After a change that brings a file of points, which may be empty, and one of each of these kinds."""
         files = (*self.files, file) if file.rows else self.files
-        return self._replace(streams={**self.streams, **file.end}, rows=self.rows + file.rows, files=files)
+        others: tuple[Place, ...] = ()
+        if file.tag:
+            kept = (place for place in self.others if place.kind != "runs" or "runs" not in made)
+            others = (*kept, *(Place(kind, file.number, file.tag) for kind in made))
+        is_named = bool(file.tag or file.rows or {*made} - {"runs"})  # else it writes what is there already
+        return self._replace(
+            next_number=file.number + is_named, streams={**self.streams, **file.end}, rows=self.rows + file.rows,
+            files=files, tag=file.tag, others=others,
+        )  # fmt: skip
 
 
 def from_json(text: str) -> Cursor:
@@ -58,19 +82,7 @@ def from_json(text: str) -> Cursor:
         if version > VERSION:
             raise ValueError(f"it was written by a newer trackio (version {version})")
         files = tuple(File(**file) for file in values.pop("files"))
-        return Cursor(files=files, **values)
+        others = tuple(Place(*place) for place in values.pop("others", ()))
+        return Cursor(**values, files=files, others=others)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"it is no cursor ({error})") from error
-
-
-def folder_of(project: str, run: str) -> str:
-    """What a run's folders at a target are called: by project and id, where these are names everywhere."""
-    return "/".join(
-        name if _PLAIN.fullmatch(name) else derived_id(what, name)
-        for what, name in (("project", project), ("run", run))
-    )
-
-
-def path_of(project: str, run: str, store: str) -> str:
-    """Where the cursor of a run of a store lies at a target."""
-    return f"cursors/{folder_of(project, run)}/{store}.json"

@@ -16,9 +16,9 @@ from trackiod import catalog
 from trackiod.errors import StoreError
 from trackiod.node import SystemView
 from trackiod.store import schema
-from trackiod.uploads import cursor as cursors
 from trackiod.uploads.addition import Addition
-from trackiod.uploads.cursor import Cursor, File
+from trackiod.uploads.cursor import Cursor, File, Place
+from trackiod.uploads.names import Names
 from trackiod.uploads.rows import Points, StreamRows
 from trackiod.uploads.source import Source, Stream, is_running
 from trackiod.uploads.tables import RowFacts, Writer
@@ -33,8 +33,6 @@ _MOST_MEDIA, _MOST_MEDIA_BYTES = 50, 64 << 20
 """files of a run's values in a commit"""
 _SAMPLES_SECONDS = 120.0
 """after a run's end, from which on no sample is waited for"""
-NUMBERED = ("metrics", "system", "alerts")
-"""kinds of files whose rows never change"""
 
 
 class RunFiles:
@@ -43,6 +41,7 @@ class RunFiles:
     def __init__(self, source: Source, run: str) -> None:
         self._source = source
         self.run = run
+        self.names = Names(source.project, run, source.store)
         row = source.connection.execute("SELECT name, run_group FROM runs WHERE id = ?", (run,)).fetchone()
         if row is None:
             raise StoreError(f"run {run} was deleted meanwhile")
@@ -54,43 +53,15 @@ class RunFiles:
         self._streams = [Stream._make((*row[:-1], msgpack.unpackb(row[-1]))) for row in rows.fetchall()]
         self.problems: list[str] = []
 
-    # -- names at the target -------------------------------------------------------------------------------------------
-
-    @property
-    def _folder(self) -> str:
-        return cursors.folder_of(self._source.project, self.run)
-
-    def folder_of(self, kind: str) -> str:
-        """Where the run's files of a kind lie at the target, all stores'."""
-        return f"{kind}/{self._folder}"
-
-    def path(self, kind: str, number: int) -> str:
-        """Of a file of the run's at the target."""
-        return f"{self.folder_of(kind)}/{self._source.store}-{number:06d}.parquet"
-
-    def is_left_over(self, path: str, cursor: Cursor) -> bool:
-        """Whether a file is this store's and unknown to the run's cursor: not yet written, or merged with others."""
-        kind, _, rest = path.partition("/")
-        number = rest.removeprefix(f"{self._folder}/{self._source.store}-").removesuffix(".parquet")
-        if not number.isdecimal():
-            return False
-        is_merged = kind == "metrics" and int(number) not in {file.number for file in cursor.files}
-        return is_merged or int(number) >= cursor.next_number
-
-    @property
-    def cursor_path(self) -> str:
-        return cursors.path_of(self._source.project, self.run, self._source.store)
-
     # -- what is new ---------------------------------------------------------------------------------------------------
 
     def additions(self, state: RunState, token: str, most_rows: int, now: float) -> Iterator[Addition]:
         """File after file of at most so many rows; the last also holds what is known of the run now."""
         is_last = False
         while not is_last:
-            cursor = state.cursor
-            number = cursor.next_number
+            cursor, tag = state.cursor, self.new_tag()
             with self._one_view():
-                file, adds = self._metrics(cursor, most_rows)
+                file, adds = self._metrics(cursor, most_rows, tag)
             is_last = all(file.end[stream.id] >= stream.committed for stream in self._streams)
             adds |= self._alerts(file)
             system_at, samples = state.system_at, cursor.samples
@@ -98,22 +69,25 @@ class RunFiles:
                 self._logged_system(writer, file)
                 if is_last and (now - system_at >= SYSTEM_SECONDS or not self.is_running):
                     system_at, samples = now, cursor.samples | self._sampled(writer, cursor)
-            adds |= {self.path("system", number): writer.path} if writer.rows else {}
-            cursor = cursor.grown(file)._replace(samples=samples, next_number=number + bool(adds))
+            adds |= {self._path("system", file): writer.path} if writer.rows else {}
+            media: dict[str, str | bytes] = {}
             files: tuple[str, ...] = state.files
             is_whole = True
             if is_last:
                 media, files, is_whole = self._media(state.files)
-                adds |= media
-            has_rows = bool(adds)
-            if is_last:
-                adds[f"runs/{self._folder}/{self._source.store}.parquet"] = self._facts()
                 is_whole = is_whole and self.has_last_samples(now)
-            is_news = has_rows or token != state.token
+            is_news = bool(adds or media) or token != state.token
+            if is_news and is_last:
+                adds[self._path("runs", file)] = self._facts()
+            made = [kind for kind in ("system", "alerts", "runs") if self._path(kind, file) in adds]
+            before, after = set(self.names.paths(cursor)), cursor
+            if is_news:
+                after = cursor.grown(file, made)._replace(samples=samples)
             is_merged = state.is_merged and not file.rows
-            state = RunState(cursor, token if is_last else "", system_at, files, is_whole, is_merged)
-            seals = {self.cursor_path: cursor.to_json().encode()} if is_news else {}
-            yield Addition(self._source.project, self.run, adds if is_news else {}, state, file.rows, seals=seals)
+            state = RunState(after, token if is_last else "", system_at, files, is_whole, is_merged)
+            seals = {self.names.cursor_path(after): after.to_json().encode()} if is_news else {}
+            gone = tuple(sorted(before - {*self.names.paths(after)}))
+            yield Addition(self.project, self.run, {**adds, **media}, state, file.rows, gone, seals)
 
     def everything(self, kinds: Collection[str]) -> Iterator[tuple[str, str]]:
         """All that is stored of the run, of these kinds: each file's kind, and where it lies here."""
@@ -131,7 +105,7 @@ class RunFiles:
         cursor = Cursor()
         while "metrics" in kinds and any(cursor.streams.get(id_, 0) < end for id_, end in whole.end.items()):
             with self._one_view():
-                file, adds = self._metrics(cursor, MOST_ROWS)
+                file, adds = self._metrics(cursor, MOST_ROWS, "")
             cursor = cursor.grown(file)
             yield from (("metrics", str(made)) for made in adds.values())
 
@@ -157,6 +131,10 @@ class RunFiles:
     def project(self) -> str:
         return self._source.project
 
+    def new_tag(self) -> str:
+        """For the names of a change."""
+        return self._source.new_tag()
+
     @contextmanager
     def _one_view(self) -> Iterator[None]:
         """What is folded meanwhile is neither missed nor seen twice."""
@@ -166,7 +144,11 @@ class RunFiles:
         finally:
             self._source.connection.execute("ROLLBACK")
 
-    def _metrics(self, cursor: Cursor, most_rows: int) -> tuple[File, dict[str, str | bytes]]:
+    def _path(self, kind: str, file: File) -> str:
+        """Of a file that comes with one of points."""
+        return self.names.path(Place(kind, file.number, file.tag))
+
+    def _metrics(self, cursor: Cursor, most_rows: int, tag: str) -> tuple[File, dict[str, str | bytes]]:
         """The next file of points, and where it lies here, if it has any."""
         starts = {stream.id: cursor.streams.get(stream.id, 0) for stream in self._streams}
         ends = dict(starts)
@@ -180,8 +162,8 @@ class RunFiles:
                 ends[stream.id] = rows.end
                 self._write(writer, stream, rows.points(), self._name)
                 self.problems += rows.problems
-        file = File(cursor.next_number, writer.rows, starts, ends, self._name)
-        return file, {self.path("metrics", file.number): writer.path} if writer.rows else {}
+        file = File(cursor.next_number, writer.rows, starts, ends, self._name, tag)
+        return file, {self.names.path(file.place): writer.path} if writer.rows else {}
 
     def _write(self, writer: Writer, stream: Stream, points: Iterator[Points], name: str) -> None:
         facts = self._row_facts(stream)._replace(run=name)
@@ -210,7 +192,7 @@ class RunFiles:
                 columns = ("seq", "time", "step", "level", "title", "text")
                 facts = self._row_facts(stream)._asdict()
                 writer.add_rows([facts | dict(zip(columns, row, strict=True)) for row in found])
-        return {self.path("alerts", file.number): writer.path} if writer.rows else {}
+        return {self._path("alerts", file): writer.path} if writer.rows else {}
 
     def _between(self, columns: str, table: str, stream: Stream, file: File) -> list[tuple[Any, ...]]:
         """Rows beside the points, of a file's stretch of a stream."""
@@ -254,7 +236,7 @@ class RunFiles:
             for id_, digest, suffix in rows.fetchall():
                 path = self._source.blob(digest, suffix)
                 if os.path.exists(path):
-                    yield id_, f"media/{self._folder}/{id_.replace('/', '-')}{suffix}", path
+                    yield id_, f"media/{self.names.folder}/{id_.replace('/', '-')}{suffix}", path
 
     def _media(self, sent: Sequence[str]) -> tuple[dict[str, str | bytes], tuple[str, ...], bool]:
         """Files of values that are not at the target yet; which are then; whether that is all."""

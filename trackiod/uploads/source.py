@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ class Stream(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A project. `is_alone`: only what this host stored."""
+    """A project. `is_alone`: only what this host stored; `is_atomic`: whether its target takes changes as a whole."""
 
     places: Places
     connection: sqlite3.Connection
@@ -34,6 +35,11 @@ class Source(NamedTuple):
     """in the names of its files: other hosts write beside them"""
     scratch: str
     is_alone: bool = True
+    is_atomic: bool = True
+
+    def new_tag(self) -> str:
+        """What the names of a change have in them, where one may be taken in part, or late."""
+        return "" if self.is_atomic else secrets.token_hex(4)
 
     def reader(self) -> ProjectReader:
         """For what readers are shown. Raises StoreError."""

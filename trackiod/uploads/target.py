@@ -53,6 +53,16 @@ class Target(NamedTuple):
         return other._replace(projects=projects, hosts=larger.hosts, node=larger.node)
 
 
+class Changed(NamedTuple):
+    """A run, or what else was sent to a target."""
+
+    project: str
+    run: str
+    at: float
+    is_taken: bool = False
+    """whether somebody knows that"""
+
+
 class Status(NamedTuple):
     """How a target stands."""
 
@@ -68,8 +78,10 @@ class Status(NamedTuple):
     rows_waiting: int = 0
     is_behind: bool = False
     """whether something is left to do: rows to send, or files to merge"""
-    is_sending: bool = False
-    """whether a change was begun of which nobody knows yet whether it was taken"""
+    changed: tuple[Changed, ...] = ()
+    """runs that are to be looked at again, where changes may be taken in part or late"""
+    look_at: float = 0.0
+    """when; 0: never"""
     failures: int = 0
     """in a row"""
     problem: str = ""
@@ -113,7 +125,7 @@ class Folder:
     def read_status(self) -> Status:
         values = _read(os.path.join(self.path, _STATUS))
         known = {name: value for name, value in values.items() if name in Status._fields}
-        return Status(**known)
+        return Status(**{**known, "changed": tuple(Changed(*one) for one in known.get("changed", ()))})
 
     def write_status(self, status: Status) -> None:
         """Raises OSError."""

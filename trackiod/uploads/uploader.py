@@ -14,10 +14,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
-
-import msgpack
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from trackio import places, settings
 from trackio.places import Places
@@ -25,15 +22,15 @@ from trackiod.errors import StoreError, TrackiodError
 from trackiod.sinks import open_sink
 from trackiod.sinks.directory import store_id
 from trackiod.sinks.interface import AGAIN, PARK, REBASE, SMALLER, Change, Sink, Verdict, size_of
-from trackiod.store import parts, schema
 from trackiod.uploads import artifact_files, merging, pacing, tables, there
 from trackiod.uploads.addition import Addition
-from trackiod.uploads.artifact_files import Version
 from trackiod.uploads.card import card
 from trackiod.uploads.cursor import Cursor
-from trackiod.uploads.run_files import MOST_ROWS, SYSTEM_SECONDS, RunFiles
-from trackiod.uploads.source import Source, is_running, points_of
-from trackiod.uploads.target import Folder, RunState, Status, Target
+from trackiod.uploads.names import Names
+from trackiod.uploads.run_files import MOST_ROWS, RunFiles
+from trackiod.uploads.source import Source
+from trackiod.uploads.target import Changed, Folder, RunState, Status, Target
+from trackiod.uploads.waiting import ARTIFACTS, MERGES, PHASES, SAMPLES_SECONDS, Project, Waiting
 
 _MOST_FILES = 20
 """of rows, in a commit"""
@@ -41,12 +38,6 @@ _LEAST_ROWS = 1000
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES}
 _TRIES = 5
 """at once, where the target has changed meanwhile"""
-_SAMPLES_SECONDS = 15.0
-"""until a run's last samples are looked for again"""
-_ROWS, _MERGES, _ARTIFACTS = _PHASES = ("rows", "merges", "artifacts")
-"""what is sent, the first that has something first"""
-_MANY_FILES = 24
-"""of a run that goes on, from which on they are merged"""
 
 
 def main(id_: str) -> int:
@@ -86,10 +77,8 @@ class Uploader:
         self._clock = clock
         self._store = store_id(where)[:12]
         self._most_rows, self._most_files = MOST_ROWS, _MOST_FILES
-        self._again_at = 0.0
-        self._problems: list[str] = []
+        self._waiting = Waiting(where, folder, target, clock)
         self.status = folder.read_status()
-        self._is_doubtful = self.status.is_sending
 
     def upload(self, *, is_retry: bool = False) -> Status:
         """Sends what waits, as far as the target's pace allows; returns how it stands then, which is also written.
@@ -102,7 +91,7 @@ class Uploader:
             attempt += 1
             if verdict is None:
                 break
-            if verdict.kind == SMALLER and (self._most_rows > _LEAST_ROWS or self._most_files > 1):
+            if verdict.kind == SMALLER and not self._is_smallest:
                 self._most_rows = max(_LEAST_ROWS, self._most_rows // 4)
                 self._most_files = max(1, self._most_files // 4)
             elif verdict.kind == REBASE and attempt < _TRIES:
@@ -112,6 +101,11 @@ class Uploader:
                 break
         self._folder.write_status(self.status)
         return self.status
+
+    @property
+    def _is_smallest(self) -> bool:
+        """Whether a commit holds as little as it can."""
+        return self._most_rows <= _LEAST_ROWS and self._most_files <= 1
 
     def _tried(self) -> Verdict | None:
         """Sends; returns what went wrong, if something did."""
@@ -135,39 +129,63 @@ class Uploader:
     # -- sending -----------------------------------------------------------------------------------------------------
 
     def _send_all(self) -> None:
-        self.status = self.status._replace(is_behind=True, rows_waiting=self._count_waiting())
-        first: dict[str, str | bytes] = {}
+        self.status = self.status._replace(is_behind=True, rows_waiting=self._waiting.count())
+        first: tuple[Addition, ...] = ()
         if not self.status.is_prepared:
             self._sink.prepare(private=self._target.private)
             first = self._first_files()
-        self._problems, self._again_at = [], 0.0
+        self._waiting.reset()
+        self._look_again()
         idle: set[str] = set()
-        while (phase := next((phase for phase in _PHASES if phase not in idle and self._is_news(phase)), "")) != "":
+        while phase := self._next_phase(idle):
             if not self._may_commit():
                 return
             parent = self._sink.head()
-            additions = self._next_artifacts() if phase == _ARTIFACTS else self._next_additions(phase)
+            additions = self._next_artifacts() if phase == ARTIFACTS else self._next_additions(phase)
             if any(one.is_news for one in additions):
-                self._commit(additions, first, parent)
-                first = {}
+                self._commit([*first, *additions], parent, phase)
+                first = ()
             else:
                 idle.add(phase)
-        now = self._clock()
-        self._is_doubtful = False
+        now, again_at = self._clock(), self._waiting.again_at
         self.status = self.status._replace(
-            failures=0, problem="; ".join(dict.fromkeys(self._problems[:3])), rows_waiting=self._count_waiting(),
-            is_behind=self._again_at > 0, is_sending=False,
-            next_at=max(self._again_at, now + self._budget().seconds_until_one(self._target.hosts)),
+            failures=0, problem="; ".join(dict.fromkeys(self._waiting.problems[:3])),
+            rows_waiting=self._waiting.count(), is_behind=again_at > 0,
+            next_at=max(again_at, now + self._budget().seconds_until_one(self._target.hosts)),
         )  # fmt: skip
 
-    def _first_files(self) -> dict[str, str | bytes]:
+    def _next_phase(self, idle: Collection[str]) -> str:
+        return next((one for one in PHASES if one not in idle and self._waiting.is_news(one, self._most_rows)), "")
+
+    def _first_files(self) -> tuple[Addition, ...]:
         """The card and a file without rows for each kind, since what loads them wants at least one; nothing where the
         repository has a card. One without may have lost more: each run's cursor there is looked at again."""
         if self._sink.read("README.md") is not None:
-            return {}
+            return ()
         self._folder.forget_runs()
         files = tables.empty_files(self._folder.scratch("first"))
-        return {"README.md": card(self._sink.kind, self._sink.title).encode(), **files}
+        about = {"README.md": card(self._sink.kind, self._sink.title).encode()}
+        return (Addition("", "", {**files}, RunState(Cursor()), 0, seals=about),)
+
+    def _look_again(self) -> None:
+        """At what was perhaps taken in part; and once more when nothing of it can be on its way any longer."""
+        now = self._clock()
+        settled = now - there.SETTLED_SECONDS
+        due = [one for one in self.status.changed if not one.is_taken or one.at < settled]
+        if due:
+            states = {one: self._folder.read_run(one.project, one.run) or RunState(Cursor()) for one in due}
+            runs = {Names(one.project, one.run, self._store): state.cursor for one, state in states.items()}
+            _, problems = there.put_right(self._sink, runs)
+            self._waiting.problems += problems
+            seen = [one._replace(at=now, is_taken=True) for one in due if not one.is_taken]
+            self._note([*(one for one in self.status.changed if one not in due), *seen])
+
+    def _note(self, changed: Iterable[Changed]) -> None:
+        """What is to be looked at again."""
+        changed = tuple(changed)
+        look_at = min((one.at for one in changed), default=0.0)
+        self.status = self.status._replace(changed=changed, look_at=look_at and look_at + there.SETTLED_SECONDS)
+        self._folder.write_status(self.status)
 
     def _budget(self) -> pacing.Budget:
         now, hosts = self._clock(), self._target.hosts
@@ -185,89 +203,79 @@ class Uploader:
         return pause <= 0
 
     def _spend(self, tokens: float) -> None:
-        """Takes a token of the budget, or gives it back, and writes that down: before the commit, since one that was
-        taken though nobody heard of it counts too."""
-        left = self._budget().tokens - tokens
-        self.status = self.status._replace(tokens=left, tokens_at=self._clock(), is_sending=True)
-        self._folder.write_status(self.status)
+        """Takes a token of the budget, or gives it back; before the commit, since one that was taken though nobody
+        heard of it counts too."""
+        self.status = self.status._replace(tokens=self._budget().tokens - tokens, tokens_at=self._clock())
 
-    def _commit(self, additions: list[Addition], first: dict[str, str | bytes], parent: str) -> None:
-        adds = {**first, **{path: data for one in additions for path, data in one.adds.items()}}
-        seals = {path: data for one in additions for path, data in one.seals.items()}
+    def _commit(self, additions: Sequence[Addition], parent: str, phase: str) -> None:
+        deletes = {path for one in additions for path in one.deletes}
+        adds = {path: data for one in additions for path, data in one.adds.items() if path not in deletes}
+        seals = {path: data for one in additions for path, data in one.seals.items() if path not in deletes}
+        deletes -= {path for one in additions for path in (*one.adds, *one.seals)}
         rows = sum(one.rows for one in additions)
-        runs = len({(one.project, one.run) for one in additions})
+        of_runs = [one for one in additions if one.project]
+        runs = {(one.project, one.run) for one in of_runs}
         sent = (*adds.values(), *seals.values())
         size = sum(map(size_of, sent))
-        message = f"{rows:,} rows of {runs} run{'s' * (runs > 1)}" if rows else f"Facts and files of {runs} run(s)"
+        what = f"{len(runs)} run{'s' * (len(runs) > 1)}"
+        message = f"{rows:,} rows of {what}" if rows else f"Facts and files of {what}"
         self._spend(1)
+        may_be_partial = phase != ARTIFACTS and not self._sink.is_atomic
+        self._begin(runs if may_be_partial else ())
         tables.give_back()  # before the target's library takes its own
         try:
-            deletes = [path for one in additions for path in one.deletes]
-            self._sink.send(Change(message, adds, seals, deletes, parent))
+            self._sink.send(Change(message, adds, seals, sorted(deletes), parent))
         except Exception as error:
-            self._is_doubtful = True
-            if self._sink.classify(error).kind == REBASE:
+            kind = self._sink.classify(error).kind
+            if kind == REBASE:
                 self._spend(-1)  # it was not taken
+            if kind == SMALLER and phase == MERGES and self._is_smallest:
+                self._leave_small(of_runs)
             raise
-        for one in additions:
+        for one in of_runs:
             self._folder.write_run(one.project, one.run, one.state)
+        now = self._clock()
+        self._note(one._replace(at=now, is_taken=True) if (one.project, one.run) in runs else one
+                   for one in self.status.changed)  # fmt: skip
         self.status = self.status._replace(
-            is_prepared=True, is_sending=self._is_doubtful,
-            last_commit_at=self._clock(), commits=self.status.commits + 1, failures=0, problem="",
+            is_prepared=True, last_commit_at=now, commits=self.status.commits + 1, failures=0, problem="",
             rows=self.status.rows + rows, bytes=self.status.bytes + size,
             rows_waiting=max(0, self.status.rows_waiting - rows),
         )  # fmt: skip
         self._folder.write_status(self.status)
 
+    def _begin(self, runs: Collection[tuple[str, str]]) -> None:
+        """Notes that a change of these is on its way, as long as it may be taken in part."""
+        now = self._clock()
+        others = (one for one in self.status.changed if (one.project, one.run) not in runs)
+        self._note([*others, *(Changed(*run, now) for run in sorted(runs))])
+
+    def _leave_small(self, additions: Collection[Addition]) -> None:
+        """The files of these runs are as large as the target takes them."""
+        for one in additions:
+            state = self._folder.read_run(one.project, one.run)
+            if state is not None:
+                self._folder.write_run(one.project, one.run, state._replace(is_merged=True))
+
     # -- what waits --------------------------------------------------------------------------------------------------
 
-    def _databases(self) -> Iterator[tuple[str, sqlite3.Connection, dict[str, str]]]:
-        """Each project with its database and the runs that go to this target, with what changes whenever one does."""
-        for project, is_whole in self._target.projects.items():
-            path = schema.path_of(self._places.projects, project)
-            if not os.path.exists(path):
-                continue  # it was deleted
-            try:
-                with closing(schema.connect_for_reading(path)) as connection:
-                    schema.check_version(connection, path)
-                    yield project, connection, self._runs(connection, is_whole)
-            except (StoreError, sqlite3.Error) as error:
-                self._problems.append(f"Of project '{project}' something cannot be read: {error}")
-
-    def _is_news(self, phase: str) -> bool:
-        """Whether there may be something to commit; asks nobody."""
-        if phase == _ARTIFACTS:
-            return next(self._artifacts(), None) is not None
-        return any(
-            self._is_due(connection, run, self._folder.read_run(project, run), token, phase)
-            for project, connection, runs in self._databases()
-            for run, token in runs.items()
-        )
-
-    def _is_due(self, connection: sqlite3.Connection, run: str, state: RunState | None, token: str, phase: str) -> bool:
-        if phase == _MERGES:
-            return self._may_merge(connection, run, state)
-        return self._has_news(connection, run, state, token)
-
-    def _artifacts(self) -> Iterator[tuple[Source, Version, RunState | None]]:
-        """The versions of artifacts that are not at the target, as far as this host knows."""
-        for project, connection, runs in self._databases():
-            source = Source(self._places, connection, project, self._target, self._store, "")
-            for version in artifact_files.versions(connection, runs):
-                state = self._folder.read_run(project, version.key)
-                if state is None or state.token != version.digest:
-                    yield source, version, state
+    def _source(self, project: Project, scratch: str) -> Source:
+        return Source(
+            self._places, project.connection, project.name, self._target, self._store, scratch,
+            is_atomic=self._sink.is_atomic,
+        )  # fmt: skip
 
     def _next_artifacts(self) -> list[Addition]:
         """The next files of one version."""
-        for source, version, state in self._artifacts():
-            manifest = self._sink.read(f"{artifact_files.folder_of(source.project, version)}/manifest.json")
+        for project, version, state in self._waiting.artifacts():
+            source = self._source(project, "")
+            manifest = self._sink.read(f"{artifact_files.folder_of(project.name, version)}/manifest.json")
             if state is None and manifest is not None:
                 state = RunState(Cursor(), version.digest)
-                self._folder.write_run(source.project, version.key, state)
+                self._folder.write_run(project.name, version.key, state)
                 continue
             addition, problems = artifact_files.next_files(source, version, state)
-            self._problems += problems
+            self._waiting.problems += problems
             return [addition]
         return []
 
@@ -276,75 +284,42 @@ class Uploader:
         scratch = self._folder.scratch("next")
         found: list[Addition] = []
         now = self._clock()
-        for project, connection, runs in self._databases():
-            source = Source(self._places, connection, project, self._target, self._store, scratch)
-            for run, token in runs.items():
-                state = self._folder.read_run(project, run)
-                if len(found) >= self._most_files or not self._is_due(connection, run, state, token, phase):
+        for project in self._waiting.projects():
+            source = self._source(project, scratch)
+            for run, token in project.runs.items():
+                state = self._folder.read_run(project.name, run)
+                is_full = len(found) >= self._most_files
+                if is_full or not self._waiting.is_due(project, run, state, phase, self._most_rows):
                     continue
                 try:
                     files = RunFiles(source, run)
-                    more = self._merged(files, state) if phase == _MERGES else self._new(files, state, token)
+                    more = self._merged(files, state) if phase == MERGES else self._new(files, state, token)
                     found += itertools.islice(more, self._most_files - len(found))
-                    self._problems += files.problems
+                    self._waiting.problems += files.problems
                 except (StoreError, sqlite3.Error) as error:
-                    self._problems.append(f"Run {run} of project '{project}' cannot be uploaded: {error}")
+                    problem = f"Run {run} of project '{project.name}' cannot be uploaded: {error}"
+                    self._waiting.problems.append(problem)
         for one in found:
             if not one.is_news:
                 self._folder.write_run(one.project, one.run, one.state)
             if not one.state.is_whole:
-                self._again_at = now + _SAMPLES_SECONDS
+                self._waiting.again_at = now + SAMPLES_SECONDS
         return found
 
-    def _count_waiting(self) -> int:
-        """How many points are stored and not at the target, as far as this host knows."""
-        waiting = 0
-        for project, connection, runs in self._databases():
-            for run in runs:
-                state = self._folder.read_run(project, run)
-                waiting += points_of(connection, run) - (state.cursor.rows if state else 0)
-        return waiting
-
-    def _runs(self, connection: sqlite3.Connection, is_whole: bool) -> dict[str, str]:
-        """The runs that go to this target, with what changes whenever one does."""
-        tokens = parts.tokens(connection)
-        if is_whole:
-            return tokens
-        metas = connection.execute("SELECT run, meta FROM streams WHERE role = 'rank'")
-        ours = {run for run, meta in metas if self._target.is_meant(msgpack.unpackb(meta).get("target"))}
-        return {run: token for run, token in tokens.items() if run in ours}
-
-    def _has_news(self, connection: sqlite3.Connection, run: str, state: RunState | None, token: str) -> bool:
-        now = self._clock()
-        if state is None or state.token != token:
-            return True
-        if not state.is_whole:
-            self._again_at = now + _SAMPLES_SECONDS
-            return now - state.system_at >= _SAMPLES_SECONDS
-        return now - state.system_at >= SYSTEM_SECONDS and is_running(connection, run)
-
-    @staticmethod
-    def _may_merge(connection: sqlite3.Connection, run: str, state: RunState | None) -> bool:
-        if state is None or state.is_merged or not merging.can_merge(state.cursor):
-            return False
-        return len(state.cursor.files) >= _MANY_FILES or not is_running(connection, run)
-
     def _new(self, files: RunFiles, state: RunState | None, token: str) -> Iterator[Addition]:
-        state = state or RunState(Cursor())
-        cursor = self._cursor_of(files, state)
-        if cursor != state.cursor:
-            state = state._replace(cursor=cursor, token="", files=() if not cursor.streams else state.files)
+        state = self._right(files, state or RunState(Cursor()))
         yield from files.additions(state, token, self._most_rows, self._clock())
 
-    def _cursor_of(self, files: RunFiles, state: RunState) -> Cursor:
-        return there.cursor_of(self._sink, files, state.cursor, is_doubtful=self._is_doubtful)
+    def _right(self, files: RunFiles, state: RunState) -> RunState:
+        """What is remembered of a run, put right by what its target says."""
+        cursor = there.cursor_of(self._sink, files.names, state.cursor)
+        if cursor == state.cursor:
+            return state
+        return state._replace(cursor=cursor, token="", files=() if not cursor.streams else state.files)
 
     def _merged(self, files: RunFiles, state: RunState | None) -> Iterator[Addition]:
         """What puts one file of a run in the place of several; tried once after each upload."""
         assert state is not None
-        addition = None
-        if self._cursor_of(files, state) == state.cursor:
-            addition = merging.merged(files, state, self._sink.names(files.folder_of("metrics")))
-        if addition is None:
-            addition = Addition(files.project, files.run, {}, state._replace(is_merged=True), 0)
-        yield addition
+        now = self._right(files, state)
+        addition = merging.merged(files, now, self._most_rows) if now == state else None
+        yield addition or Addition(files.project, files.run, {}, now._replace(is_merged=now == state), 0)
