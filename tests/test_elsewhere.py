@@ -743,3 +743,87 @@ def test_runs_are_copied_where_they_outlive_the_store(
     assert found.shared == (str(tmp_path / shared) if shared else "")
     for_daemon = launch.environment({"SLURM_JOB_ID": "7", "PATH": "/bin"}, found, "/nowhere")
     assert for_daemon["TRACKIO_SHARED_DIR"] == (found.shared or "off")  # it decides nothing anew
+
+
+# -- artifacts ---------------------------------------------------------------------------------------------------------
+
+ARTIFACT = """
+import os, pathlib, sys, trackio
+trackio.init(project="p", name=sys.argv[1])
+for text in sys.argv[2:]:
+    pathlib.Path("model.bin").write_text(text)
+    trackio.log_artifact("model.bin", name="model", type="weights", aliases=["best"] if "best" in text else None).wait()
+"""
+USE = """
+import os, sys, trackio
+trackio.init(project="p", name="reader")
+for which in sys.argv[1:]:
+    artifact = trackio.use_artifact(which)
+    try: print(artifact.qualified_name, open(os.path.join(artifact.download("got"), "model.bin")).read())
+    except RuntimeError as error: print(error)
+"""
+
+
+def artifacts(host: Host) -> dict[str, Any]:
+    return {each["version"]: each for each in host.cli_here("list", "artifacts", "--project", "p")["artifacts"]}
+
+
+def test_artifacts_of_all_hosts_are_one_store(hosts: Callable[[str], Host], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, login = hosts("one"), hosts("two"), hosts("login")
+    monkeypatch.chdir(one.data.parent)
+    for node, texts in ((one, ("a", "b best")), (two, ("c", "a", "d" * 3000))):
+        node.extra["TRACKIO_SHARED_FILE_MIB"] = "0.001"
+        node.start()
+        assert node.run(ARTIFACT, f"of {node.data.parent.name}", *texts).returncode == 0
+        assert node.command("trackio", "drain", "--timeout", "30").returncode == 0
+    shown = artifacts(login)
+    assert [*shown] == ["v0", shown_c(shown), "v1", "v2"]
+    first = shown["v0"]
+    assert first["logged_by"] == ["of one", "of two"], "the same content is one version"
+    assert shown["v1"]["aliases"] == ["best"] and shown["v2"]["aliases"] == ["latest"], "what was logged last"
+    assert shown["v2"]["logged_by"] == ["of two"]
+    said = login.run(USE, "model:v0", "model:best", f"model:{shown_c(shown)}", "model").stdout.splitlines()
+    assert said[:3] == ["p/model:v0 a", "p/model:v1 b best", f"p/model:{shown_c(shown)} c"]
+    assert "only on the host that logged it" in said[3]
+    login.stop()
+
+    here = artifacts(two)  # its own numbers stay
+    assert here["v0"]["logged_by"] == ["of two"] and here["v1"]["logged_by"] == ["of one", "of two"]
+    assert two.run(USE, "model:best", "model:v0").stdout.splitlines() == [
+        f"p/model:v1-{shown['v1']['digest'][:8]} b best", "p/model:v0 c",
+    ]  # fmt: skip
+    assert two.command("trackio", "drain", "--timeout", "30").returncode == 0
+    assert "reader" in artifacts(one)["v1"]["used_by"], "who used it is known where it was logged"
+
+    assert one.run("import trackio; trackio.delete_project('p', force=True)").returncode == 0
+    assert one.command("trackio", "drain", "--timeout", "30").returncode == 0
+    assert {each["size"] for each in artifacts(login).values()} == {1, 3000}
+    assert "best" not in str(artifacts(login))
+
+
+def shown_c(shown: dict[str, Any]) -> str:
+    """What `c`, of which the other host has the number, is called."""
+    (name,) = (name for name in shown if name.startswith("v0-"))
+    return str(name)
+
+
+def test_an_artifact_that_stays_when_its_run_goes_stays_elsewhere_too(
+    hosts: Callable[[str], Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, login = hosts("node"), hosts("login")
+    monkeypatch.chdir(node.data.parent)
+    node.start()
+    assert node.run(ARTIFACT, "gone", "a", "b").returncode == 0
+    node.ended_runs("p")
+    assert node.run("import trackio; trackio.Api().run('p', 'gone').delete()").returncode == 0
+    assert node.command("trackio", "drain", "--timeout", "30").returncode == 0
+    assert [*artifacts(login)] == ["v0", "v1"]
+    overwrite = ARTIFACT.replace('type="weights"', "overwrite=True")
+    assert node.run(overwrite, "new", "c").returncode == 0
+    assert node.command("trackio", "drain", "--timeout", "30").returncode == 0
+    assert [*artifacts(login)] == ["v2"]
+    for edit in ("Api().run('p', 'new').delete()", "delete_project('p', force=True)"):
+        assert node.run(f"import trackio; trackio.{edit}").returncode == 0
+        assert node.command("trackio", "drain", "--timeout", "30").returncode == 0
+        known = login.command("trackio", "list", "artifacts", "--project", "p")
+        assert (known.returncode == 0 and "model:v2" in known.stdout) == ("Api" in edit), known.stdout

@@ -18,6 +18,7 @@ from trackiod.views.column import Column, typed
 from trackiod.views.lineage import RunRow, roots
 from trackiod.views.reduction import Part, Shown, as_stored, reduce_ranks, sift
 from trackiod.views.state import RunState, run_state
+from trackiod.views.versions import Known, labels, meant
 
 
 def stream(name: str, rank: int = 0, started: int = 0, ended: int | None = None, **other: Any) -> Stream:
@@ -289,3 +290,21 @@ def test_buckets_say_exactly_what_their_points_are(values: list[float], most: in
         else:
             assert math.isnan(found.means[i])
         start += count
+
+
+# -- versions of artifacts that several hosts numbered ----------------------------------------------------------------
+
+
+def test_versions_of_several_hosts_have_names_that_last() -> None:
+    a, b, c = "a" * 64, "b" * 64, "c" * 64
+    ours = [Known(0, 50, a), Known(1, 60, b)]
+    theirs = [Known(f"0-{c[:8]}", 10, c), Known(f"2-{a[:8]}", 5, a)]
+    assert labels(ours) == {a: 0, b: 1}
+    assert labels(ours + theirs) == {a: 0, c: f"0-{c[:8]}", b: 1}, "this host's numbers stay what they are"
+    assert meant("v0", ours + theirs) == a and meant(f"v0-{c[:8]}", ours + theirs) == c
+    assert labels(theirs) == {c: 0, a: 2}, "elsewhere, the first that was logged"
+    assert labels([*theirs, Known(f"0-{b[:8]}", 7, b)]) == {b: 0, c: f"0-{c[:8]}", a: 2}
+    for known in (ours, theirs, ours + theirs):
+        assert all(meant(f"v{each.number}-{each.digest[:8]}", known) == each.digest for each in known)
+    for which in ("v3", "latest", "v", "v0-", f"v1-{a[:8]}", "v" + "9" * 30):
+        assert meant(which, ours) is None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trackio.stream import Stream
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
-_VERSION = re.compile(r"v\d+\Z")
+_VERSION = re.compile(r"v\d+(-[0-9a-f]{8})?\Z")
 _MAX_OBJECTS = 10_000
 _SIGNED = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig|token|access_token)=", re.IGNORECASE)
 

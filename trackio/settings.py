@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+MOST_FILE_BYTES = 64 << 20
 SHORTEST_SAMPLE_SECONDS, LONGEST_SAMPLE_SECONDS = 0.1, 3600.0
 
 
@@ -33,6 +34,7 @@ class Settings(NamedTuple):
     sample_seconds: float = 5.0
     sample_bytes: int = 1 << 30
     shared_dir: str = ""
+    shared_file_bytes: int = MOST_FILE_BYTES
     dataset: str = ""
 
 
@@ -106,6 +108,11 @@ VARIABLES: dict[str, Variable] = {
         _text,
         "A folder that all hosts see: runs are copied there every minute, and read there on every host; `off`: none. "
         "Default: `hosts` in the data folder or in `~/.local/share/trackio`, if that outlives the store.",
+    ),
+    "shared_file_bytes": Variable(
+        ("TRACKIO_SHARED_FILE_MIB",),
+        _mib,
+        "Files of values and artifacts up to this size, in MiB, are copied there too. Default: 64.",
     ),
     "dataset": Variable(
         ("TRACKIO_DATASET_ID", "TRACKIO_DATASET_REPO"),

@@ -21,7 +21,7 @@ from trackio.places import Places, boot_id, make_private
 from trackiod.errors import StoreError
 from trackiod.keeper import blob_path
 from trackiod.sinks import directory
-from trackiod.store import merging, parts, schema
+from trackiod.store import artifact_parts, merging, parts, schema
 from trackiod.store.merging import Copy
 
 _SILENT_SECONDS = 300.0
@@ -132,6 +132,8 @@ class _TakingIn:
                 with closing(parts.gathering(path, index["project"])) as target, target:
                     target.execute("BEGIN IMMEDIATE")
                     files = merging.take_runs(target, copy, index["runs"])
+                    name = index.get("artifacts", {}).get("name", "")
+                    files += artifact_parts.take(target, copy.key, name, os.path.join(copy.folder, name))
                     merging.end_silent(target, copy, is_silent)
                 _link_files(files, copy, os.path.join(self._folder, "blobs"), schema.project_id(index["project"]))
                 return
@@ -173,9 +175,11 @@ class _TakingIn:
             with closing(sqlite3.connect(path, isolation_level=None, timeout=5)) as target, target:
                 target.execute("BEGIN IMMEDIATE")
                 known = {row[0].rpartition("/")[0] for row in target.execute(merging.OWNERS)}
-                for key in known - databases:
+                for key in (known | artifact_parts.copies(target)) - databases:
                     merging.take_runs(target, Copy("", key, ""), {})
-                is_empty = target.execute("SELECT 1 FROM runs LIMIT 1").fetchone() is None
+                    artifact_parts.take(target, key, "", "")
+                sql = "SELECT 1 FROM runs UNION ALL SELECT 1 FROM versions LIMIT 1"
+                is_empty = target.execute(sql).fetchone() is None
             if is_empty:
                 _remove(path)
                 project = os.path.basename(path).removesuffix(schema.SUFFIX)

@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from trackio import places
+from trackio import places, settings
 from trackio.staging import cloned
+from trackiod import elsewhere
 from trackiod.catalog import open_project
 from trackiod.errors import NotFound, StoreError
 from trackiod.keeper import blob_path
 from trackiod.store.reader import ProjectReader, paths
-from trackiod.store.schema import project_id
+from trackiod.store.schema import others_blobs, project_id
+from trackiod.views.versions import Label
 
 _WAIT_SECONDS = 60.0
 _BYTES_A_SECOND = 20 << 20
@@ -32,7 +34,7 @@ class Version(NamedTuple):
     """the data folder"""
     project: str
     name: str
-    version: int
+    version: Label
     type: str
     digest: str
     size: int
@@ -44,11 +46,12 @@ class Version(NamedTuple):
 
 
 def _places(data: str) -> places.Places:
-    return places.find(data, "")
+    return places.find(data, "", settings.of_this_process()[0].shared_dir)
 
 
 def find(data: str, project: str, spec: str) -> Version:
     """The version that `name`, `name:alias`, `name:v3` or `project/name:...` means. Raises ValueError."""
+    elsewhere.look(_places(data))
     its_project, _, rest = spec.rpartition("/")
     name, _, which = rest.partition(":")
     try:
@@ -99,10 +102,10 @@ def all_versions(projects: str, project: str) -> list[dict[str, Any]]:
         return [described(reader, name, version) for name, version in reader.versions()]
 
 
-def described(reader: ProjectReader, name: str, version: int) -> dict[str, Any]:
+def described(reader: ProjectReader, name: str, version: Label) -> dict[str, Any]:
     """A version with its lineage."""
     found = named(reader, "", name, f"v{version}")
-    links = reader.artifact_links(name, version)
+    links = reader.artifact_links(name, found.digest)
     facts = {k: v for k, v in found._asdict().items() if k != "data"}
     return facts | {"version": f"v{version}", "aliases": list(found.aliases),
                     "logged_by": [run for role, run in links if role == "output"],
@@ -112,13 +115,13 @@ def described(reader: ProjectReader, name: str, version: int) -> dict[str, Any]:
 def download(version: Version, root: Any) -> str:
     """`Artifact.download`. Raises RuntimeError, once everything that can be had is there."""
     folder = os.path.abspath(os.fspath(root) if root is not None else f"artifacts/{version.name}:v{version.version}")
-    blobs = os.path.join(_places(version.data).blobs, project_id(version.project))
+    blobs = _places(version.data).blobs
     problems = []
     for entry in version.manifest:
         target = os.path.join(folder, entry["path"])
         os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
-            _put(_source(blobs, entry), target, entry)
+            _put(_source(blobs, project_id(version.project), entry), target, entry)
         except RuntimeError as error:
             problems.append(str(error))
     if problems:
@@ -126,7 +129,7 @@ def download(version: Version, root: Any) -> str:
     return folder
 
 
-def _source(blobs: str, entry: Mapping[str, Any]) -> str:
+def _source(blobs: str, project: str, entry: Mapping[str, Any]) -> str:
     if entry.get("incomplete"):
         raise RuntimeError(f"{entry['path']!r} is incomplete: {entry['incomplete']}.")
     if "ref" in entry:
@@ -134,7 +137,11 @@ def _source(blobs: str, entry: Mapping[str, Any]) -> str:
         if parts.scheme != "file":
             raise RuntimeError(f"{entry['path']!r} is a reference; fetch it yourself from {entry['ref']}")
         return unquote(parts.path)
-    return blob_path(os.path.dirname(blobs), os.path.basename(blobs), entry["digest"], entry.get("suffix", ""))
+    wanted = project, entry["digest"], entry.get("suffix", "")
+    own, others = blob_path(blobs, *wanted), blob_path(others_blobs(blobs), *wanted)
+    if not os.path.exists(own) and os.path.islink(others) and not os.path.exists(others):
+        raise RuntimeError(f"{entry['path']!r} is only on the host that logged it: it is larger than what is copied.")
+    return others if not os.path.exists(own) and os.path.exists(others) else own
 
 
 def _put(source: str, target: str, entry: Mapping[str, Any]) -> None:

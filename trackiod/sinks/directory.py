@@ -3,7 +3,7 @@
     <shared>/<host>/<store>/alive                     touched every minute; its text changes when something below does
     <shared>/<host>/<store>/<database>/parts.json     which parts each run of the database has
     <shared>/<host>/<store>/<database>/<digest>.db    a part (`trackiod.store.parts`), named by its content
-    <shared>/<host>/<store>/<database>/files/ab/...   pictures and other files of its values, by content
+    <shared>/<host>/<store>/<database>/files/ab/...   files of its values and artifacts, by content
 
 A file is written under another name and renamed, and a part never changes, so whoever reads finds each whole, and needs
 no lock of SQLite's on a network. A part counts once `parts.json` names it; what it does not name is removed. Everything
@@ -28,17 +28,17 @@ from typing import Any
 
 from trackio import names, places, settings
 from trackio.places import Places, make_private
+from trackio.settings import MOST_FILE_BYTES
 from trackiod.errors import StoreError
-from trackiod.store import parts, schema
+from trackiod.store import artifact_parts, parts, schema
 from trackiod.store.parts import Place
 from trackiod.store.reader import own_paths
 
 ALIVE, INDEX, FILES = "alive", "parts.json", "files"
 _NEW = ".new"
-_NO_INDEX: dict[str, Any] = {"project": "", "runs": {}}
+_NO_ARTIFACTS = {"token": "", "name": ""}
+_NO_INDEX: dict[str, Any] = {"project": "", "runs": {}, "artifacts": _NO_ARTIFACTS}
 _LOCK = "copy.lock"
-_MOST_FILE_BYTES = 64 << 20
-"""a larger file of a value stays on its host"""
 
 
 def main() -> int:
@@ -46,19 +46,20 @@ def main() -> int:
     ours, _ = settings.of_this_process()
     where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
     try:
-        problems = copy_out(where)
+        problems = copy_out(where, ours.shared_file_bytes)
     except OSError as error:
         problems = [f"{where.shared} cannot be written: {error.strerror or error}"]
     sys.stderr.writelines(f"{problem}\n" for problem in problems[:20])
     return 1 if problems else 0
 
 
-def copy_out(where: Places) -> list[str]:
-    """Copies every run that has changed; returns a sentence for each database of which something could not be copied.
-    One at a time: waits for another. Raises OSError if the folder cannot be written."""
+def copy_out(where: Places, most_bytes: int = MOST_FILE_BYTES) -> list[str]:
+    """Copies every run that has changed, and files up to so many bytes each; returns a sentence for each database of
+    which something could not be copied. One at a time: waits for another. Raises OSError if the folder cannot be
+    written."""
     with open(os.path.join(where.live, _LOCK), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _Copier(where).copy()
+        return _Copier(where, most_bytes).copy()
 
 
 def own_folder(where: Places) -> str:
@@ -75,8 +76,9 @@ def store_id(where: Places) -> str:
 class _Copier:
     """One copy of everything that has changed."""
 
-    def __init__(self, where: Places) -> None:
+    def __init__(self, where: Places, most_bytes: int) -> None:
         self._places = where
+        self._most_bytes = most_bytes
         self._folder = own_folder(where)
         self._made = os.path.join(where.live, ".part")
 
@@ -127,12 +129,13 @@ class _Copier:
             entry = before["runs"].get(run)
             is_new = entry is None or entry["token"] != token
             runs[run] = self._copy_run(source, folder, run, token, entry) if is_new else entry
+        artifacts = self._copy_artifacts(source, folder, before.get("artifacts", _NO_ARTIFACTS))
+        index = {"project": project, "runs": runs, "artifacts": artifacts}
         blobs = os.path.join(self._places.blobs, os.path.basename(path).removesuffix(schema.SUFFIX))
-        files = self._copy_files(source, blobs, os.path.join(folder, FILES)) if runs != before["runs"] else None
-        index = {"project": project, "runs": runs}
+        files = self._copy_files(source, blobs, os.path.join(folder, FILES)) if index != before else None
         if index != before:
             _write(os.path.join(folder, INDEX), json.dumps(index))
-        named = {part["name"] for entry in runs.values() for part in entry["parts"]}
+        named = {artifacts["name"], *(part["name"] for entry in runs.values() for part in entry["parts"])}
         for name in _names(folder):
             if name.removesuffix(_NEW).endswith(schema.SUFFIX) and name not in named:
                 os.unlink(os.path.join(folder, name))
@@ -147,21 +150,34 @@ class _Copier:
         while True:
             self._say_alive()
             end = parts.write(source, self._made, run, kept[-1]["upto"][0] if kept else 0)
-            name = _digest(self._made) + schema.SUFFIX
-            _place(self._made, os.path.join(folder, name))
-            os.unlink(self._made)
-            kept.append({"name": name, "upto": end})
+            kept.append({"name": self._placed(folder), "upto": end})
             if end is None:
                 break
         return {"token": token, "parts": kept}
 
+    def _copy_artifacts(self, source: sqlite3.Connection, folder: str, known: dict[str, str]) -> dict[str, str]:
+        """Writes what is known of the project's artifacts, if it is news; returns its new entry."""
+        token = artifact_parts.token(source)
+        if token == known["token"]:
+            return known
+        if not token:
+            return _NO_ARTIFACTS
+        artifact_parts.write(source, self._made)
+        return {"token": token, "name": self._placed(folder)}
+
+    def _placed(self, folder: str) -> str:
+        """Puts the part that was made into its place; returns its name there."""
+        name = _digest(self._made) + schema.SUFFIX
+        _place(self._made, os.path.join(folder, name))
+        os.unlink(self._made)
+        return name
+
     def _copy_files(self, source: sqlite3.Connection, blobs: str, folder: str) -> list[str]:
-        """Copies the files of values that are not too large, each once. Returns those that nothing speaks of."""
-        rows = source.execute(
-            "SELECT DISTINCT digest, suffix FROM files WHERE state = 'kept' AND artifact IS NULL AND size <= ?",
-            (_MOST_FILE_BYTES,),
-        )
-        wanted = {os.path.join(digest[:2], digest + suffix) for digest, suffix in rows}
+        """Copies the files of values and artifacts that are not too large, each once. Returns those that nothing speaks
+        of."""
+        sql = "SELECT digest, suffix, size FROM files WHERE state = 'kept' AND artifact IS NULL"
+        known = [*source.execute(sql), *artifact_parts.files(source)]
+        wanted = {os.path.join(d[:2], d + suffix) for d, suffix, size in known if size <= self._most_bytes}
         there = {os.path.join(ab, name) for ab in _names(folder) for name in _names(os.path.join(folder, ab))}
         for name in sorted(wanted - there):
             if os.path.exists(os.path.join(blobs, name)):

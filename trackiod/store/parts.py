@@ -13,17 +13,25 @@ import json
 import os
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from trackiod.errors import StoreDamaged, StoreError
-from trackiod.store import removal, schema
-from trackiod.store.batch import read
+from trackiod.store import batch, removal, schema
 from trackiod.store.layout import TABLES, VERSION
 
 FULL_BYTES = 8 << 20
 """of columns, from which on a part is not written again"""
 _FIRST_ID = 1 << 40
-_OF_STREAM = ("clocks", "configs", "summaries", "holes", "files", "alerts", "system")
+_OF_STREAM = ("clocks", "configs", "summaries", "holes", "files", "artifacts", "alerts", "system")
+FULL_LABEL = "v.version || '-' || substr(v.digest, 1, 8)"
+"""what a version is called on every host (`views.versions`)"""
+_COPIED = {
+    ("alerts", "webhook"): "NULL",  # a secret
+    ("artifacts", "version"): f"(SELECT {FULL_LABEL} FROM versions v WHERE v.name = artifacts.name"
+                              " AND v.version = artifacts.version AND role = 'output')",
+}  # fmt: skip
+"""columns that are not copied as they are"""
 _AXES = "INSERT INTO axes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _CHUNKS = "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
@@ -78,6 +86,15 @@ def place_of(source: sqlite3.Connection, axis: int) -> Place | None:
 def write(source: sqlite3.Connection, path: str, run: str, after: int) -> Place | None:
     """Writes the next part of what a run has behind an axis into a new file. Returns the axis it ends with; None if it
     is the last part, which also holds what is known of the run. Raises sqlite3.Error or OSError."""
+    with new_part(path, source) as target:
+        upto = _end_of_next(source, run, after)
+        _write(source, target, run, after, upto)
+        return None if upto == _NO_END else place_of(source, upto)
+
+
+@contextmanager
+def new_part(path: str, source: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """A new file, and one view of the source: what is folded or dropped meanwhile is neither missed nor seen twice."""
     if os.path.exists(path):
         os.unlink(path)
     target = sqlite3.connect(path, isolation_level=None)
@@ -85,12 +102,9 @@ def write(source: sqlite3.Connection, path: str, run: str, after: int) -> Place 
         target.execute("PRAGMA journal_mode = OFF")
         target.execute("PRAGMA synchronous = OFF")  # a part counts once it is copied and named
         target.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {VERSION};")
-        source.execute("BEGIN")  # one view: what is folded or dropped meanwhile is neither missed nor seen twice
-        upto = _end_of_next(source, run, after)
-        _write(source, target, run, after, upto)
-        end = None if upto == _NO_END else place_of(source, upto)
+        source.execute("BEGIN")
+        yield target
         target.execute("COMMIT")
-        return end
     finally:
         if source.in_transaction:
             source.execute("ROLLBACK")
@@ -117,9 +131,8 @@ def _write(source: sqlite3.Connection, target: sqlite3.Connection, run: str, aft
 
 
 def _copy(source: sqlite3.Connection, target: sqlite3.Connection, table: str, condition: str, value: Any) -> None:
-    """Copies rows, but where an alert is to be sent, which is a secret."""
     names = [row[1] for row in source.execute(f"PRAGMA table_info({table})")]
-    columns = ", ".join("NULL" if name == "webhook" else f'"{name}"' for name in names)
+    columns = ", ".join(_COPIED.get((table, name), f'"{name}"') for name in names)
     rows = source.execute(f"SELECT {columns} FROM {table} WHERE {condition}", (value,))
     target.executemany(f"INSERT INTO {table} VALUES ({','.join('?' * len(names))})", rows)
 
@@ -132,7 +145,7 @@ def _write_raw(source: sqlite3.Connection, target: sqlite3.Connection, stream: s
     from trackiod.store.fold import at_once, fold  # numpy
 
     series = dict(source.execute("SELECT name, id FROM series WHERE stream = ?", (stream,)).fetchall())
-    for axis, chunks in at_once(fold(read(data, start) for start, data in raw)):
+    for axis, chunks in at_once(fold(batch.read(data, start) for start, data in raw)):
         id_ = target.execute("SELECT coalesce(max(id), 0) + 1 FROM axes").fetchone()[0]
         target.execute(_AXES, (id_, stream, *axis))
         rows = [(None, series[chunk.name], id_, 0, *chunk[1:]) for chunk in chunks]
@@ -181,13 +194,13 @@ def take_columns(part: sqlite3.Connection, target: sqlite3.Connection, but: Coll
     series = _take_series(part, target, but)
     low = high = _next_id(target, "axes") - 1
     axes = {}
-    for id_, stream, *rest in _read(part, "SELECT * FROM axes ORDER BY id"):
+    for id_, stream, *rest in read(part, "SELECT * FROM axes ORDER BY id"):
         if stream not in but:
             high += 1
             axes[id_] = high
             target.execute(_AXES, (high, stream, *rest))
     next_id = _next_id(target, "chunks")
-    rows = (row for row in _read(part, "SELECT * FROM chunks ORDER BY id") if row[1] in series)
+    rows = (row for row in read(part, "SELECT * FROM chunks ORDER BY id") if row[1] in series)
     renumbered = ((next_id + i, series[row[1]], axes[row[2]], *row[3:]) for i, row in enumerate(rows))
     target.executemany(_CHUNKS, renumbered)
     _mark_overlapped(target, series.values())
@@ -206,7 +219,7 @@ def drop_columns(target: sqlite3.Connection, low: int, high: int) -> None:
 
 def streams_of(part: sqlite3.Connection) -> dict[str, int]:
     """A run's streams and how much of each is stored, as its last part says."""
-    return dict(_read(part, "SELECT id, committed FROM streams"))
+    return dict(read(part, "SELECT id, committed FROM streams"))
 
 
 def take_facts(
@@ -219,12 +232,12 @@ def take_facts(
             target.execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))
     for table in ("streams", *_OF_STREAM, "definitions"):
         place = {"streams": 0, "files": 1}.get(table, 0)
-        for row in _read(part, f"SELECT * FROM {table}"):
+        for row in read(part, f"SELECT * FROM {table}"):
             if table == "definitions" or row[place] not in but:
                 target.execute(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(row))})", row)
-    for row in _read(part, "SELECT * FROM runs"):
+    for row in read(part, "SELECT * FROM runs"):
         _take_run(target, row)
-    files = _read(part, "SELECT DISTINCT digest, suffix FROM files WHERE state = 'kept'")
+    files = read(part, "SELECT DISTINCT digest, suffix FROM files WHERE state = 'kept'")
     return [(digest, suffix) for digest, suffix in files]
 
 
@@ -241,7 +254,7 @@ def _take_series(part: sqlite3.Connection, target: sqlite3.Connection, but: Coll
     """The new numbers of a part's series, by their numbers in it. Parts are taken in their order, so the last to speak
     of a series knows most of it."""
     ids = {}
-    for id_, stream, name, *rest in _read(part, "SELECT * FROM series"):
+    for id_, stream, name, *rest in read(part, "SELECT * FROM series"):
         if stream in but:
             continue
         row = target.execute("SELECT id FROM series WHERE stream = ? AND name = ?", (stream, name)).fetchone()
@@ -274,7 +287,7 @@ def _take_run(target: sqlite3.Connection, row: tuple[Any, ...]) -> None:
     )
 
 
-def _read(part: sqlite3.Connection, sql: str) -> Iterator[tuple[Any, ...]]:
+def read(part: sqlite3.Connection, sql: str) -> Iterator[tuple[Any, ...]]:
     """Rows of a part; what is wrong with it is not to be taken for a fault of the database it is added to."""
     try:
         yield from part.execute(sql)

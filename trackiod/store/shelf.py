@@ -114,7 +114,8 @@ class Shelf:
     def number_artifacts(self, stream: str) -> None:
         """Gives a version to each of the stream's artifacts whose files are all kept, or known to be missing."""
         waiting = self._connection.execute(
-            "SELECT number, time_ns, name, facts FROM artifacts WHERE stream = ? AND version IS NULL ORDER BY number",
+            "SELECT number, time_ns, name, facts FROM artifacts"
+            " WHERE stream = ? AND version IS NULL AND role = 'output' ORDER BY number",
             (stream,),
         ).fetchall()
         for number, time_ns, name, packed in waiting:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
+
+from trackiod.views.versions import Known, Label, labels, meant
 
 
 class FileRow(NamedTuple):
@@ -86,28 +88,39 @@ class ShelfReader:
 
     def version(self, name: str, which: str) -> tuple[Any, ...] | None:
         """A version by alias or `v<n>`, in the order of `library.Version`; None if there is none."""
-        number: Any = int(which[1:]) if which[:1] == "v" and which[1:].isdigit() and len(which) < 19 else None
-        if number is None:
-            rows = self._all("SELECT version FROM aliases WHERE name = ? AND alias = ?", name, which)
-            if not rows:
-                return None
-            number = rows[0][0]
-        rows = self._all("SELECT name, version, type, digest, size, created_ns, facts, manifest FROM versions"
-                         " WHERE name = ? AND version = ?", name, number)  # fmt: skip
-        if not rows:
+        rows = self._all("SELECT version, created_ns, digest FROM versions WHERE name = ?", name)
+        known = [Known(*row) for row in rows]
+        aliases = self._aliases(name, known)
+        digest = meant(which, known) or aliases.get(which)
+        of_it = sorted((each for each in known if each.digest == digest), key=lambda each: not each.is_ours)
+        if not of_it:
             return None
-        facts, manifest = (msgpack.unpackb(part, strict_map_key=False) for part in rows[0][-2:])
-        aliases = self._all("SELECT alias FROM aliases WHERE name = ? AND version = ? ORDER BY alias", name, number)
-        return (*rows[0][:-2], facts["description"], facts["metadata"], manifest, tuple(row[0] for row in aliases))
+        (row,) = self._all("SELECT type, size, created_ns, facts, manifest FROM versions WHERE name = ?"
+                           " AND version = ? LIMIT 1", name, of_it[0].stored)  # fmt: skip
+        type_, size, created_ns, *packed = row
+        facts, manifest = (msgpack.unpackb(part, strict_map_key=False) for part in packed)
+        names = tuple(sorted(alias for alias, its in aliases.items() if its == digest))
+        label = labels(known)[of_it[0].digest]
+        return (name, label, type_, digest, size, created_ns, facts["description"], facts["metadata"], manifest, names)
 
-    def versions(self) -> list[tuple[str, int]]:
+    def _aliases(self, name: str, known: Sequence[Known]) -> dict[str, str]:
+        """The digest behind each alias: of those that several hosts gave it to, what was logged last."""
+        by_stored = {each.stored: each for each in known}
+        rows = self._all("SELECT alias, version FROM aliases WHERE name = ?", name)
+        given = [(alias, by_stored[stored]) for alias, stored in rows if stored in by_stored]
+        return {alias: each.digest for alias, each in sorted(given, key=lambda one: one[1].created_ns)}
+
+    def versions(self) -> list[tuple[str, Label]]:
         """(name, version) of every artifact, in their order."""
-        return [tuple(row) for row in self._all("SELECT name, version FROM versions ORDER BY name, version")]
+        by_name: dict[str, list[Known]] = {}
+        for name, *row in self._all("SELECT name, version, created_ns, digest FROM versions ORDER BY name"):
+            by_name.setdefault(name, []).append(Known(*row))
+        return [(name, label) for name, known in by_name.items() for label in labels(known).values()]
 
     def artifact_names(self) -> list[str]:
         return [row[0] for row in self._all("SELECT DISTINCT name FROM versions ORDER BY name")]
 
-    def artifact_of(self, stream: str, number: int) -> tuple[str, int] | None:
+    def artifact_of(self, stream: str, number: int) -> tuple[str, Label] | None:
         """(name, version) that a stream's artifact became; None while it has none."""
         rows = self._all("SELECT name, version FROM artifacts WHERE stream = ? AND number = ? AND version IS NOT NULL",
                          stream, number)  # fmt: skip
@@ -120,13 +133,16 @@ class ShelfReader:
         rows = self._all("SELECT facts FROM files WHERE stream = ? AND artifact = ? AND state IS NULL", stream, number)
         return sum(int(msgpack.unpackb(row[0], strict_map_key=False).get("size") or 0) for row in rows)
 
-    def artifact_links(self, name: str, version: int) -> list[tuple[str, str]]:
+    def artifact_links(self, name: str, digest: str) -> list[tuple[str, str]]:
         """(role, name of the run) of every run that logged or used a version."""
+        its = self._all("SELECT version FROM versions WHERE name = ? AND digest = ?", name, digest)
+        stored = {row[0] for row in its}
         rows = self._all(
-            "SELECT a.role, r.name FROM artifacts a JOIN streams s ON s.id = a.stream JOIN runs r ON r.id = s.run"
-            " WHERE a.name = ? AND a.version = ? ORDER BY a.time_ns", name, version,
+            "SELECT a.role, r.name, a.version, a.facts FROM artifacts a JOIN streams s ON s.id = a.stream"
+            " JOIN runs r ON r.id = s.run WHERE a.name = ? ORDER BY a.time_ns", name,
         )  # fmt: skip
-        return [tuple(row) for row in rows]
+        return [(role, run) for role, run, version, facts in rows
+                if (_digest_in(facts) or digest) == digest and (version in stored or _digest_in(facts))]  # fmt: skip
 
     def machines_at(self, time_ns: int, runs: Collection[str] | None = None) -> set[Machine]:
         """Where these runs, or any, had a process at a time."""
@@ -142,3 +158,9 @@ class ShelfReader:
         rows = self._all(sql) if runs is None else self._each(sql + " WHERE r.id IN ({})", runs)
         found = [AlertRow._make((*row[:-1], machine_of(msgpack.unpackb(row[-1])))) for row in rows]
         return sorted(found, key=lambda row: row.time_ns, reverse=True)
+
+
+def _digest_in(facts: bytes) -> str | None:
+    """Which content a run used, if it says so."""
+    digest = msgpack.unpackb(facts, strict_map_key=False).get("digest")
+    return digest if isinstance(digest, str) else None
