@@ -570,6 +570,42 @@ for step in range(*map(int, sys.argv[1:])): trackio.log({"loss": float(step)}, s
         assert values(reader, "job", "loss") == [float(step) for step in range(100)]
 
 
+@pytest.mark.parametrize("resume", ["allow", "must"])
+def test_a_requeued_process_goes_on_with_the_steps_of_another_host(hosts: Callable[[str], Host], resume: str) -> None:
+    """Its host never saw the run, and has no daemon yet."""
+    one, two, login = hosts("one"), hosts("two"), hosts("login")
+    code = """
+import sys, trackio
+run = trackio.init(project="p", name="job", resume=sys.argv[1])
+for _ in range(5): trackio.log({"loss": 0.5})
+print(run.id)
+"""
+    one.start()
+    ids = [one.run(code, "never").stdout]
+    one.ended_run("p")
+    assert one.command("trackio", "drain", "--timeout", "30").returncode == 0
+    two.extra["TRACKIO_AUTOSTART"] = "1"
+    ids += [two.run(code, resume).stdout for _ in range(2)]
+    assert ids[0] and {*ids} == {ids[0]}
+    two.ended_runs("p")
+    two.stop()
+    facts = run_facts(login, "job")
+    assert (facts["attempts"], facts["points"], facts["hidden_points"], facts["last_step"]) == (3, 15, 0, 14)
+
+
+def test_a_file_server_that_hangs_costs_a_process_that_goes_on_seconds(hosts: Callable[[str], Host]) -> None:
+    node = hosts("node")
+    node.start()
+    assert node.run(LOG, "r", "10").returncode == 0
+    hanging = Path(node.extra["TRACKIO_SHARED_DIR"]) / "far" / "store" / "alive"
+    hanging.parent.mkdir(parents=True)
+    os.mkfifo(hanging)  # nobody ever writes to it
+    code = "import trackio; run = trackio.init(project='p', name='r', resume='must'); trackio.log({'loss': 1.0})"
+    done = node.run(code + "; print(run.id)")
+    assert "did not say" not in done.stderr
+    assert node.the_run("p").id == done.stdout.strip(), "what this host knows is known"
+
+
 def test_a_script_sees_runs_of_other_hosts_too(hosts: Callable[[str], Host]) -> None:
     node, login = hosts("node"), hosts("login")
     node.start()

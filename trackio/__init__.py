@@ -69,7 +69,8 @@ def init(
     run, `gpu_log_interval` and `cpu_log_interval` ask for other seconds.
     `id`, `tags`, `notes`, `job_type`, `reinit`, `settings`, `webhook_url` and `webhook_min_level` are wandb's
     and upstream's; `project_name`, `experiment_name` and `run_name` are taken too; unknown keywords are named once.
-    Takes a few milliseconds; with `resume="allow"` up to 50 more, with `"must"` up to some seconds.
+    Takes a few milliseconds; with `resume="allow"` up to 50 more, with `"must"`, or where the run may be another host's
+    (`TRACKIO_SHARED_DIR`), up to some seconds.
     """
     return opening.open_run(project, name, group, config, resume, mode, others)
 

@@ -32,7 +32,7 @@ from trackio.stream import Stream
 from trackio.values import clean_text
 
 _ALLOW_SECONDS = 0.05
-_MUST_SECONDS = 5.0
+_PATIENT_SECONDS = 5.0
 _HF_DEFAULT_PROJECT = "huggingface"
 
 pending_config = Config()
@@ -220,9 +220,10 @@ def _find(where: Places, asked: Request, attempt: str, ours: Settings) -> wire.F
     wanted = asked.run_id or asked.name or ""
     question = wire.Find(asked.project, wanted, attempt)
     must = asked.resume == "must"
-    if must and ours.autostart and not launch.is_running(where):
+    is_patient = must or bool(where.shared)  # the run may be another host's: then the daemon looks what it copied
+    if is_patient and ours.autostart and not launch.is_running(where):
         _start_and_wait(where)
-    answer = inquiry.ask(where, question, _MUST_SECONDS if must else _ALLOW_SECONDS)
+    answer = inquiry.ask(where, question, _PATIENT_SECONDS if is_patient else _ALLOW_SECONDS)
     if isinstance(answer, wire.Found):
         if must and not answer.run:
             raise Misuse(f"Run '{wanted}' does not exist in project '{asked.project}'")
@@ -237,7 +238,7 @@ def _find(where: Places, asked: Request, attempt: str, ours: Settings) -> wire.F
 
 def _start_and_wait(where: Places) -> None:
     try:
-        launch.reap_soon(launch.spawn(where, "--autostarted"), _MUST_SECONDS)
+        launch.reap_soon(launch.spawn(where, "--autostarted"), _PATIENT_SECONDS)
     except (OSError, TypeError, ValueError):
         return
 

@@ -1,5 +1,5 @@
-"""`python -m trackiod run`: how a daemon process begins, without the command line's packages; `keep`, `copy`
-and `sample`: its children."""
+"""`python -m trackiod run`: how a daemon process begins, without the command line's packages; `keep`,
+`copy`, `look`, `upload` and `sample`: its children."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ def main(arguments: list[str]) -> int:
         from trackiod.sinks import directory
 
         return directory.main()
+    if arguments == ["look"]:
+        from trackiod import elsewhere
+
+        return elsewhere.main()
     if arguments[:1] == ["sample"]:
         if "--detach" in arguments and os.fork():
             return 0

@@ -26,6 +26,7 @@ from trackiod.errors import StoreDamaged, StoreError
 from trackiod.exits import verdict
 from trackiod.folding import Folding
 from trackiod.ingest import Duplicate, Refuse, judge
+from trackiod.store import finding
 from trackiod.store.digest import End
 from trackiod.store.project import ProjectStore
 from trackiod.work import (
@@ -247,7 +248,7 @@ class Committer:
                 store.shelf.note_sent(work.stream, work.start, work.sent)
                 return None
             case Find():
-                run, step = store.find_run(work.name, work.attempt)
+                run, step = finding.find_run(store, work.name, work.attempt)
                 return Reply(work.peer, wire.Found(work.project, work.name, run, step))
             case Drain():
                 if not self._drain(store, work):

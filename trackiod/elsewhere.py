@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
+from trackio import places, settings
 from trackio.places import Places, boot_id, make_private
 from trackiod.errors import StoreError
 from trackiod.keeper import blob_path
@@ -38,6 +39,12 @@ class _Store(NamedTuple):
     path: str
     revision: str
     alive_at: float
+
+
+def main() -> int:
+    """Takes in what there is. 0 when that is everything."""
+    ours, _ = settings.of_this_process()
+    return 1 if refresh(places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)) else 0
 
 
 def refresh(where: Places) -> list[str]:

@@ -1,4 +1,5 @@
-"""Everything that leaves this host: copies to a folder that all hosts see, uploads to targets."""
+"""Everything that leaves this host, and what comes from others: copies in a folder that all hosts see, uploads to
+targets."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 from trackio import wire
 from trackio.places import Places
 from trackiod.copying import Copying
+from trackiod.looking import Looking
 from trackiod.uploading import Uploading
 from trackiod.work import Work
 
@@ -18,6 +20,7 @@ class Outlets:
     def __init__(self, where: Places, submit: Callable[[Work], None] = lambda work: None) -> None:
         """`submit`: hands work to the commit thread."""
         self._copying = Copying(where)
+        self.looking = Looking(where)
         self.uploading = Uploading(where, submit)
 
     def meet(self, meta: Mapping[str, Any], secrets: Mapping[str, Any]) -> None:
@@ -31,6 +34,7 @@ class Outlets:
         ended; `is_busy`: whether there are streams, whose host is to be known as alive."""
         self._copying.check(stored, ends, is_busy=is_busy, now=now)
         self.uploading.check(stored, ends, now)
+        self.looking.check(now)
 
     def copy(self) -> wire.Edited:
         """Copies as soon as can be: somebody waits for it."""
@@ -53,4 +57,5 @@ class Outlets:
     def end(self, seconds: float) -> bool:
         """Copies what is stored now, once nothing is written any more. False if it took too long or failed."""
         self.uploading.end()
+        self.looking.end()
         return self._copying.end(seconds)

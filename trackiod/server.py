@@ -26,6 +26,8 @@ from trackiod.work import Append, Drain, Drained, Edit, Find, NotDrained, Refuse
 log = logging.getLogger("trackiod.server")
 
 _TICK_SECONDS = 0.5
+_LOOK_SECONDS = 0.05
+"""from tick to tick while somebody waits for what other hosts copied"""
 _SCAN_SECONDS = 5.0
 _DRAIN_AGAIN_SECONDS = 60.0
 _RECEIVE_HWM = 8
@@ -157,7 +159,9 @@ class Server:
             case wire.Heartbeat():
                 self._on_heartbeat(peer, message)
             case wire.Find():
-                self._committer.submit(Find(message.project, message.name, message.attempt, peer))
+                find = Find(message.project, message.name, message.attempt, peer)
+                self._outlets.looking.first(lambda: self._committer.submit(find), time.monotonic())
+                self._next_tick = 0.0
             case wire.Edit():
                 self._committer.submit(Edit(*message, peer))
             case wire.Copy():
@@ -262,7 +266,7 @@ class Server:
     def _tick(self, now: float) -> None:
         if now < self._next_tick:
             return
-        self._next_tick = now + _TICK_SECONDS
+        self._next_tick = now + (_LOOK_SECONDS if self._outlets.looking.is_waited_for else _TICK_SECONDS)
         for stream in list(self._streams.values()):
             if stream.is_alive():
                 stream.hold_segments()

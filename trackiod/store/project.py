@@ -14,7 +14,6 @@ from trackiod.errors import StoreError
 from trackiod.store import schema, shelf
 from trackiod.store.digest import Digest, End
 from trackiod.store.sums import Sums
-from trackiod.views.lineage import RunRow, roots
 
 if TYPE_CHECKING:  # numpy: an idle daemon does without
     from trackiod.store.fold import Folded
@@ -206,29 +205,6 @@ class ProjectStore:
         """(id, meta, time of the last record) of the streams that have not ended."""
         rows = self.connection.execute("SELECT id, meta, last_ns FROM streams WHERE state IS NULL").fetchall()
         return [(row[0], msgpack.unpackb(row[1]), row[2]) for row in rows]
-
-    # -- runs ----------------------------------------------------------------------------------------------
-
-    def find_run(self, wanted: str, attempt: str = "") -> tuple[str, int]:
-        """The run of that id, else the newest of that name, and its highest step, that of one attempt apart;
-        ("", -1) if there is none."""
-        named = self._one("SELECT name FROM runs WHERE id = ?", wanted)
-        rows = self.connection.execute(
-            "SELECT id, name, run_group, created_ns, resumes FROM runs WHERE name = ? ORDER BY created_ns, id",
-            (named[0] if named else wanted,),
-        ).fetchall()
-        if not rows:
-            return "", -1
-        root_of = roots(map(RunRow._make, rows))
-        root = root_of[wanted if named else rows[-1][0]]
-        members = [run for run, its_root in root_of.items() if its_root == root]
-        (step,) = self._one(
-            "SELECT max(max_step) FROM series JOIN streams ON streams.id = series.stream"
-            f" WHERE streams.run IN ({','.join('?' * len(members))}) AND streams.attempt <> ?",
-            *members,
-            attempt,
-        )
-        return root, -1 if step is None else int(step)
 
     # -- folding ---------------------------------------------------------------------------------------------
 
