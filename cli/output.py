@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -31,9 +33,30 @@ class SpokenErrors(click.Group):
         except BrokenPipeError:
             ctx.exit(0)
         except OSError as error:
-            raise click.ClickException(f"{error.strerror or error}.") from error
+            what = f"{error.filename}: " if isinstance(error.filename, str) else ""
+            raise click.ClickException(f"{what}{error.strerror or error}.") from error
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
+
+
+@contextmanager
+def ending_cleanly() -> Iterator[None]:
+    """What a signal would end at once takes away what it has begun."""
+
+    ended_by: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        ended_by.append(number)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    except KeyboardInterrupt:  # what SQLite makes of either
+        raise SystemExit(128 + ended_by[0]) if ended_by else KeyboardInterrupt from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def here() -> Places:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .output import print_json, say, table, warn, where
+from .output import ending_cleanly, print_json, say, table, warn, where
 
 _MOST_ROWS = 100_000
 
@@ -17,14 +17,17 @@ def query() -> None:
 @query.command("project")
 @click.option("--project", required=True)
 @click.option("--sql", required=True, help="One SELECT over the tables metrics, system, runs and alerts.")
-@click.option("--run", default="", help="A run's id, or its name: only its rows. Default: all.")
+@click.option("--run", default="", help="A run's id, or the newest of a name: only its rows. Default: all.")
 @click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")
 def query_project(project: str, sql: str, run: str, as_json: bool) -> None:
-    """Run a SELECT over everything that is stored of a project, as an upload or an export has it: a row in `metrics` is
-    one value of one metric, logged by one rank."""
+    """Run a SELECT over the rows of a project, as an upload or an export has them: a row in `metrics` is one value of
+    one metric, logged by one rank (project, run_id, run, rank, attempt, seq, node, step, time, metric, value,
+    value_text). Times are text, as 2026-01-31T12:00:00.123456789Z. A NaN, which SQLite has not, is NULL with the
+    value_text NaN, so sums and means leave it out. An answer has at most 100,000 rows."""
     from trackiod.querying import query as ask
 
-    answer = ask(where(), project, run, sql, _MOST_ROWS)
+    with ending_cleanly():
+        answer = ask(where(), project, run, sql, _MOST_ROWS)
     warn(answer.problems)
     if as_json:
         rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]

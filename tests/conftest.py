@@ -5,6 +5,7 @@ All deadlines are scaled by TRACKIO_TEST_PATIENCE, so a slow machine needs one n
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -28,6 +29,11 @@ from trackiod import catalog, control, curves, orphans
 from trackiod.answers import RunView
 from trackiod.store.reader import ProjectReader, project_names
 from trackiod.views.reduction import Shown
+
+# the Hub's libraries, which tests use in this process too, read these when they are loaded
+os.environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+os.environ |= {"HF_HOME": tempfile.mkdtemp(prefix="trackio-hf-"), "HF_XET_CLIENT_RETRY_BASE_DELAY": "100ms"}
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 PATIENCE = float(os.environ.get("TRACKIO_TEST_PATIENCE", "1"))
 _CLEAN = ("TRACKIO_", "HF_", "SLURM_", "OMPI_", "PMI", "TORCHELASTIC_", "RAY_")

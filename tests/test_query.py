@@ -6,19 +6,25 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
-from conftest import Host
+from conftest import Host, wait_for
+from pyarrow import parquet
 from uploads import LOG, local, parquet_rows, remote
 
-from trackiod.uploads import card
+from trackiod.store import schema
+from trackiod.uploads import card, tables
+from trackiod.uploads.rows import Points
 
 
 def ask(host: Host, sql: str, *options: str) -> list[list[Any]]:
@@ -53,7 +59,7 @@ def test_a_query_sees_every_value_that_is_stored(logged: Host) -> None:
 
 
 def test_the_card_s_sql_is_the_curve_that_get_metric_shows(logged: Host) -> None:
-    (sql,) = re.findall(r"```sql\n(.*?);\n```", card.card("folder", "x"), re.DOTALL)
+    (sql,) = re.findall(r"```sql\n(.*?);\n```", card.card("parquet", "x"), re.DOTALL)
     rows = [row for row in ask(logged, sql, "--run", "two") if row[1] == "loss"]
     shown = logged.cli("get", "metric", "--project", "p", "--run", "two", "--metric", "loss")["values"]
     assert [(step, value) for _, _, step, value, _ in rows] == [(p["step"], p["value"]) for p in shown]
@@ -81,7 +87,9 @@ REFUSED = {
     "SELECT * FROM loss": "no such table: loss. There are: metrics",
     "SELECT 1; SELECT 2": "one statement at a time",
     "SELECT": "incomplete input",
-    " -- ": "There is no statement",
+    " -- ": "incomplete input",
+    "": "incomplete input",
+    "EXPLAIN SELECT 1": "syntax error",
     "SELECT a.rank FROM metrics a, metrics b, metrics c": "more than 100,000 rows",
     "SELECT abs(-9223372036854775808)": "integer overflow",
 }
@@ -151,3 +159,170 @@ def test_an_export_that_is_killed_leaves_nothing_that_looks_whole(logged: Host, 
         if out.exists():
             files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
             assert remote(parquet_rows(files)) == local(logged)
+
+
+# -- what a review found -----------------------------------------------------------------------------------------------
+
+
+def test_joins_by_equal_names_see_every_row(logged: Host) -> None:
+    """SQLite does not tell which columns these compare, nor that it reads a table only for them."""
+    by_id = ask(logged, "SELECT count(*) FROM metrics m JOIN runs r ON m.run_id = r.run_id")
+    for join in ("JOIN runs USING (run_id)", "JOIN Runs r USING(run_id, run)", "NATURAL JOIN runs"):
+        (found,) = ask(logged, f"SELECT count(*) FROM metrics {join}")
+        assert found == ([0] if "NATURAL" in join else by_id[0]), join
+    assert len(ask(logged, "SELECT state FROM runs JOIN alerts USING (run_id)")) == 1
+
+
+def test_values_of_json_are_asked_and_columns_of_one_name_told_apart(daemon: Host) -> None:
+    code = """
+import trackio
+run = trackio.init(project="p", name="r", config={"lr": 0.1, "odd": [float("nan"), float("inf")]})
+trackio.log({"list": [1, float("nan"), -float("inf")], "low": -2**63})
+run.summary["best"] = 0.9
+"""
+    assert daemon.run(code).returncode == 0
+    daemon.ended_run("p")
+    sql = "SELECT j.key, j.value FROM runs, json_each(runs.config) j WHERE j.type <> 'array'"
+    assert ["lr", 0.1] in ask(daemon, sql)
+    sql = "SELECT json_extract(config, '$.odd[1]'), json_extract(summary, '$.best') FROM runs"
+    assert ask(daemon, sql) == [["Infinity", 0.9]]
+    assert ask(daemon, "SELECT value_text FROM metrics WHERE metric = 'list'") == [['[1, "NaN", "-Infinity"]']]
+    assert ask(daemon, "SELECT value_text FROM metrics WHERE metric = 'low'") == [[str(-(2**63))]]
+    shown = daemon.cli("query", "project", "--project", "p", "--sql", "SELECT 1 AS a, 2 AS a, 3 AS a_2, 4 AS a")
+    assert shown["rows"] == [{"a": 1, "a_2": 2, "a_2_2": 3, "a_3": 4}]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_statement_that_never_ends_is_ended_by_a_signal(logged: Host, tmp_path: Path, ending: int) -> None:
+    sql = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c, metrics"
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    child = subprocess.Popen(
+        [str(Path(sys.executable).with_name("trackio")), "query", "project", "--project", "p", "--sql", sql],
+        env=logged.environ(TMPDIR=str(scratch)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    wait_for(lambda: list(scratch.glob("trackio-query-*")), what="the scratch folder")
+    time.sleep(1.5)
+    assert not list(scratch.rglob("rows.db")), "what holds the rows has no name"
+    child.send_signal(ending)
+    out, said = child.communicate(timeout=20)
+    assert (child.returncode, out, said) == (130 if ending == signal.SIGINT else 128 + ending, "", "")
+    assert not list(scratch.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_a_full_disk_and_a_system_without_time_zones_are_no_tracebacks(logged: Host, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", str(small)], check=True)
+    try:
+        command = ("trackio", "query", "project", "--project", "p", "--sql", "SELECT * FROM metrics")
+        done = logged.command(*command, TMPDIR=str(small))
+        assert done.returncode == 1 and f"no room for the rows in {small}/" in done.stderr
+        for form in ("parquet", "csv", "jsonl"):
+            to = str(small / "out")
+            done = logged.command("trackio", "export", "--project", "p", "--to", to, "--format", form)
+            assert done.returncode == 1 and f"{to} cannot be written: No space left" in done.stderr, form
+            assert done.stderr.count("\n") == 1 and not list(small.iterdir())
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+    hidden = 'mount -t tmpfs none /usr/share/zoneinfo || exit 99; exec "$@"'
+    to = ["--to", str(tmp_path / "out"), "--format", "csv"]
+    for what in (["query", "project", "--sql", "SELECT time FROM metrics LIMIT 1"], ["export", *to]):
+        program = str(Path(sys.executable).with_name("trackio"))
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", hidden, "sh", program, *what, "--project", "p"],
+            env=logged.environ(), capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_rest_of_a_damaged_project_is_shown_and_exported(daemon: Host, tmp_path: Path) -> None:
+    code = """
+import random, trackio
+trackio.init(project="p", name="r", config={"lr": 0.1})
+for i in range(60_000): trackio.log({"a": random.random(), "b": random.random()})
+"""
+    assert daemon.run(code).returncode == 0
+    daemon.ended_run("p")
+    daemon.stop()
+    path = Path(schema.path_of(daemon.places.projects, "p"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 20_000] = os.urandom(20_000)
+    path.write_bytes(data)
+    done = daemon.command(
+        "trackio", "query", "project", "--project", "p", "--sql", "SELECT count(*) AS n FROM metrics", "--json"
+    )
+    assert done.returncode == 0 and "is damaged" in done.stderr, done.stderr
+    rows = json.loads(done.stdout)["rows"][0]["n"]
+    assert 0 < rows < 120_000
+    done = daemon.command("trackio", "export", "--project", "p", "--to", str(tmp_path / "out"))
+    assert done.returncode == 0 and "is damaged" in done.stderr, done.stderr
+    files = {
+        str(each.relative_to(tmp_path / "out")): each.read_bytes() for each in (tmp_path / "out").rglob("*.parquet")
+    }
+    assert len(parquet_rows(files)) == rows
+
+
+def test_an_export_says_which_files_it_has_not(daemon: Host, tmp_path: Path) -> None:
+    code = """
+import numpy, trackio
+trackio.init(project="p", name="r")
+trackio.log({"img": trackio.Image(numpy.zeros((8, 8, 3), numpy.uint8))})
+"""
+    assert daemon.run(code).returncode == 0
+    daemon.ended_run("p")
+    wait_for(lambda: daemon.status().daemon["errands"] == 0, what="the picture")
+    shutil.rmtree(daemon.places.blobs)
+    done = daemon.command("trackio", "export", "--project", "p", "--to", str(tmp_path / "out"))
+    assert done.returncode == 0 and "is missing: its file was removed" in done.stderr
+
+
+def test_an_empty_folder_stays_what_it_is_and_gets_the_rows(logged: Host, tmp_path: Path) -> None:
+    empty, link = tmp_path / "empty", tmp_path / "link"
+    empty.mkdir(mode=0o2770)
+    os.chmod(empty, 0o2770)
+    link.symlink_to(empty)
+    inode = empty.stat().st_ino
+    shown = logged.cli("export", "--project", "p", "--to", str(link))
+    assert shown["to"] == str(empty)
+    assert (empty.stat().st_ino, empty.stat().st_mode & 0o7777) == (inode, 0o2770)
+    assert not [name for name in os.listdir(empty) if name.startswith(".")]
+    loaded = datasets.load_dataset(str(empty), "metrics", cache_dir=str(tmp_path / "cache"))["train"]
+    assert loaded.num_rows == shown["rows"]
+    for to, said in (
+        (tmp_path / "file" / "x", "file/x cannot be written: "),
+        (tmp_path / ("n" * 300), "File name too long"),
+    ):
+        (tmp_path / "file").touch()
+        done = logged.command("trackio", "export", "--project", "p", "--to", str(to))
+        assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1
+    done = logged.command("trackio", "export", "--project", "none", "--to", str(tmp_path / "made" / "too"))
+    assert done.returncode == 1 and not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
+def test_an_export_s_readme_says_how_it_is_loaded(logged: Host, tmp_path: Path, form: str) -> None:
+    out = tmp_path / "out"
+    rows = logged.cli("export", "--project", "p", "--to", str(out), "--format", form)["rows"]
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    code = code.replace("path/of/this/folder", str(out)) + "\nprint(metrics.num_rows)"
+    env = logged.environ(HF_DATASETS_CACHE=str(tmp_path / "cache"))
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.split()[-1:] == [str(rows)], done.stderr
+
+
+def test_texts_are_written_a_bounded_number_of_bytes_at_once(tmp_path: Path) -> None:
+    """Else a file of long texts would be in memory as a whole, when it is written and when it is read."""
+    facts = tables.RowFacts("p", "id", "r", 0, "a", None)
+    with tables.Writer(str(tmp_path), "metrics") as writer:
+        for i in range(100):
+            texts = np.array([os.urandom(8000).hex() for _ in range(100)], dtype=object)
+            place = np.arange(i * 100, i * 100 + 100)
+            writer.add_points(facts, Points("text", place, place, place, texts))
+    with closing(parquet.ParquetFile(writer.path)) as file:
+        assert file.metadata.num_row_groups >= 9
+        batches = list(tables.batches(file))
+        assert sum(batch.num_rows for batch in batches) == 10_000
+        assert max(batch.nbytes for batch in batches) < 40 << 20

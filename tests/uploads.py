@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import io
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,14 +17,9 @@ from conftest import Host, clean_environ, wait_for
 from hub import Fault, Hold, Hub
 from pyarrow import parquet
 
-# the Hub's libraries read these when they are loaded
-os.environ |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-os.environ |= {"HF_HOME": tempfile.mkdtemp(prefix="trackio-hf-"), "HF_XET_CLIENT_RETRY_BASE_DELAY": "100ms"}
-atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
-
-from trackiod.sinks import open_sink  # noqa: E402
-from trackiod.uploads.target import Folder, Status, Target  # noqa: E402
-from trackiod.uploads.uploader import Uploader  # noqa: E402
+from trackiod.sinks import open_sink
+from trackiod.uploads.target import Folder, Status, Target
+from trackiod.uploads.uploader import Uploader
 
 REPO = "user/runs"
 URL = f"hf://datasets/{REPO}"

@@ -9,19 +9,19 @@ import json
 import math
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from trackio.places import Places
 from trackiod import catalog
-from trackiod.errors import TrackiodError
+from trackiod.errors import StoreError, TrackiodError
 from trackiod.store import schema
 from trackiod.uploads import names, tables
 from trackiod.uploads.card import card
@@ -31,7 +31,7 @@ from trackiod.uploads.target import Target
 
 FORMATS = ("parquet", "csv", "jsonl")
 _TARGET = Target("", shows_host=True)
-_ROWS_AT_ONCE = 1 << 14
+_README = "README.md"
 
 
 class File(NamedTuple):
@@ -51,11 +51,12 @@ class Project:
         with catalog.open_project(where.projects, project) as reader:
             self.runs = catalog.find_run(reader, run).run_ids if run else []
         self._connection = schema.open_for_reading(reader.path)
-        if not run:
-            rows = self._connection.execute("SELECT id FROM runs ORDER BY created_ns, id")
-            self.runs = [id_ for (id_,) in rows.fetchall()]
-        self._source = Source(where, self._connection, project, _TARGET, "rows", scratch, is_alone=False)
         self.problems: list[str] = []
+        with self._around("the list of runs"):
+            if not run:
+                rows = self._connection.execute("SELECT id FROM runs ORDER BY created_ns, id")
+                self.runs = [id_ for (id_,) in rows.fetchall()]
+        self._source = Source(where, self._connection, project, _TARGET, "rows", scratch, is_alone=False)
 
     def __enter__(self) -> Project:
         return self
@@ -64,17 +65,35 @@ class Project:
         self._connection.close()
 
     def files(self, kinds: Collection[str] = tuple(tables.SCHEMAS)) -> Iterator[File]:
-        """Everything of these kinds."""
+        """Everything of these kinds; what is damaged is named in `problems`."""
         for run in self.runs:
-            files = RunFiles(self._source, run)
-            for kind, path in files.everything(kinds):
-                yield File(kind, run, path)
-            self.problems += files.problems
+            for kind in kinds:
+                with self._around(f"{kind} of run {run}"):
+                    files = RunFiles(self._source, run)
+                    for path in files.everything(kind):
+                        yield File(kind, run, path)
+                    self.problems += files.problems
 
     def media(self) -> Iterator[tuple[str, str]]:
         """Files of values: the path in a folder, and where each lies."""
         for run in self.runs:
-            yield from ((path, kept) for _, path, kept in RunFiles(self._source, run).media())
+            with self._around(f"files of run {run}"):
+                for _, place, kept in RunFiles(self._source, run).media():
+                    if os.path.exists(kept):
+                        yield place, kept
+                    else:
+                        self.problems.append(f"{place} is missing: its file was removed, or is on another host only")
+
+    @contextmanager
+    def _around(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            if not schema.is_damage(error):
+                raise StoreError(f"{what} cannot be read now ({error}).") from error
+            self.problems.append(f"{what}: what follows is damaged ({error})")
+        except StoreError as error:
+            self.problems.append(f"{what}: {error}")
 
 
 class Exported(NamedTuple):
@@ -87,36 +106,53 @@ class Exported(NamedTuple):
 
 
 def export(where: Places, project: str, run: str, folder: str, form: str) -> Exported:
-    """Writes a new folder with the rows as Parquet, CSV or JSON lines, media, and a README: whole or not at all.
-    Raises TrackiodError, or OSError if there is no room."""
-    folder = os.path.abspath(folder)
-    if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
+    """Writes a new folder with the rows as Parquet, CSV or JSON lines, media, and a README: whole or not at all. An
+    empty folder that is there already stays what it is, and gets them. Raises TrackiodError."""
+    with catalog.open_project(where.projects, project) as reader:
+        _ = run and catalog.find_run(reader, run)
+    folder = os.path.realpath(folder)
+    is_there = os.path.isdir(folder)
+    if os.path.lexists(folder) and not (is_there and not os.listdir(folder)):
         raise TrackiodError(f"{folder} is there already; name a new folder, or an empty one.")
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
-    new = tempfile.mkdtemp(prefix=".trackio-export-", dir=os.path.dirname(folder))
+    parent = folder if is_there else os.path.dirname(folder)
     try:
-        scratch = os.path.join(new, ".scratch")
-        os.mkdir(scratch)
-        with Project(where, project, run, scratch) as read:
-            rows = files = 0
-            for number, file in enumerate(read.files()):
-                place = f"{file.kind}/{names.folder_of(project, file.run)}/rows-{number:06d}.{form}"
-                rows += pq.read_metadata(file.path).num_rows if file.kind == "metrics" else 0
-                files += 1
-                _convert(file.path, _made(new, place), form)
-            for place, kept in read.media():
-                files += 1
-                shutil.copyfile(kept, _made(new, place))
-        if form == "parquet":
-            for place, empty in tables.empty_files(scratch).items():
-                _convert(empty, _made(new, place), form)
-        with open(os.path.join(new, "README.md"), "w", encoding="utf-8") as about:
-            about.write(card("folder" if form == "parquet" else "texts", folder))
-        shutil.rmtree(scratch)
-        os.chmod(new, 0o777 & ~_umask())
-        os.rename(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        os.makedirs(parent, exist_ok=True)
+        new = tempfile.mkdtemp(prefix=".trackio-export-", dir=parent)
+        try:
+            done = _written(where, project, run, new, form)
+            if is_there:
+                for name in sorted(os.listdir(new), key=lambda name: (name == _README, name)):
+                    os.rename(os.path.join(new, name), os.path.join(folder, name))
+            else:
+                os.chmod(new, 0o777 & ~_umask())
+                os.rename(new, folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    except (OSError, pa.ArrowException) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise TrackiodError(f"{folder} cannot be written: {reason}.") from error
+    return done
+
+
+def _written(where: Places, project: str, run: str, new: str, form: str) -> Exported:
+    scratch = os.path.join(new, ".scratch")
+    os.mkdir(scratch)
+    with Project(where, project, run, scratch) as read:
+        rows = files = 0
+        for number, file in enumerate(read.files()):
+            place = f"{file.kind}/{names.folder_of(project, file.run)}/rows-{number:06d}.{form}"
+            rows += pq.read_metadata(file.path).num_rows if file.kind == "metrics" else 0
+            files += 1
+            _convert(file.path, _made(new, place), form)
+        for place, kept in read.media():
+            files += 1
+            shutil.copyfile(kept, _made(new, place))
+    if form == "parquet":
+        for place, empty in tables.empty_files(scratch).items():
+            _convert(empty, _made(new, place), form)
+    with open(os.path.join(new, _README), "w", encoding="utf-8") as about:
+        about.write(card(form))
+    shutil.rmtree(scratch)
     return Exported(len(read.runs), rows, files, read.problems)
 
 
@@ -140,23 +176,30 @@ def _convert(made: str, path: str, form: str) -> None:
         return
     with closing(pq.ParquetFile(made)) as file:
         if form == "csv":
-            with pyarrow.csv.CSVWriter(path, file.schema_arrow) as writer:
-                for batch in file.iter_batches(_ROWS_AT_ONCE):
-                    writer.write_batch(batch)
+            with pyarrow.csv.CSVWriter(path, _with_iso_times(file.schema_arrow.empty_table()).schema) as writer:
+                for batch in tables.batches(file):
+                    writer.write_table(_with_iso_times(pa.Table.from_batches([batch])))
         else:
             with open(path, "w", encoding="utf-8") as lines:
-                for batch in file.iter_batches(_ROWS_AT_ONCE):
-                    for row in plain(batch):
+                for batch in tables.batches(file):
+                    for row in _plain(batch):
                         lines.write(json.dumps(row, ensure_ascii=False) + "\n")
     os.unlink(made)
 
 
-def plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+def _with_iso_times(table: pa.Table) -> pa.Table:
+    for place, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type):
+            table = table.set_column(place, field.name, tables.iso(table.column(place)))
+    return table
+
+
+def _plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     """Rows as JSON has them: times as ISO 8601, and NaN and the infinities, which JSON has not, as strings."""
     columns = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if pa.types.is_timestamp(column.type):
-            columns[name] = pc.strftime(column, "%Y-%m-%dT%H:%M:%SZ").to_pylist()
+            columns[name] = tables.iso(column).to_pylist()
         elif pa.types.is_floating(column.type):
             columns[name] = [_valid(value) for value in column.to_pylist()]
         else:

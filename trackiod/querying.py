@@ -6,11 +6,12 @@ statement reads. Knows pyarrow and SQLite.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
@@ -23,7 +24,9 @@ from trackiod.errors import TrackiodError
 from trackiod.exporting import Project
 from trackiod.uploads import tables
 
-_ROWS_AT_ONCE = 1 << 14
+_MOST_CHARS = 256 << 20
+"""of an answer, and of one value"""
+_NO_ROOM = "There is no room for the rows in {}; set TMPDIR to a folder that has more."
 _JOINS = re.compile(r"\b(using|natural)\b", re.IGNORECASE)
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, 33}
 """33: SQLITE_RECURSIVE, which Python has no name for"""
@@ -39,33 +42,75 @@ class Answer(NamedTuple):
 
 def query(where: Places, project: str, run: str, sql: str, most: int) -> Answer:
     """Runs one SELECT. `run`: an id or a name, or empty for all; `most`: rows of the answer. Raises TrackiodError."""
-    with tempfile.TemporaryDirectory(prefix="trackio-query-") as scratch, _empty(scratch) as database:
+    scratch = tempfile.TemporaryDirectory(prefix="trackio-query-")
+    with scratch as folder, _spoken(folder), _empty(folder) as database:
         used = _used(database, sql)
-        with Project(where, project, run, scratch) as read:
+        with Project(where, project, run, folder) as read:
             _fill(database, read, used)
-        try:
-            found = database.execute(sql)
-            rows = found.fetchmany(most + 1)
-        except sqlite3.Error as error:
-            raise TrackiodError(f"The statement failed: {error}.") from error
-        if len(rows) > most:
-            raise TrackiodError(f"The answer has more than {most:,} rows: sum up, or say LIMIT.")
-        return Answer([column[0] for column in found.description or ()], rows, read.problems)
+        found = database.execute(sql)
+        rows: list[tuple[Any, ...]] = []
+        size = 0
+        for row in found:
+            rows.append(row)
+            size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
+            if len(rows) > most:
+                raise TrackiodError(
+                    f"The answer has more than {most:,} rows: sum up, say LIMIT, or use trackio export."
+                )
+            if size > _MOST_CHARS:
+                raise TrackiodError(f"The answer has more than {_MOST_CHARS:,} characters: ask for less at once.")
+        return Answer(_distinct(column[0] for column in found.description or ()), rows, read.problems)
+
+
+@contextmanager
+def _spoken(folder: str) -> Iterator[None]:
+    """Errors as sentences; a Ctrl-C, which SQLite takes for an error, as what it is."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if "interrupted" in str(error):
+            raise KeyboardInterrupt from error
+        if "is full" in str(error):
+            raise TrackiodError(_NO_ROOM.format(folder)) from error
+        raise TrackiodError(f"The statement failed: {str(error).rstrip('.')}.") from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise TrackiodError(_NO_ROOM.format(folder)) from error
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """Columns that are called alike get numbers: `step`, `step_2`."""
+    found: list[str] = []
+    for name in names:
+        new, number = name, 1
+        while new in found:
+            number += 1
+            new = f"{name}_{number}"
+        found.append(new)
+    return found
 
 
 @contextmanager
 def _empty(folder: str) -> Iterator[sqlite3.Connection]:
-    """A database with the tables, without rows."""
-    with closing(sqlite3.connect(os.path.join(folder, "rows.db"), isolation_level=None)) as database:
+    """A database with the tables, without rows. Its file has no name any more: nothing is left of it, whatever ends
+    this process."""
+    path = os.path.join(folder, "rows.db")
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("PRAGMA journal_mode = OFF")
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_CHARS)
+        database.set_progress_handler(lambda: 0, 100_000)  # else no Ctrl-C is heard while SQLite computes
         for kind, columns in tables.SCHEMAS.items():
             names = ", ".join(f'"{field.name}" {_type(field.type)}' for field in columns)
             database.execute(f"CREATE TABLE {kind} ({names})")
+        database.execute("SELECT 1 FROM json_each('1'), json_tree('1')").fetchall()  # their first use makes tables
+        os.unlink(path)
         yield database
 
 
 def _used(database: sqlite3.Connection, sql: str) -> dict[str, set[str]]:
     """The tables and columns that a statement reads. Raises TrackiodError for one that is no SELECT."""
+    sql = sql.lstrip("; \t\r\n")
     used: dict[str, set[str]] = {}
     refused: list[int] = []
 
@@ -79,18 +124,18 @@ def _used(database: sqlite3.Connection, sql: str) -> dict[str, set[str]]:
 
     database.set_authorizer(authorize)
     try:
-        if database.execute(sql).description is None and not refused:
-            raise TrackiodError("There is no statement.")
-    except sqlite3.Error as error:
+        database.execute(f"EXPLAIN {sql}")
+    except (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError) as error:
         if refused:
             raise TrackiodError("Only a SELECT can be asked.") from error
         known = ", ".join(f"{kind}({', '.join(columns.names)})" for kind, columns in tables.SCHEMAS.items())
-        hint = f" There are: {known}." if "no such" in str(error) else ""
+        hint = f" There are: {known}." if re.match("no such (table|column)", str(error)) else ""
         raise TrackiodError(f"The statement cannot be understood: {str(error).rstrip('.')}.{hint}") from error
     finally:
         database.set_authorizer(None)
-    if _JOINS.search(sql):  # the columns that they compare are not told
-        return {kind: set(tables.SCHEMAS[kind].names) for kind in used}
+    if _JOINS.search(sql):  # what they compare is not told, and so perhaps not even the table
+        named = [kind for kind in tables.SCHEMAS if re.search(rf"\b{kind}\b", sql, re.IGNORECASE)]
+        return {kind: set(tables.SCHEMAS[kind].names) for kind in (*used, *named)}
     return used
 
 
@@ -102,7 +147,7 @@ def _fill(database: sqlite3.Connection, read: Project, used: dict[str, set[str]]
         into, marks = ", ".join(f'"{name}"' for name in names), ", ".join("?" * len(names))
         insert = f"INSERT INTO {file.kind} ({into}) VALUES ({marks})"
         with closing(pq.ParquetFile(file.path)) as rows:
-            for batch in rows.iter_batches(_ROWS_AT_ONCE, columns=wanted):
+            for batch in tables.batches(rows, wanted):
                 columns = [_column(batch, name) for name in names]
                 database.executemany(insert, zip(*columns, strict=True))
         os.unlink(file.path)
@@ -113,7 +158,7 @@ def _column(batch: pa.RecordBatch, name: str) -> list[Any]:
     """As SQLite takes it: times as ISO 8601; a NaN, which it has not, is NULL and the text `NaN`."""
     column = batch.column(name)
     if pa.types.is_timestamp(column.type):
-        return list(pc.strftime(column, "%Y-%m-%dT%H:%M:%SZ").to_pylist())
+        column = tables.iso(column)
     if name == "value_text":
         column = pc.if_else(pc.fill_null(pc.is_nan(batch.column("value")), False), "NaN", column)
     return list(column.to_pylist())

@@ -7,27 +7,34 @@ _CONFIGS = "".join(
     for kind in KINDS
 )
 
-_LOADING = f"""\
+_FRONT = f"""\
 ---
 tags:
 - trackio
 configs:
 {_CONFIGS}---
 
-# Training runs, tracked with trackio
-
+"""
+_HEAD = "# Training runs, tracked with trackio\n"
+_CODE = """
 ```python
 import datasets
 
-metrics = datasets.load_dataset(WHERE)["train"]  # also "system", "runs", "alerts"
+metrics = datasets.load_dataset(WHERE)["train"]
 ```
 """
+_KINDS = """
+So are "system", "runs" and "alerts" loaded, if there are such rows.
+"""
+_TEXTS = {"csv": "csv", "jsonl": "json"}
+"""what `datasets` calls them"""
 _COLUMNS = """
 * `metrics`: a row for each value that a rank logged. `value` is a float; `value_text` holds what a float cannot: texts,
   integers beyond 2^53, `true` and `false` (beside 1 and 0), and as JSON everything else. Rows are never changed.
 * `system`: a row for each reading of a GPU, the host or a rank's process (`rank` is empty for what concerns the node).
-* `runs`: what is known of a run on each host; its rows are replaced as the run goes on. `config` is JSON.
+* `runs`: what is known of a run on each host; its rows are replaced as the run goes on. `config`, `summary` are JSON.
 * `alerts`: what was raised by `trackio.alert()`.
+* Pictures and other files: where a value says `"file": "S/0"`, it is `media/<project>/<run id>/S-0.*`.
 
 `attempt` is equal in the ranks of one start of the job, `seq` is the order in which a rank logged, `node` the number
 of the host. What `trackio` shows as a run's curve is the mean over ranks of the last value at each step, where a later
@@ -51,8 +58,11 @@ FROM seen WHERE place = 1 GROUP BY run_id, metric, step ORDER BY run_id, metric,
 """
 
 
-def card(kind: str, name: str) -> str:
-    """The README.md of a dataset, a bucket, a folder, or a folder of text files."""
+def card(kind: str, name: str = "path/of/this/folder") -> str:
+    """The README.md of a `dataset` or `bucket` of that name, or of a folder of `parquet`, `csv` or `jsonl`."""
+    if kind in _TEXTS:
+        files = f'"{_TEXTS[kind]}", data_files="{name}/metrics/**/*.{kind}"'
+        return _HEAD + _CODE.replace("WHERE", files) + _COLUMNS
     bucket = f'"parquet", data_files="hf://buckets/{name}/metrics/**/*.parquet"'
-    loading = _LOADING.replace("WHERE", bucket if kind == "bucket" else f'"{name}", "metrics"')
-    return (loading if kind != "texts" else "# Training runs, tracked with trackio\n") + _COLUMNS
+    code = _CODE.replace("WHERE", bucket if kind == "bucket" else f'"{name}", "metrics"')
+    return _FRONT + _HEAD + code + _KINDS + _COLUMNS

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 
-from trackiod.store import fold
+from trackiod.store import fold, schema
 from trackiod.store.batch import read
 from trackiod.store.fold import Places
 from trackiod.views.column import Ints, Values
@@ -71,21 +72,39 @@ class StreamRows:
 
     def _found(self) -> Iterator[tuple[int | None, _Piece]]:
         """Each stretch with its number; None for what is raw, which lies behind all that is folded."""
-        axes = "SELECT id, count, data FROM axes WHERE stream = ? ORDER BY id"
         sql = "SELECT m.name, c.id FROM series m JOIN chunks c ON c.series = m.id WHERE m.stream = ? AND c.axis = ?"
-        for id_, count, data in self._connection.execute(axes, (self._stream,)):
-            try:
+        for id_ in self._ids("SELECT id FROM axes WHERE stream = ? ORDER BY id"):
+            with self._named(f"stretch {id_}"):
+                count, data = self._connection.execute("SELECT count, data FROM axes WHERE id = ?", (id_,)).fetchone()
                 places = fold.read_places(data, count)
-            except (ValueError, IndexError) as error:
-                self.problems.append(f"stretch {id_} of stream {self._stream} is damaged ({error})")
-                continue
-            if int(places.offsets[-1]) >= self._start:
-                yield id_, _Piece(places, dict(self._connection.execute(sql, (self._stream, id_)).fetchall()))
-        raw = self._connection.execute(
-            "SELECT start, data FROM batches WHERE stream = ? ORDER BY start", (self._stream,)
-        ).fetchall()
+                if int(places.offsets[-1]) >= self._start:
+                    yield id_, _Piece(places, dict(self._connection.execute(sql, (self._stream, id_)).fetchall()))
+        raw = []
+        for start in self._ids("SELECT start FROM batches WHERE stream = ? ORDER BY start"):
+            with self._named(f"the batch at {start}"):
+                data = "SELECT data FROM batches WHERE stream = ? AND start = ?"
+                raw.append((start, self._connection.execute(data, (self._stream, start)).fetchone()[0]))
         for group in fold.at_once(fold.gather(read(data, start) for start, data in raw)):
             yield None, _Piece(group.places, dict(group.values))
+
+    def _ids(self, sql: str) -> list[int]:
+        """As many as can be read."""
+        found: list[int] = []
+        with self._named("a table"):
+            found.extend(row[0] for row in self._connection.execute(sql, (self._stream,)))
+        return found
+
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        """What is damaged is left out and named; a disk that fails for now is not."""
+        try:
+            yield
+        except (ValueError, IndexError) as error:
+            self.problems.append(f"{what} of stream {self._stream} is damaged ({error})")
+        except sqlite3.Error as error:
+            if not schema.is_damage(error):
+                raise
+            self.problems.append(f"{what} of stream {self._stream} is damaged ({error})")
 
     def _end_of(self, most: int, committed: int | None) -> int:
         """`committed`: where everything ends, if all of it is here."""
@@ -121,9 +140,7 @@ class StreamRows:
                     yield Points(name, offsets[chosen], steps[chosen], times_ns[chosen], values[chosen])
 
     def _read(self, chunk: int, count: int) -> Values | None:
-        kind, data = self._connection.execute("SELECT kind, data FROM chunks WHERE id = ?", (chunk,)).fetchone()
-        try:
+        with self._named("a chunk"):
+            kind, data = self._connection.execute("SELECT kind, data FROM chunks WHERE id = ?", (chunk,)).fetchone()
             return fold.read_values(kind, data, count)
-        except (ValueError, IndexError) as error:
-            self.problems.append(f"a chunk of stream {self._stream} is damaged ({error})")
-            return None
+        return None

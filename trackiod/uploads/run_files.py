@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from trackiod import catalog
 from trackiod.errors import StoreError
 from trackiod.node import SystemView
 from trackiod.store import schema
+from trackiod.uploads import tables
 from trackiod.uploads.addition import Addition
 from trackiod.uploads.cursor import Cursor, File, Place
 from trackiod.uploads.names import Names
@@ -89,25 +90,26 @@ class RunFiles:
             gone = tuple(sorted(before - {*self.names.paths(after)}))
             yield Addition(self.project, self.run, {**adds, **media}, state, file.rows, gone, seals)
 
-    def everything(self, kinds: Collection[str]) -> Iterator[tuple[str, str]]:
-        """All that is stored of the run, of these kinds: each file's kind, and where it lies here."""
+    def everything(self, kind: str) -> Iterator[str]:
+        """All that is stored of the run, of a kind: files that lie here."""
         whole = File(0, 0, {stream.id: 0 for stream in self._streams}, {s.id: s.committed for s in self._streams})
-        if "runs" in kinds:
-            yield "runs", self._facts()
-        if "alerts" in kinds:
-            yield from (("alerts", str(made)) for made in self._alerts(whole).values())
-        if "system" in kinds:
+        if kind == "runs":
+            yield self._facts()
+        elif kind == "alerts":
+            yield from map(str, self._alerts(whole).values())
+        elif kind == "system":
             with self._made("system") as writer:
                 self._logged_system(writer, whole)
                 self._sampled(writer, Cursor())
             if writer.rows:
-                yield "system", writer.path
-        cursor = Cursor()
-        while "metrics" in kinds and any(cursor.streams.get(id_, 0) < end for id_, end in whole.end.items()):
-            with self._one_view():
-                file, adds = self._metrics(cursor, MOST_ROWS, "")
-            cursor = cursor.grown(file)
-            yield from (("metrics", str(made)) for made in adds.values())
+                yield writer.path
+        else:
+            cursor = Cursor()
+            while any(cursor.streams.get(id_, 0) < end for id_, end in whole.end.items()):
+                with self._one_view():
+                    file, adds = self._metrics(cursor, MOST_ROWS, "")
+                cursor = cursor.grown(file)
+                yield from map(str, adds.values())
 
     def has_last_samples(self, now: float) -> bool:
         """Whether samplers have stored all that concerns the run; they do so every few seconds."""
@@ -226,7 +228,7 @@ class RunFiles:
                 return upto
 
     def media(self) -> Iterator[tuple[str, str, str]]:
-        """The kept files of the run's values: id, path at a target, and where it lies here."""
+        """The kept files of the run's values: id, path at a target, and where it lies here, unless it was removed."""
         for stream in self._streams:
             rows = self._source.connection.execute(
                 "SELECT id, digest, suffix FROM files WHERE stream = ? AND state = 'kept' AND artifact IS NULL"
@@ -234,16 +236,15 @@ class RunFiles:
                 (stream.id,),
             )
             for id_, digest, suffix in rows.fetchall():
-                path = self._source.blob(digest, suffix)
-                if os.path.exists(path):
-                    yield id_, f"media/{self.names.folder}/{id_.replace('/', '-')}{suffix}", path
+                place = f"media/{self.names.folder}/{id_.replace('/', '-')}{suffix}"
+                yield id_, place, self._source.blob(digest, suffix)
 
     def _media(self, sent: Sequence[str]) -> tuple[dict[str, str | bytes], tuple[str, ...], bool]:
         """Files of values that are not at the target yet; which are then; whether that is all."""
         adds: dict[str, str | bytes] = {}
         known, size = set(sent), 0
         for id_, path, kept in self.media():
-            if id_ in known:
+            if id_ in known or not os.path.exists(kept):
                 continue
             if len(adds) >= _MOST_MEDIA or size > _MOST_MEDIA_BYTES:
                 return adds, tuple(sorted(known)), False
@@ -261,14 +262,15 @@ class RunFiles:
         with self._source.reader() as reader:
             view = catalog.find_run(reader, self.run)
             state = view.state.state
-            config = view.config()
+            config, summary = view.config(), view.own_summary
         about = self._streams[0].meta if self._streams else {}
         shown = self._source.target.shows_host
         row = {
             "project": self._source.project, "run_id": self.run, "run": self._name, "group": self._group,
             "node": self._node(None), "host": about.get("host") if shown else None, "state": state,
             "started": started, "ended": None if state == "running" else ended, "world_size": worlds, "ranks": ranks,
-            "points": points, "refused_points": refused, "config": json.dumps(config, default=str),
+            "points": points, "refused_points": refused,
+            "config": tables.as_json(config), "summary": tables.as_json(summary),
             **{word: _text(about.get(word)) for word in ("tags", "notes", "job_type")},
         }  # fmt: skip
         with self._made("runs") as writer:

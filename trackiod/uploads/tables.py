@@ -6,13 +6,16 @@ Long form: a row is one value of one metric, logged by one rank. Strings are dic
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trackiod.uploads.rows import Points
@@ -22,7 +25,8 @@ _TIME = pa.timestamp("ns", tz="UTC")
 _TEXT = pa.string()
 _EXACT = 1 << 53
 """integers up to here are floats exactly"""
-_GROUP_ROWS = 1 << 17
+_GROUP_ROWS, _GROUP_BYTES = 1 << 17, 16 << 20
+"""in memory at once"""
 _OF_RUN = [("project", _TEXT), ("run_id", _TEXT), ("run", _TEXT)]
 METRICS = pa.schema([
     *_OF_RUN, ("rank", pa.int32()), ("attempt", _TEXT), ("seq", pa.int64()), ("node", pa.int32()), ("step", pa.int64()),
@@ -39,7 +43,8 @@ ALERTS = pa.schema([
 RUNS = pa.schema([
     *_OF_RUN, ("group", _TEXT), ("node", pa.int32()), ("host", _TEXT), ("state", _TEXT), ("started", _TIME),
     ("ended", _TIME), ("world_size", pa.int32()), ("ranks", pa.int32()), ("points", pa.int64()),
-    ("refused_points", pa.int64()), ("config", _TEXT), ("tags", _TEXT), ("notes", _TEXT), ("job_type", _TEXT),
+    ("refused_points", pa.int64()), ("config", _TEXT), ("summary", _TEXT), ("tags", _TEXT),
+    ("notes", _TEXT), ("job_type", _TEXT),
 ])  # fmt: skip
 
 
@@ -74,14 +79,18 @@ class Writer:
             write_statistics=True,
         )  # fmt: skip
         self._waiting: list[pa.RecordBatch] = []
-        self._waiting_rows = self.rows = 0
+        self._waiting_rows = self._waiting_bytes = self.rows = 0
 
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-        self._file.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._flush()
+            self._file.close()
+        else:
+            with suppress(OSError, pa.ArrowException):  # it failed to be written, and fails again
+                self._file.close()
 
     def add_points(self, facts: RowFacts, points: Points) -> None:
         """Rows of METRICS or SYSTEM."""
@@ -104,14 +113,44 @@ class Writer:
     def _add(self, batch: pa.RecordBatch) -> None:
         self._waiting.append(batch)
         self._waiting_rows += batch.num_rows
+        self._waiting_bytes += batch.nbytes
         self.rows += batch.num_rows
-        if self._waiting_rows >= _GROUP_ROWS:
+        if self._waiting_rows >= _GROUP_ROWS or self._waiting_bytes >= _GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if self._waiting:
             self._file.write_table(pa.Table.from_batches(self._waiting), row_group_size=_GROUP_ROWS)
-        self._waiting, self._waiting_rows = [], 0
+        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+
+
+def batches(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """A file's rows, a bounded number of bytes at once."""
+    sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
+    a_row = max(1, sum(sizes) // max(1, file.metadata.num_rows))
+    yield from file.iter_batches(max(1, min(1 << 14, _GROUP_BYTES // a_row)), columns=columns)
+
+
+def iso(times: pa.Array) -> pa.Array:
+    """Times as ISO 8601. (Arrow's own words for a zone need a database of zones, which slim images have not.)"""
+    texts = pc.replace_substring(times.cast(pa.timestamp("ns")).cast(_TEXT), " ", "T", max_replacements=1)
+    return pc.binary_join_element_wise(texts, "Z", "")
+
+
+def as_json(value: Any) -> str:
+    """Valid JSON: NaN and the infinities, which it has not, become texts."""
+    try:
+        return json.dumps(value, default=_as_json, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(value), default=_as_json)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def give_back() -> None:
@@ -137,7 +176,7 @@ def split(values: Values) -> tuple[pa.Array, pa.Array]:
     texts, and as JSON everything else."""
     if values.dtype == np.float64:
         return pa.array(values, pa.float64()), pa.nulls(len(values), _TEXT)
-    if values.dtype != object and not (np.abs(values) > _EXACT).any():
+    if values.dtype != object and not ((values > _EXACT) | (values < -_EXACT)).any():
         return pa.array(values.astype(np.float64), pa.float64()), pa.nulls(len(values), _TEXT)
     pairs = [_split(value) for value in values.tolist()]
     return pa.array([number for number, _ in pairs], pa.float64()), pa.array([text for _, text in pairs], _TEXT)
@@ -153,7 +192,7 @@ def _split(value: Any) -> tuple[float | None, str | None]:
             return float(value), None if abs(value) <= _EXACT else str(value)
         case str():
             return None, value
-    return None, json.dumps(value, default=_as_json)
+    return None, as_json(value)
 
 
 def _as_json(value: Any) -> Any:
