@@ -15,6 +15,7 @@ import hub
 import pytest
 from conftest import Host, wait_for
 from hub import Bucket, Fault, Hold, Hub
+from huggingface_hub.utils import close_session
 from uploads import (
     LOG,
     REPO,
@@ -365,6 +366,7 @@ def test_a_server_that_is_silent_is_asked_later(host: Host, server: Hub, monkeyp
     logged(host, "one")
     folder = target(host, server, URL)
     monkeypatch.setattr(sinks_hub, "SILENT_SECONDS", 0.3)
+    close_session()
     hold = Hold()
     server.faults.append(Fault("GET /api/buckets/[^/]+/[^/]+$", hold=hold, times=99))
     status = upload(host, server, folder)
@@ -372,6 +374,7 @@ def test_a_server_that_is_silent_is_asked_later(host: Host, server: Hub, monkeyp
     assert "cannot be reached" in status.problem and not status.parked
     server.faults.clear()
     monkeypatch.undo()
+    close_session()
     assert upload(host, server, folder).problem == ""
 
 

@@ -65,7 +65,7 @@ def copied_by_hand(node: Host) -> None:
 
 
 def run_facts(host: Host, run: str, *options: str) -> Any:
-    return host.cli("get", "run", "--project", "p", "--run", run, *options)
+    return host.cli_here("get", "run", "--project", "p", "--run", run, *options)
 
 
 def points_of(host: Host) -> int:
@@ -73,7 +73,7 @@ def points_of(host: Host) -> int:
 
 
 def values(host: Host, run: str, metric: str, *options: str) -> list[Any]:
-    done = host.cli("get", "metric", "--project", "p", "--run", run, "--metric", metric, *options)
+    done = host.cli_here("get", "metric", "--project", "p", "--run", run, "--metric", metric, *options)
     return [point["value"] for point in done["values"]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -135,6 +136,7 @@ class HubTarget:
         return Verdict(AGAIN, f"The Hub answers {status}: {said or _short(error)}", asked)
 
 
+@functools.cache
 def _wait_for_no_answer_for_ever() -> None:
     """The library's client has no limit. (Those before 1.0 have one for each request, or none; what stands still for
     too long is ended by the daemon.)"""
