@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import fcntl
+import hashlib
 import json
 import os
 import random
@@ -119,7 +120,7 @@ def test_an_uploader_that_finds_another_at_work_says_that_it_sent_nothing(host: 
     with open(os.path.join(folder.path, "lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = subprocess.run(
-            [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path)], input="{}", text=True,
+            [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path), "rows"], input="{}", text=True,
             env=host.environ(**hub_environ(server, host)),
         )  # fmt: skip
     assert done.returncode == 1 and not server.log
@@ -341,8 +342,9 @@ def test_what_cannot_be_a_token_is_refused_and_not_shown(host: Host, server: Hub
     logged(host, "one")
     folder = target(host, server)
     done = subprocess.run(
-        [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path)], text=True, capture_output=True,
-        input=json.dumps({"token": token}), env=host.environ(**hub_environ(server, host)),
+        [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path), "rows"],
+        text=True, capture_output=True, input=json.dumps({"token": token}),
+        env=host.environ(**hub_environ(server, host)),
     )  # fmt: skip
     status = folder.read_status()
     assert "the Hub's token is none" in status.parked and not server.log
@@ -377,8 +379,7 @@ def test_an_uploader_that_stands_still_is_ended(host: Host, server: Hub) -> None
     begun = time.monotonic()
     uploads.check(1, 0, begun)
     wait_for(lambda: server.requests("POST .*/shards"), what="the request that is not answered")
-    child = uploads._child
-    assert child is not None
+    child = uploads._children["rows"].process
     time.sleep(2)
     uploads.check(1, 0, begun + 10)  # what it has done until now
     time.sleep(2)
@@ -409,7 +410,7 @@ def test_a_project_that_is_deleted_while_it_waits_is_forgotten(host: Host, serve
 def test_a_full_disk_while_files_are_made_is_said_and_nothing_is_lost(host: Host, server: Hub) -> None:
     logged(host, "one", steps=3000)
     folder = target(host, server)
-    command = [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path)]
+    command = [sys.executable, "-m", "trackiod", "upload", os.path.basename(folder.path), "rows"]
     limited = "import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000));"
     limited += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); sys.argv = ['trackiod', *sys.argv[1:]];"
     limited += "from trackiod.__main__ import main; sys.exit(main(sys.argv[1:]))"
@@ -711,6 +712,38 @@ for name in ("policy", "copy"): trackio.log_artifact(sys.argv[1], name=name, typ
     shutil.rmtree(folder.path)
     upload(host, server, target(host, server))
     assert len(server.repos[REPO].commits) == commits, "what is there is not sent again"
+
+
+def test_rows_do_not_wait_for_a_file_that_takes_long(host: Host, server: Hub, tmp_path: Path) -> None:
+    content = os.urandom(1 << 20)
+    (tmp_path / "model.bin").write_bytes(content)
+    hold = Hold()
+    server.faults.append(Fault(f"PUT /lfs/{hashlib.sha256(content).hexdigest()}", hold=hold))
+    host.extra |= hub_environ(server, host, HF_TOKEN="hf_test")
+    host.start()
+    training = host.python("""
+import os, sys, trackio
+trackio.init(project="p", name="r", dataset_id=sys.argv[2])
+trackio.log({"a": 0.5})
+trackio.log_artifact(sys.argv[1], name="model").wait()
+for line in sys.stdin: trackio.log({"a": float(line)})
+trackio.finish(wait="uploaded", timeout=60)
+""", str(tmp_path / "model.bin"), REPO, stdin=-1)  # fmt: skip
+    wait_for(lambda: host.cli("sync")["targets"], what="the target")
+    host.cli("sync", "--project", "p")
+    wait_for(lambda: server.requests("PUT /lfs/") and not server.faults[0].times, what="the file on its way")
+    training.stdin.write("1.5\n2.5\n")
+    training.stdin.flush()
+    wait_for(lambda: sum(run.points for run in host.runs("p")) == 3, what="the points")
+    host.cli("sync", "--project", "p")
+    wait_for(lambda: len(parquet_rows(server.repos[REPO].tree)) == 3, what="the rows, while the file is on its way")
+    assert not any(path.startswith("artifacts/") for path in server.repos[REPO].tree)
+    assert host.cli("sync")["targets"][0]["state"] == "sending"
+    hold.end(is_taken=True)
+    _, said = training.communicate(timeout=90)
+    assert training.returncode == 0, said
+    assert any(path.endswith("files/model.bin") for path in server.repos[REPO].tree)
+    assert [row["value"] for row in parquet_rows(server.repos[REPO].tree)] == [0.5, 1.5, 2.5]
 
 
 def test_a_large_file_goes_up_in_parts_and_comes_again_if_one_is_refused(

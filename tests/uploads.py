@@ -56,23 +56,45 @@ def upload(
     """Sends what waits, in this process; returns how the target stands then."""
     wanted = folder.read_target()
     assert wanted is not None
-    sink = open_sink(wanted.url, token, server.url)
-    return Uploader(host.places, folder, wanted, sink, clock).upload(is_retry=is_retry)
+    lanes = [folder, Folder(host.places, wanted.id, "artifacts")]
+    found = []
+    for lane in lanes if folder.lane == "rows" else [folder]:
+        if found and not found[0].has_artifacts:
+            break
+        sink = open_sink(wanted.url, token, server.url)
+        found.append(Uploader(host.places, lane, wanted, sink, clock).upload(is_retry=is_retry))
+        if found[-1].failures or found[-1].parked:
+            break
+    return joined(*found)
+
+
+def joined(rows: Status, artifacts: Status = Status()) -> Status:  # noqa: B008  it is not changed
+    """How a target stands, of rows and artifacts together."""
+    return rows._replace(
+        problem=rows.problem or artifacts.problem,
+        parked=rows.parked or artifacts.parked,
+        failures=max(rows.failures, artifacts.failures),
+        commits=rows.commits + artifacts.commits,
+        is_behind=rows.is_behind or artifacts.is_behind,
+    )
 
 
 def upload_alone(host: Host, server: Hub, folder: Folder, *, python: str = sys.executable, **environ: str) -> Status:
     """Sends it by the process that the daemon starts."""
-    child = uploading(host, server, folder, python, **environ)
-    _, said = child.communicate(timeout=120)
-    assert child.returncode == 0, said
-    return folder.read_status()
+    for lane in ("rows", "artifacts"):
+        child = uploading(host, server, folder, python, lane, **environ)
+        _, said = child.communicate(timeout=120)
+        assert child.returncode == 0, said
+        if not folder.read_status().has_artifacts:
+            return folder.read_status()
+    return joined(folder.read_status(), Folder(host.places, os.path.basename(folder.path), "artifacts").read_status())
 
 
 def uploading(
-    host: Host, server: Hub, folder: Folder, python: str = sys.executable, **environ: str
+    host: Host, server: Hub, folder: Folder, python: str = sys.executable, lane: str = "rows", **environ: str
 ) -> subprocess.Popen[str]:
     """That process, which knows what it needs."""
-    command = [python, "-m", "trackiod", "upload", os.path.basename(folder.path)]
+    command = [python, "-m", "trackiod", "upload", os.path.basename(folder.path), lane]
     env = host.environ(**hub_environ(server, host, **environ))
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     assert child.stdin is not None

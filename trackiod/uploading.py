@@ -1,5 +1,6 @@
-"""When the uploader runs (`trackiod.uploads`): a child for one target at a time, which lives while it has something to
-send. Tokens are kept here, in memory, and given to it on its stdin.
+"""When uploaders run (`trackiod.uploads`): at a time one child that sends a target's rows, and one that sends
+artifacts, which may be large; each lives while it has something to send. Tokens are kept here, in memory, and given to
+them on their stdin.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from trackio import targets, wire
 from trackio.places import Places
 from trackiod.store import schema
 from trackiod.uploads import pacing, target
-from trackiod.uploads.target import Folder, Status, Target
+from trackiod.uploads.purse import Purse
+from trackiod.uploads.target import ARTIFACTS, LANES, ROWS, Folder, Status, Target
 from trackiod.work import Raise, Work
 
 log = logging.getLogger("trackiod.uploading")
@@ -32,18 +34,32 @@ _GREETING_SECONDS = 20.0
 _UNKNOWN = -1
 
 
-class _Known:
-    """A target, and what the daemon knows of it."""
+class _Child(NamedTuple):
+    """An uploader that runs."""
 
-    def __init__(self, where: Places, wanted: Target) -> None:
-        self.folder = Folder(where, wanted.id)
+    process: subprocess.Popen[bytes]
+    known: _Known
+    news: int
+    """of what it sends, when it began"""
+    worked: str
+    worked_at: float
+    """how much it has used the CPU, and since when no more"""
+
+
+class _Known:
+    """A target's rows, or its artifacts, and what the daemon knows of them."""
+
+    def __init__(self, where: Places, wanted: Target, lane: str) -> None:
+        self.folder = Folder(where, wanted.id, lane)
         self.target = wanted
+        self.ends = 0
+        """how often its child has ended"""
         self.status: Status = self.folder.read_status()
         self.secrets: dict[str, Any] = {}
         self.given: Any = None
         """the token that the last child got"""
         self.seen = _UNKNOWN
-        """how often something was stored when its last child began"""
+        """the news that the last child has sent"""
         self.since: float | None = None
         """when something was first seen to wait"""
         self.started_at = 0.0
@@ -54,9 +70,9 @@ class _Known:
         self.has_ended = self.is_retried = False
         self.not_before = 0.0
 
-    def is_behind(self, stored: int) -> bool:
+    def is_behind(self, news: int) -> bool:
         """Whether something may wait for it."""
-        return self.seen != stored or self.status.is_behind or self.asked != self.served
+        return self.seen != news or self.status.is_behind or self.asked != self.served
 
     def due_at(self, now: float) -> float:
         """When to send what waits, in wall-clock time; a clock that was ahead holds nothing up for long."""
@@ -80,15 +96,21 @@ class Uploading:
     def __init__(self, where: Places, submit: Callable[[Work], None]) -> None:
         self._places = where
         self._submit = submit
-        self._known = {id_: _Known(where, wanted) for id_, wanted in target.known(where)}
-        for known in self._known.values():
-            known.not_before = time.monotonic() + _GREETING_SECONDS
-        self._child: subprocess.Popen[bytes] | None = None
-        self._busy_with = ""
-        self._worked, self._worked_at = "", 0.0
-        self._starting = 0
+        self._known: dict[str, dict[str, _Known]] = {}
+        for _, wanted in target.known(where):
+            for known in self._know(wanted).values():
+                known.not_before = time.monotonic() + _GREETING_SECONDS
+        self._children: dict[str, _Child] = {}
         self._ends = 0
         self._stored = 0
+
+    def _know(self, wanted: Target) -> dict[str, _Known]:
+        made = {lane: _Known(self._places, wanted, lane) for lane in LANES}
+        made[ARTIFACTS].seen = 0
+        return self._known.setdefault(wanted.id, made)
+
+    def _all(self) -> list[_Known]:
+        return [known for lanes in self._known.values() for known in lanes.values()]
 
     def add(
         self, project: str, facts: Mapping[str, Any], secrets: Mapping[str, Any], *, is_whole: bool, webhook: Any = None
@@ -96,18 +118,17 @@ class Uploading:
         """A process, or `trackio sync`, says where runs of a project go. `webhook`: where its alerts are sent."""
         try:
             wanted = _understood(project, facts, is_whole)
-            known = self._known.get(wanted.id)
-            joined = known.target.joined(wanted) if known else wanted
-            if known is None:
-                known = self._known[wanted.id] = _Known(self._places, joined)
-            if known.target != joined or known.folder.read_target() is None:
-                known.folder.write_target(joined)
+            lanes = self._known.get(wanted.id)
+            joined = lanes[ROWS].target.joined(wanted) if lanes else wanted
+            lanes = lanes or self._know(joined)
+            if lanes[ROWS].target != joined or lanes[ROWS].folder.read_target() is None:
+                lanes[ROWS].folder.write_target(joined)
+            for known in lanes.values():
                 known.target = joined
+                known.webhook = webhook or known.webhook
+                self._learn(known, secrets)
         except (OSError, TypeError, ValueError, AttributeError) as error:
             log.warning("runs of project %r are not uploaded: %s", project, error)
-            return
-        known.webhook = webhook or known.webhook
-        self._learn(known, secrets)
 
     @staticmethod
     def _learn(known: _Known, secrets: Mapping[str, Any]) -> None:
@@ -127,7 +148,7 @@ class Uploading:
             except ValueError as error:
                 return wire.Edited(False, f"{error}.")
             self.add(asked.project, asked.target, asked.secrets, is_whole=True)
-        of_project = [known for known in self._known.values() if asked.project in ("", *known.target.projects)]
+        of_project = [known for known in self._all() if asked.project in ("", *known.target.projects)]
         if not of_project:
             return wire.Edited(False, f"Project '{asked.project}' has no target; say where: --to {targets.FORMS}")
         for known in of_project:
@@ -140,77 +161,93 @@ class Uploading:
     @property
     def backlog(self) -> int:
         """Targets for which something waits that may be sent; the daemon does not leave before."""
-        return sum(not known.status.parked and known.is_behind(self._stored) for known in self._known.values())
+        return sum(not known.status.parked and known.is_behind(self._news(known)) for known in self._all())
+
+    def _news(self, known: _Known) -> int:
+        """What changes when there may be something to send: for rows, how often something was stored; for artifacts,
+        how often rows were sent that left some."""
+        if known.folder.lane == ROWS:
+            return self._stored
+        rows = self._known[known.target.id][ROWS]
+        return rows.ends if rows.status.has_artifacts else known.seen
 
     def check(self, stored: int, ends: int, now: float) -> None:
         """Starts a child when it is time. `stored`: how often something was stored so far; `ends`: how many streams
         have ended."""
         self._stored = stored
-        if self._child is not None:
-            self._look_after(self._child, now)
-            return
-        if not self._known:
-            return
+        for lane in [*self._children]:
+            self._look_after(lane, now)
         if ends != self._ends:
             self._ends = ends
-            for known in self._known.values():
-                known.has_ended = True  # the last rows of a run do not wait
+            for lanes in self._known.values():
+                lanes[ROWS].has_ended = True  # the last rows of a run do not wait
         clock = time.time()
-        for id_, known in self._known.items():
-            if not known.is_behind(stored):
-                known.since = None
-                if not 0 < known.status.look_at <= clock:
-                    continue
-            known.since = known.since or clock
-            if (known.status.parked and not known.is_retried) or now < known.not_before:
-                continue
-            if clock >= known.due_at(clock):
-                self._start(id_, known, now)
-                return
+        for lane in LANES:
+            due = (lanes[lane] for lanes in self._known.values() if self._is_due(lanes[lane], now, clock))
+            if lane not in self._children and (known := next(due, None)) is not None:
+                self._start(known, now)
+
+    def _is_due(self, known: _Known, now: float, clock: float) -> bool:
+        if not known.is_behind(self._news(known)):
+            known.since = None
+            if not 0 < known.status.look_at <= clock:
+                return False
+        known.since = known.since or clock
+        if (known.status.parked and not known.is_retried) or now < known.not_before:
+            return False
+        if known.folder.lane == ARTIFACTS:
+            rows = self._known[known.target.id][ROWS]
+            if rows.ends == 0 or rows.status.failures or self._is_sending(rows):
+                return False  # they come first
+        return clock >= known.due_at(clock)
+
+    def _is_sending(self, known: _Known) -> bool:
+        return any(child.known is known for child in self._children.values())
 
     def facts(self, stored: int) -> list[dict[str, Any]]:
         """What `status` says of each target."""
         self._stored = stored
-        return [_facts(known, known.is_behind(stored), id_ == self._busy_with) for id_, known in self._known.items()]
+        return [self._facts(lanes) for lanes in self._known.values()]
 
     def end(self) -> None:
-        """Ends the child; what it was sending is sent by the next daemon's."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
+        """Ends the children; what they were sending is sent by the next daemon's."""
+        for child in self._children.values():
+            child.process.kill()
+            child.process.wait()
 
-    def _start(self, id_: str, known: _Known, now: float) -> None:
+    def _start(self, known: _Known, now: float) -> None:
+        lane = known.folder.lane
         token = known.secrets.get("token")
         job = {"token": token, "is_retry": known.is_retried}
         environ = {**self._places.environ(os.environ), **known.target.environ, **known.secrets.get("environ", {})}
         environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         try:
-            child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "trackiod", "upload", id_], stdin=subprocess.PIPE,
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "trackiod", "upload", known.target.id, lane], stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", env=environ,
             )  # fmt: skip
-            assert child.stdin is not None
-            with child.stdin as stdin:
+            assert process.stdin is not None
+            with process.stdin as stdin:
                 stdin.write(json.dumps(job).encode())
         except (OSError, ValueError, TypeError) as error:
             log.warning("the uploader cannot be started: %s", error)
             known.not_before = now + _CRASH_SECONDS
             return
-        self._child, self._busy_with, self._starting = child, id_, self._stored
-        self._worked, self._worked_at = "", now
+        self._children[lane] = _Child(process, known, self._news(known), "", now)
         known.given, known.started_at, known.serving = token, time.time(), known.asked
         known.has_ended = known.is_retried = False
 
-    def _look_after(self, child: subprocess.Popen[bytes], now: float) -> None:
-        code = child.poll()
+    def _look_after(self, lane: str, now: float) -> None:
+        child = self._children[lane]
+        known, code = child.known, child.process.poll()
         if code is None:
-            worked = _worked(child.pid)
-            if worked != self._worked or not worked:
-                self._worked, self._worked_at = worked, now
-            elif now - self._worked_at > _STILL_SECONDS:
-                child.kill()
+            worked = _worked(child.process.pid)
+            if worked != child.worked or not worked:
+                self._children[lane] = child._replace(worked=worked, worked_at=now)
+            elif now - child.worked_at > _STILL_SECONDS:
+                child.process.kill()
             return
-        known = self._known[self._busy_with]
+        del self._children[lane]
         before, known.status = known.status, known.folder.read_status()
         if known.status.problem and known.status.problem != before.problem:
             log.warning("%s: %s", known.target.url, known.status.problem)
@@ -223,10 +260,10 @@ class Uploading:
             known.status = known.status._replace(problem=f"The uploader was ended ({code}); it starts again.")
             known.not_before = now + _CRASH_SECONDS
         elif not known.status.failures:
-            known.seen, known.since = self._starting, None
+            known.ends += 1
+            known.seen, known.since = child.news, None
             if not known.status.is_behind:
                 known.served = known.serving
-        self._child, self._busy_with = None, ""
 
     def _raise(self, known: _Known) -> None:
         """One alert in each project that waits for somebody."""
@@ -237,6 +274,40 @@ class Uploading:
             if not os.path.exists(schema.path_of(self._places.projects, project)):
                 continue  # it was deleted
             self._submit(Raise(project, {"level": "error", "title": title, "text": text, "webhook": hook}))
+
+    def _facts(self, lanes: Mapping[str, _Known]) -> dict[str, Any]:
+        rows, artifacts = lanes[ROWS], lanes[ARTIFACTS]
+        status, now = rows.status, time.time()
+        both = (rows, artifacts)
+        behind = [known for known in both if known.is_behind(self._news(known))]
+        open_ = [known for known in behind if not known.status.parked]
+        per_row = status.bytes / status.rows if status.rows else 0.0
+        last = max(known.status.last_commit_at or 0.0 for known in both)
+        purse = Purse(rows.folder.of_target, rows.target.hosts, rows.target.node, time.time)
+        return {
+            "target": rows.target.url,
+            "projects": sorted(rows.target.projects),
+            "state": self._state(both, is_behind=bool(behind)),
+            "rows_waiting": status.rows_waiting,
+            "bytes_waiting": round(status.rows_waiting * per_row),
+            "rows_sent": status.rows,
+            "bytes_sent": sum(known.status.bytes for known in both),
+            "commits": sum(known.status.commits for known in both),
+            "commits_left": purse.left,
+            "last_commit_seconds_ago": round(max(0.0, now - last), 1) if last else None,
+            "next_in_seconds": round(max(0.0, min(k.due_at(now) for k in open_) - now), 1) if open_ else None,
+            "asked": rows.asked,
+            "served": min(known.served for known in both),
+            "failures": max(known.status.failures for known in both),
+            "problem": rows.status.problem or artifacts.status.problem,
+        }
+
+    def _state(self, both: Sequence[_Known], *, is_behind: bool) -> str:
+        if any(map(self._is_sending, both)):
+            return "sending"
+        if any(known.status.parked and not known.is_retried for known in both):
+            return "parked"
+        return "waiting" if is_behind or any(known.is_retried for known in both) else "up to date"
 
 
 def _worked(pid: int) -> str:
@@ -259,35 +330,3 @@ def _understood(project: str, facts: Mapping[str, Any], is_whole: bool) -> Targe
         url, {project: is_whole}, facts.get("private") is not False, environ, max(1, hosts),
         None if node is None else int(node), bool(facts.get("shows_host")),
     )  # fmt: skip
-
-
-def _state(known: _Known, is_behind: bool, is_sending: bool) -> str:
-    if is_sending:
-        return "sending"
-    if known.status.parked and not known.is_retried:
-        return "parked"
-    return "waiting" if is_behind or known.is_retried else "up to date"
-
-
-def _facts(known: _Known, is_behind: bool, is_sending: bool) -> dict[str, Any]:
-    status, now = known.status, time.time()
-    per_row = status.bytes / status.rows if status.rows else 0.0
-    last = status.last_commit_at
-    budget = None if status.tokens is None else pacing.Budget(status.tokens, status.tokens_at)
-    return {
-        "target": known.target.url,
-        "projects": sorted(known.target.projects),
-        "state": _state(known, is_behind, is_sending),
-        "rows_waiting": status.rows_waiting,
-        "bytes_waiting": round(status.rows_waiting * per_row),
-        "rows_sent": status.rows,
-        "bytes_sent": status.bytes,
-        "commits": status.commits,
-        "commits_left": None if budget is None else max(0, int(budget.refilled(now, known.target.hosts).tokens)),
-        "last_commit_seconds_ago": None if last is None else round(max(0.0, now - last), 1),
-        "next_in_seconds": round(max(0.0, known.due_at(now) - now), 1) if is_behind and not status.parked else None,
-        "asked": known.asked,
-        "served": known.served,
-        "failures": status.failures,
-        "problem": status.problem,
-    }

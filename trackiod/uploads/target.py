@@ -66,8 +66,6 @@ class Changed(NamedTuple):
 class Status(NamedTuple):
     """How a target stands."""
 
-    tokens: float | None = None
-    tokens_at: float = 0.0
     is_prepared: bool = False
     next_at: float = 0.0
     """not before"""
@@ -82,11 +80,17 @@ class Status(NamedTuple):
     """runs that are to be looked at again, where changes may be taken in part or late"""
     look_at: float = 0.0
     """when; 0: never"""
+    has_artifacts: bool = False
+    """whether versions of artifacts wait, seen by what sends rows"""
     failures: int = 0
     """in a row"""
     problem: str = ""
     parked: str = ""
     """why nothing is tried any more before somebody has done something"""
+
+
+LANES = ROWS, ARTIFACTS = "rows", "artifacts"
+"""what is sent by a child of its own: rows need not wait for large files"""
 
 
 class RunState(NamedTuple):
@@ -105,13 +109,15 @@ class RunState(NamedTuple):
 
 
 class Folder:
-    """What is remembered of one target."""
+    """What is remembered of one target, by the child that sends its rows or its artifacts."""
 
-    def __init__(self, where: Places, id_: str) -> None:
-        self.path = os.path.join(where.uploads, id_)
+    def __init__(self, where: Places, id_: str, lane: str = ROWS) -> None:
+        self.of_target = os.path.join(where.uploads, id_)
+        self.path = self.of_target if lane == ROWS else os.path.join(self.of_target, lane)
+        self.lane = lane
 
     def read_target(self) -> Target | None:
-        values = _read(os.path.join(self.path, _TARGET))
+        values = _read(os.path.join(self.of_target, _TARGET))
         try:
             return Target(**{name: value for name, value in values.items() if name in Target._fields})
         except TypeError:
@@ -119,8 +125,8 @@ class Folder:
 
     def write_target(self, target: Target) -> None:
         """Raises OSError."""
-        make_private(self.path)
-        _write(os.path.join(self.path, _TARGET), target._asdict(), is_safe=False)
+        make_private(self.of_target)
+        _write(os.path.join(self.of_target, _TARGET), target._asdict(), is_safe=False)
 
     def read_status(self) -> Status:
         values = _read(os.path.join(self.path, _STATUS))
@@ -129,6 +135,7 @@ class Folder:
 
     def write_status(self, status: Status) -> None:
         """Raises OSError."""
+        make_private(self.path)
         _write(os.path.join(self.path, _STATUS), status._asdict())
 
     def read_run(self, project: str, run: str) -> RunState | None:

@@ -1,4 +1,4 @@
-"""The uploader: sends what waits for one target, and goes. A child of the daemon (`python -m trackiod upload ID`).
+"""The uploader: sends what waits for one target, and goes. A child of the daemon (`python -m trackiod upload ID LANE`).
 
 Each commit holds runs' new rows, their cursors and what is known of them now. A run's cursor lies beside its rows, so
 the target itself says what it has: a commit whose answer was lost is seen, or made again under the same names.
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from trackio import places, settings
-from trackio.places import Places
+from trackio.places import Places, make_private
 from trackiod.errors import StoreError, TrackiodError
 from trackiod.sinks import open_sink
 from trackiod.sinks.directory import store_id
@@ -27,10 +27,11 @@ from trackiod.uploads.addition import Addition
 from trackiod.uploads.card import card
 from trackiod.uploads.cursor import Cursor
 from trackiod.uploads.names import Names
+from trackiod.uploads.purse import Purse
 from trackiod.uploads.run_files import MOST_ROWS, RunFiles
 from trackiod.uploads.source import Source
-from trackiod.uploads.target import Changed, Folder, RunState, Status, Target
-from trackiod.uploads.waiting import ARTIFACTS, MERGES, PHASES, SAMPLES_SECONDS, Project, Waiting
+from trackiod.uploads.target import ARTIFACTS, ROWS, Changed, Folder, RunState, Status, Target
+from trackiod.uploads.waiting import MERGES, ROW_PHASES, SAMPLES_SECONDS, Project, Waiting
 
 _MOST_FILES = 20
 """of rows, in a commit"""
@@ -40,16 +41,18 @@ _TRIES = 5
 """at once, where the target has changed meanwhile"""
 
 
-def main(id_: str) -> int:
-    """Sends what waits. What it needs to know and nobody may see comes on stdin, as JSON: `token`; and `is_retry`."""
+def main(id_: str, lane: str) -> int:
+    """Sends what waits: rows or artifacts. What it needs to know and nobody may see comes on stdin, as JSON: `token`;
+    and `is_retry`."""
     os.nice(5)
     ours, _ = settings.of_this_process()
     where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
     job = json.load(sys.stdin)
-    folder = Folder(where, id_)
+    folder = Folder(where, id_, lane)
     target = folder.read_target()
     if target is None:
         return 1
+    make_private(folder.path)
     with open(os.path.join(folder.path, "lock"), "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,7 +68,7 @@ def main(id_: str) -> int:
 
 
 class Uploader:
-    """One target's. `clock`: seconds since 1970."""
+    """One target's, of the rows or of the artifacts, as `folder` says. `clock`: seconds since 1970."""
 
     def __init__(
         self, where: Places, folder: Folder, target: Target, sink: Sink, clock: Callable[[], float] = time.time
@@ -78,6 +81,8 @@ class Uploader:
         self._store = store_id(where)[:12]
         self._most_rows, self._most_files = MOST_ROWS, _MOST_FILES
         self._waiting = Waiting(where, folder, target, clock)
+        self._purse = Purse(folder.of_target, target.hosts, target.node, clock)
+        self._phases = ROW_PHASES if folder.lane == ROWS else (ARTIFACTS,)
         self.status = folder.read_status()
 
     def upload(self, *, is_retry: bool = False) -> Status:
@@ -129,7 +134,7 @@ class Uploader:
     # -- sending -----------------------------------------------------------------------------------------------------
 
     def _send_all(self) -> None:
-        self.status = self.status._replace(is_behind=True, rows_waiting=self._waiting.count())
+        self.status = self.status._replace(is_behind=True, rows_waiting=self._count())
         first: tuple[Addition, ...] = ()
         if not self.status.is_prepared:
             self._sink.prepare(private=self._target.private)
@@ -150,17 +155,19 @@ class Uploader:
         now, again_at = self._clock(), self._waiting.again_at
         self.status = self.status._replace(
             failures=0, problem="; ".join(dict.fromkeys(self._waiting.problems[:3])),
-            rows_waiting=self._waiting.count(), is_behind=again_at > 0,
-            next_at=max(again_at, now + self._budget().seconds_until_one(self._target.hosts)),
+            rows_waiting=self._count(), has_artifacts=self._has_artifacts(), is_behind=again_at > 0,
+            next_at=max(again_at, now + self._purse.seconds_until_one()),
         )  # fmt: skip
 
     def _next_phase(self, idle: Collection[str]) -> str:
-        return next((one for one in PHASES if one not in idle and self._waiting.is_news(one, self._most_rows)), "")
+        return next(
+            (one for one in self._phases if one not in idle and self._waiting.is_news(one, self._most_rows)), ""
+        )
 
     def _first_files(self) -> tuple[Addition, ...]:
         """The card and a file without rows for each kind, since what loads them wants at least one; nothing where the
         repository has a card. One without may have lost more: each run's cursor there is looked at again."""
-        if self._sink.read("README.md") is not None:
+        if self._folder.lane != ROWS or self._sink.read("README.md") is not None:
             return ()
         self._folder.forget_runs()
         files = tables.empty_files(self._folder.scratch("first"))
@@ -187,25 +194,23 @@ class Uploader:
         self.status = self.status._replace(changed=changed, look_at=look_at and look_at + there.SETTLED_SECONDS)
         self._folder.write_status(self.status)
 
-    def _budget(self) -> pacing.Budget:
-        now, hosts = self._clock(), self._target.hosts
-        if self.status.tokens is None:
-            return pacing.first_budget(now, hosts, self._target.node or 0)
-        return pacing.Budget(self.status.tokens, self.status.tokens_at).refilled(now, hosts)
+    def _count(self) -> int:
+        return self._waiting.count() if self._folder.lane == ROWS else 0
+
+    def _has_artifacts(self) -> bool:
+        """Whether the other child has something to do, as far as this one sees."""
+        if self._folder.lane != ROWS:
+            return False
+        other = Folder(self._places, self._target.id, ARTIFACTS)
+        waiting = Waiting(self._places, other, self._target, self._clock)
+        return next(waiting.artifacts(), None) is not None
 
     def _may_commit(self) -> bool:
-        """Whether there is a token of the budget; else it is noted when there will be one."""
-        budget = self._budget()
-        pause = budget.seconds_until_one(self._target.hosts)
-        self.status = self.status._replace(tokens=budget.tokens, tokens_at=budget.at)
+        """Whether the target's pace allows it; else it is noted when it will."""
+        pause = self._purse.seconds_until_one()
         if pause > 0:
             self.status = self.status._replace(next_at=self._clock() + pause, problem="")
         return pause <= 0
-
-    def _spend(self, tokens: float) -> None:
-        """Takes a token of the budget, or gives it back; before the commit, since one that was taken though nobody
-        heard of it counts too."""
-        self.status = self.status._replace(tokens=self._budget().tokens - tokens, tokens_at=self._clock())
 
     def _commit(self, additions: Sequence[Addition], parent: str, phase: str) -> None:
         deletes = {path for one in additions for path in one.deletes}
@@ -219,7 +224,7 @@ class Uploader:
         size = sum(map(size_of, sent))
         what = f"{len(runs)} run{'s' * (len(runs) > 1)}"
         message = f"{rows:,} rows of {what}" if rows else f"Facts and files of {what}"
-        self._spend(1)
+        self._purse.take()
         may_be_partial = phase != ARTIFACTS and not self._sink.is_atomic
         self._begin(runs if may_be_partial else ())
         tables.give_back()  # before the target's library takes its own
@@ -228,7 +233,7 @@ class Uploader:
         except Exception as error:
             kind = self._sink.classify(error).kind
             if kind == REBASE:
-                self._spend(-1)  # it was not taken
+                self._purse.give_back()
             if kind == SMALLER and phase == MERGES and self._is_smallest:
                 self._leave_small(of_runs)
             raise

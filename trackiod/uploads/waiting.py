@@ -18,11 +18,12 @@ from trackiod.uploads import artifact_files, merging
 from trackiod.uploads.artifact_files import Version
 from trackiod.uploads.run_files import SYSTEM_SECONDS
 from trackiod.uploads.source import is_running, points_of
-from trackiod.uploads.target import Folder, RunState, Target
+from trackiod.uploads.target import ARTIFACTS, ROWS, Folder, RunState, Target
 
 SAMPLES_SECONDS = 15.0
 """until a run's last samples are looked for again"""
-ROWS, MERGES, ARTIFACTS = PHASES = ("rows", "merges", "artifacts")
+MERGES = "merges"
+ROW_PHASES = (ROWS, MERGES)
 """what is sent, the first that has something first"""
 _MANY_FILES = 24
 """of a run that goes on, from which on they are merged"""
