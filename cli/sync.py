@@ -11,10 +11,11 @@ import click
 
 from trackio import inquiry, targets, wire
 from trackio.places import Places
-from trackiod import control
+from trackiod import catalog, control
 from trackiod.errors import TrackiodError
+from trackiod.store import schema
 
-from .output import duration, here, print_json, say, size, table
+from .output import duration, here, print_json, say, size, table, warn, where
 
 _LOOK_SECONDS = 0.3
 
@@ -50,6 +51,8 @@ def _ask(places: Places, project: str, url: str | None, private: bool, retry: bo
         wish = targets.wish(targets.url_of(url), private, None, os.environ, (1, 0)) if url else None
     except ValueError as error:
         raise TrackiodError(f"{error}.") from None
+    if url:
+        _check(project)
     token = targets.wish("", None, None, os.environ, (1, 0)).secrets
     control.start(places)
     asked = wire.Sync(project, wish.facts if wish else {}, token, retry)
@@ -58,6 +61,14 @@ def _ask(places: Places, project: str, url: str | None, private: bool, retry: bo
         raise TrackiodError("trackiod does not answer; see: trackiod logs")
     if not answer.done:
         raise TrackiodError(answer.sentence)
+
+
+def _check(project: str) -> None:
+    """Says what of a project is not uploaded from here. Raises NotFound."""
+    projects = where().projects
+    catalog.open_project(projects, project).close()
+    if os.path.exists(schema.others_path(schema.path_of(projects, project))):
+        warn([f"what other hosts stored of project '{project}' is uploaded by these: run trackio sync there."])
 
 
 def _uploads(places: Places, project: str) -> list[dict[str, Any]]:

@@ -43,6 +43,7 @@ from trackiod.sinks import open_sink
 from trackiod.store import schema
 from trackiod.uploading import Uploading
 from trackiod.uploads import pacing
+from trackiod.uploads.purse import Purse
 from trackiod.uploads.target import Folder, Target
 
 
@@ -453,7 +454,7 @@ def test_no_hour_has_more_commits_than_all_hosts_may_make(hosts: int, seed: int)
         now = likes.uniform(0, 600) if likes.random() < 0.5 else 0.0
         while now < 3 * pacing.HOUR:
             budget = budget.refilled(now, hosts)
-            pause = budget.seconds_until_one(hosts)
+            pause = budget.seconds_until(1, hosts)
             if pause <= 0:
                 commits.append(now)
                 budget = pacing.Budget(*budget.spent())  # as it was written down
@@ -463,6 +464,25 @@ def test_no_hour_has_more_commits_than_all_hosts_may_make(hosts: int, seed: int)
     commits.sort()
     for start in commits:
         assert bisect.bisect(commits, start + pacing.HOUR) - bisect.bisect_left(commits, start) <= 121
+
+
+@pytest.mark.parametrize("hosts", [1, 16, 60, 300])
+def test_artifacts_leave_a_commit_for_rows(tmp_path: Path, hosts: int) -> None:
+    now = [1e9]
+    purse = Purse(str(tmp_path), hosts, hosts - 1, lambda: now[0])
+    assert (purse.seconds_until(1) > 0) == (hosts > 60), "too many for one each in the first hour take turns"
+    now[0] += 10 * 3600 * hosts
+    taken = 0
+    while purse.seconds_until(2) == 0 and pacing.capacity(hosts) >= 2:
+        purse.take()
+        taken += 1
+    assert taken == max(0, int(pacing.capacity(hosts)) - 1)
+    assert purse.seconds_until(1) == 0, "rows have one at once"
+    purse.take()
+    again = Purse(str(tmp_path), hosts, hosts - 1, lambda: now[0])  # another process, after a restart
+    assert 0 < again.seconds_until(1) <= again.seconds_until(2) and again.left == 0
+    now[0] += again.seconds_until(2) + 1
+    assert again.seconds_until(2) == 0, "where there is room for one only, artifacts get it too"
 
 
 def test_a_target_that_fails_is_asked_more_and_more_rarely_and_as_it_wishes() -> None:
@@ -712,6 +732,10 @@ for name in ("policy", "copy"): trackio.log_artifact(sys.argv[1], name=name, typ
     shutil.rmtree(folder.path)
     upload(host, server, target(host, server))
     assert len(server.repos[REPO].commits) == commits, "what is there is not sent again"
+    server.repos.clear()
+    assert upload(host, server, folder).problem == ""
+    tree = server.repos[REPO].tree
+    assert sum(path.endswith("manifest.json") for path in tree) == 2, "a target that has lost everything gets it again"
 
 
 def test_rows_do_not_wait_for_a_file_that_takes_long(host: Host, server: Hub, tmp_path: Path) -> None:

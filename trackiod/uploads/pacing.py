@@ -34,9 +34,9 @@ class Budget(NamedTuple):
         """After a commit."""
         return self._replace(tokens=self.tokens - 1)
 
-    def seconds_until_one(self, hosts: int) -> float:
-        """How long until there is a token."""
-        return max(0.0, (1 - self.tokens) / rate(hosts))
+    def seconds_until(self, tokens: int, hosts: int) -> float:
+        """How long until there are so many tokens, or as many as the bucket holds."""
+        return max(0.0, (min(tokens, capacity(hosts)) - self.tokens) / rate(hosts))
 
 
 def first_budget(now: float, hosts: int, node: int) -> Budget:

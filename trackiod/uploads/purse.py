@@ -27,8 +27,11 @@ class Purse:
         """How many at once; None before the first."""
         return max(0, int(self._budget().tokens)) if os.path.exists(self._path) else None
 
-    def seconds_until_one(self) -> float:
-        return self._budget().seconds_until_one(self._hosts)
+    def seconds_until(self, commits: int) -> float:
+        """Until there are so many, or as many as it holds. Raises OSError."""
+        if not os.path.exists(self._path):
+            self.take(0)  # from now on it fills
+        return self._budget().seconds_until(commits, self._hosts)
 
     def take(self, commits: float = 1) -> None:
         """Before a commit, since one that was taken though nobody heard of it counts too. Raises OSError."""

@@ -145,7 +145,7 @@ class Uploader:
         while phase := self._next_phase(idle):
             if not self._may_commit():
                 return
-            parent = self._sink.head()
+            parent = self._sink.head() if phase != ARTIFACTS else ""  # whose paths hold one content only
             additions = self._next_artifacts() if phase == ARTIFACTS else self._next_additions(phase)
             if any(one.is_news for one in additions):
                 self._commit([*first, *additions], parent, phase)
@@ -156,7 +156,7 @@ class Uploader:
         self.status = self.status._replace(
             failures=0, problem="; ".join(dict.fromkeys(self._waiting.problems[:3])),
             rows_waiting=self._count(), has_artifacts=self._has_artifacts(), is_behind=again_at > 0,
-            next_at=max(again_at, now + self._purse.seconds_until_one()),
+            next_at=max(again_at, now + self._pause()),
         )  # fmt: skip
 
     def _next_phase(self, idle: Collection[str]) -> str:
@@ -170,6 +170,7 @@ class Uploader:
         if self._folder.lane != ROWS or self._sink.read("README.md") is not None:
             return ()
         self._folder.forget_runs()
+        self._other_folder().forget_runs()
         files = tables.empty_files(self._folder.scratch("first"))
         about = {"README.md": card(self._sink.kind, self._sink.title).encode()}
         return (Addition("", "", {**files}, RunState(Cursor()), 0, seals=about),)
@@ -201,16 +202,23 @@ class Uploader:
         """Whether the other child has something to do, as far as this one sees."""
         if self._folder.lane != ROWS:
             return False
-        other = Folder(self._places, self._target.id, ARTIFACTS)
-        waiting = Waiting(self._places, other, self._target, self._clock)
+        waiting = Waiting(self._places, self._other_folder(), self._target, self._clock)
         return next(waiting.artifacts(), None) is not None
+
+    def _other_folder(self) -> Folder:
+        """What is remembered of the artifacts."""
+        return Folder(self._places, self._target.id, ARTIFACTS)
 
     def _may_commit(self) -> bool:
         """Whether the target's pace allows it; else it is noted when it will."""
-        pause = self._purse.seconds_until_one()
+        pause = self._pause()
         if pause > 0:
             self.status = self.status._replace(next_at=self._clock() + pause, problem="")
         return pause <= 0
+
+    def _pause(self) -> float:
+        """Seconds until the next commit; artifacts leave one for rows."""
+        return self._purse.seconds_until(1 if self._folder.lane == ROWS else 2)
 
     def _commit(self, additions: Sequence[Addition], parent: str, phase: str) -> None:
         deletes = {path for one in additions for path in one.deletes}
