@@ -14,6 +14,7 @@ from trackio.places import Places
 from trackiod import catalog, control
 from trackiod.errors import TrackiodError
 from trackiod.store import schema
+from trackiod.uploads.target import Target
 
 from .output import duration, here, print_json, say, size, table, warn, where
 
@@ -51,8 +52,8 @@ def _ask(places: Places, project: str, url: str | None, private: bool, retry: bo
         wish = targets.wish(targets.url_of(url), private, None, os.environ, (1, 0)) if url else None
     except ValueError as error:
         raise TrackiodError(f"{error}.") from None
-    if url:
-        _check(project)
+    if wish:
+        _check(project, wish.facts["url"])
     token = targets.wish("", None, None, os.environ, (1, 0)).secrets
     control.start(places)
     asked = wire.Sync(project, wish.facts if wish else {}, token, retry)
@@ -63,11 +64,11 @@ def _ask(places: Places, project: str, url: str | None, private: bool, retry: bo
         raise TrackiodError(answer.sentence)
 
 
-def _check(project: str) -> None:
+def _check(project: str, url: str) -> None:
     """Says what of a project is not uploaded from here. Raises NotFound."""
     projects = where().projects
     catalog.open_project(projects, project).close()
-    if os.path.exists(schema.others_path(schema.path_of(projects, project))):
+    if not Target(url).takes_others and schema.others_stores(schema.path_of(projects, project)):
         warn([f"what other hosts stored of project '{project}' is uploaded by these: run trackio sync there."])
 
 

@@ -781,14 +781,16 @@ def test_runs_are_copied_where_they_outlive_the_store(
     assert for_daemon["TRACKIO_SHARED_DIR"] == (found.shared or "off")  # it decides nothing anew
 
 
-def test_what_other_hosts_stored_is_not_said_to_be_uploaded(hosts: Callable[[str], Host]) -> None:
+def test_what_other_hosts_stored_is_not_said_to_be_uploaded_to_a_bucket(hosts: Callable[[str], Host]) -> None:
+    """It takes changes in part, so no two hosts can send the same rows to it."""
     node, login = hosts("node"), hosts("login")
     node.start()
     assert node.run(LOG, "r", "10").returncode == 0
     assert node.command("trackio", "drain", "--timeout", "30").returncode == 0
-    done = login.command("trackio", "sync", "--project", "p", "--to", "user/runs", HF_ENDPOINT="http://127.0.0.1:9")
+    to = ("--to", "hf://buckets/user/runs")
+    done = login.command("trackio", "sync", "--project", "p", *to, HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 0 and "is uploaded by these: run trackio sync there" in done.stderr
-    done = login.command("trackio", "sync", "--project", "pp", "--to", "user/runs")
+    done = login.command("trackio", "sync", "--project", "pp", *to)
     assert done.returncode == 1 and "Project 'pp' not found. Did you mean 'p'?" in done.stderr
     login.stop()
 

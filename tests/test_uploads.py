@@ -251,6 +251,50 @@ def test_two_hosts_push_to_one_repository(host: Host, server: Hub, tmp_path: Pat
     other.close()
 
 
+def test_a_host_that_sees_the_copies_uploads_what_others_stored(host: Host, server: Hub, tmp_path: Path) -> None:
+    """Nodes without a network, and a login node; in the end a node gets one, and doubles nothing."""
+    two, login = (Host(tmp_path / name / "data", host.spool / name) for name in ("two", "login"))
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    code = LOG + 'trackio.log_artifact(sys.argv[3], name="model").wait(); import time; time.sleep(2)'
+
+    def log(node: Host, steps: str) -> None:
+        node.start()
+        env = {"TRACKIO_RUN_ID": "job", "RANK": str(int(node is two)), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+        assert node.run(code, "r", steps, str(tmp_path / "model.bin"), env=env).returncode == 0
+        assert node.command("trackio", "drain", "--timeout", "30").returncode == 0
+        node.stop()
+
+    for one in (host, two, login):
+        one.data.mkdir(parents=True, exist_ok=True)
+        one.spool.mkdir(exist_ok=True)
+        one.extra["TRACKIO_SHARED_DIR"] = str(tmp_path / "shared")
+        one.extra |= {"TRACKIO_SAMPLING": "1" if one is host else "0", "TRACKIO_SAMPLE_SECONDS": "0.5"}
+    log(host, "20")
+    log(two, "20")
+    login.extra |= hub_environ(server, login, HF_TOKEN="hf_test")
+    sync = ("trackio", "sync", "--project", "p", "--to", REPO, "--wait", "--timeout", "60")
+    assert login.command(*sync).returncode == 0
+    tree = server.repos[REPO].tree
+    assert remote(parquet_rows(tree)) == local(login) == remote(loaded(host, server))
+    assert {row["rank"] for row in parquet_rows(tree)} == {0, 1}
+    assert sum(path.endswith("files/model.bin") for path in tree) == 1
+    assert {row["run_id"] for row in parquet_rows(tree, "system") if row["metric"] != "fan"} == {"job"}
+    assert {row["state"] for row in parquet_rows(tree, "runs")} == {"finished"}
+    samples = len(parquet_rows(tree, "system"))
+
+    assert upload(host, server, target(host, server)).problem == "", "it finds its rows there"
+    log(two, "10")
+    assert login.command(*sync).returncode == 0
+    assert upload(two, server, target(two, server)).problem == ""
+    tree = server.repos[REPO].tree
+    assert remote(parquet_rows(tree)) == local(login)
+    assert len(parquet_rows(tree, "system")) == samples + 1, "each sample once, and what the new process gave"
+    assert len(parquet_rows(tree, "alerts")) == 3 and len(parquet_rows(tree, "runs")) == 2
+    login.stop()
+    two.close()
+    login.close()
+
+
 def test_what_a_process_logs_is_pushed_bit_by_bit_and_small_files_become_few(host: Host, server: Hub) -> None:
     host.start()
     folder = target(host, server)

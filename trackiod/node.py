@@ -180,12 +180,13 @@ class _Sampler:
 class SystemView:
     """What is known of the machine while a run ran on it. Owns a reader; use as a context manager."""
 
-    def __init__(self, projects: str, view: RunView, *, is_alone: bool = False) -> None:
-        """`is_alone`: only what this host sampled. Raises StoreError."""
+    def __init__(self, projects: str, view: RunView, *, is_alone: bool = False, store: str = "") -> None:
+        """`is_alone`: only what this host sampled; `store`: only what was copied of this one. Raises StoreError."""
         self._view = view
         self._given = view.reader.system(view.run_ids)
-        path = schema.path_of(projects, HOST) if is_alone else schema.readable_path(projects, HOST)
-        self._reader = ProjectReader(path, is_alone=is_alone) if os.path.exists(path) else None
+        path = schema.path_of(projects, HOST) if is_alone or store else schema.readable_path(projects, HOST)
+        is_there = os.path.exists(schema.others_path(path) if store else path)
+        self._reader = ProjectReader(path, is_alone=is_alone, store=store) if is_there else None
         self._samplers = list(self._found())
 
     def __enter__(self) -> SystemView:

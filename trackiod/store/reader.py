@@ -64,12 +64,15 @@ class HoleRow(NamedTuple):
 class ProjectReader(ShelfReader):
     """One project's database. Owns the connection; use as a context manager."""
 
-    def __init__(self, path: str, *, is_alone: bool = False) -> None:
-        """`is_alone`: without what other hosts have copied of the project. Raises StoreError."""
+    def __init__(self, path: str, *, is_alone: bool = False, store: str = "") -> None:
+        """`is_alone`: without what other hosts have copied of the project; `store`: only what was copied of this one.
+        Raises StoreError."""
         self.path = path
         self.problems: list[str] = []
         """a sentence for each part that could not be read"""
-        self._connection = schema.open_for_reading(path, is_alone=is_alone)
+        self._connection = (
+            schema.open_others(path, store) if store else schema.open_for_reading(path, is_alone=is_alone)
+        )
         try:
             self.project = schema.project_of(self._connection, path)
         except StoreDamaged:

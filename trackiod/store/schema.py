@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sqlite3
 import uuid
+from contextlib import closing
 from urllib.parse import quote
 
 from trackio.names import HOST, derived_id
@@ -112,6 +114,28 @@ def open_for_reading(path: str, *, is_alone: bool = False) -> sqlite3.Connection
             " written: copy all three files, or make the copy writable."
         ) from last
     raise _named(last, path) from last
+
+
+def others_stores(path: str) -> list[str]:
+    """The stores of other hosts of which something of a project is taken in here."""
+    others = others_path(path)
+    if not os.path.exists(others) or os.path.abspath(others) == os.path.abspath(path):
+        return []
+    with closing(connect_for_reading(others)) as connection:
+        check_version(connection, others)
+        keys = connection.execute("SELECT DISTINCT value FROM meta WHERE key GLOB 'stream *'").fetchall()
+    stores = {str(key).partition("/")[0] for (key,) in keys}
+    return sorted(store for store in stores if re.fullmatch(r"[0-9a-f]{12,64}", store))
+
+
+def open_others(path: str, store: str) -> sqlite3.Connection:
+    """What one of them stored of a project, as if there were nothing else. Raises StoreError."""
+    connection = open_for_reading(others_path(path), is_alone=True)
+    connection.execute(
+        "CREATE TEMP VIEW streams AS SELECT * FROM main.streams WHERE id IN"
+        f" (SELECT substr(key, 8) FROM main.meta WHERE key GLOB 'stream *' AND value GLOB '{store}/*')"
+    )
+    return connection
 
 
 def connect_for_reading(path: str, *, is_immutable: bool = False) -> sqlite3.Connection:

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from trackio.places import Places
 from trackiod.keeper import blob_path
 from trackiod.store import schema
 from trackiod.uploads import names
 from trackiod.uploads.addition import Addition
 from trackiod.uploads.cursor import Cursor
-from trackiod.uploads.source import Source
+from trackiod.uploads.source import Source, key_of
 from trackiod.uploads.target import RunState
+from trackiod.views.versions import Label, full_label
 
 MOST_BYTES, _MOST_FILES = 256 << 20, 100
 """in a commit, so that rows need not wait for long; a larger file goes alone"""
@@ -27,7 +29,7 @@ class Version(NamedTuple):
     """One version of an artifact."""
 
     name: str
-    version: int
+    version: Label
     created_ns: int
     type: str
     digest: str
@@ -35,8 +37,12 @@ class Version(NamedTuple):
     manifest: list[dict[str, Any]]
 
     @property
+    def number(self) -> int:
+        return int(str(self.version).partition("-")[0])
+
+    @property
     def key(self) -> str:
-        """What its state is remembered by, beside the runs'."""
+        """What its state is remembered by."""
         return f"artifact {self.name} v{self.version} {self.digest}"
 
 
@@ -57,7 +63,19 @@ def versions(connection: sqlite3.Connection, runs: Collection[str]) -> list[Vers
 
 def folder_of(project: str, version: Version) -> str:
     """Where a version lies at a target: two hosts that count alike do not meet."""
-    return f"artifacts/{names.folder_of(project, version.name)}/v{version.version}-{version.digest[:8]}"
+    return f"artifacts/{names.folder_of(project, version.name)}/v{full_label(version.number, version.digest)}"
+
+
+def is_here(where: Places, project: str, version: Version) -> bool:
+    """Whether all files of what another host logged can be read here: some may be too large to be copied."""
+    paths = (_blob(where, project, entry) for entry in version.manifest if "ref" not in entry)
+    return all(os.path.exists(path) for path in paths)
+
+
+def _blob(where: Places, project: str, entry: dict[str, Any]) -> str:
+    wanted = schema.project_id(project), str(entry["digest"]), str(entry.get("suffix", ""))
+    own = blob_path(where.blobs, *wanted)
+    return own if os.path.exists(own) else blob_path(schema.others_blobs(where.blobs), *wanted)
 
 
 def next_files(source: Source, version: Version, state: RunState | None) -> tuple[Addition, list[str]]:
@@ -71,8 +89,7 @@ def next_files(source: Source, version: Version, state: RunState | None) -> tupl
     for entry in version.manifest:
         shown = {name: value for name, value in entry.items() if name != "suffix"}
         if "ref" not in entry and "incomplete" not in entry:
-            blobs, project = source.places.blobs, schema.project_id(source.project)
-            blob = blob_path(blobs, project, str(entry["digest"]), entry.get("suffix", ""))
+            blob = _blob(source.places, source.project, entry)
             path = f"{folder}/files/{_safe(str(entry['path']), str(entry['digest']))}"
             if not os.path.exists(blob) or os.path.getsize(blob) != entry["size"]:
                 shown["incomplete"] = "it is not what it was when it was kept"
@@ -84,12 +101,12 @@ def next_files(source: Source, version: Version, state: RunState | None) -> tupl
                 size += entry["size"]
         manifest.append(shown)
     if is_last:
-        facts = {"name": version.name, "version": version.version, "type": version.type, "digest": version.digest,
+        facts = {"name": version.name, "version": version.number, "type": version.type, "digest": version.digest,
                  **version.about, "manifest": manifest}  # fmt: skip
         seals[f"{folder}/manifest.json"] = json.dumps(facts, indent=1, default=str).encode()
     files = tuple(sorted(sent | adds.keys()))
     state = state._replace(files=files, token=version.digest if is_last else "")
-    return Addition(source.project, version.key, adds, state, 0, seals=seals), problems
+    return Addition(source.project, key_of(version.key, source.other), adds, state, 0, seals=seals), problems
 
 
 def _safe(path: str, digest: str) -> str:

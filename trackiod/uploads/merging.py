@@ -33,7 +33,7 @@ def merged(files: RunFiles, state: RunState, most_rows: int) -> Addition | None:
     adds: dict[str, str | bytes] = {files.names.path(new.place): path}
     seals = {files.names.cursor_path(after): after.to_json().encode()}
     gone = {*files.names.paths(before)} - {*files.names.paths(after)}
-    return Addition(files.project, files.run, adds, state._replace(cursor=after), 0, tuple(sorted(gone)), seals)
+    return Addition(files.project, files.key, adds, state._replace(cursor=after), 0, tuple(sorted(gone)), seals)
 
 
 def _small(files: Sequence[File], most_rows: int) -> list[File]:

@@ -21,7 +21,7 @@ from trackiod.uploads.addition import Addition
 from trackiod.uploads.cursor import Cursor, File, Place
 from trackiod.uploads.names import Names
 from trackiod.uploads.rows import Points, StreamRows
-from trackiod.uploads.source import Source, Stream, is_running
+from trackiod.uploads.source import Source, Stream, is_running, key_of
 from trackiod.uploads.tables import RowFacts, Writer
 from trackiod.uploads.target import RunState
 from trackiod.views.column import typed
@@ -88,7 +88,7 @@ class RunFiles:
             state = RunState(after, token if is_last else "", system_at, files, is_whole, is_merged)
             seals = {self.names.cursor_path(after): after.to_json().encode()} if is_news else {}
             gone = tuple(sorted(before - {*self.names.paths(after)}))
-            yield Addition(self.project, self.run, {**adds, **media}, state, file.rows, gone, seals)
+            yield Addition(self.project, self.key, {**adds, **media}, state, file.rows, gone, seals)
 
     def everything(self, kind: str) -> Iterator[str]:
         """All that is stored of the run, of a kind: files that lie here."""
@@ -113,7 +113,7 @@ class RunFiles:
 
     def has_last_samples(self, now: float) -> bool:
         """Whether samplers have stored all that concerns the run; they do so every few seconds."""
-        if self.is_running:
+        if self.is_running or self._source.other:
             return True
         sql = "SELECT max(coalesce(ended_ns, last_ns, started_ns)) FROM streams WHERE run = ? AND role = 'rank'"
         end = int(self._source.connection.execute(sql, (self.run,)).fetchone()[0] or 0)
@@ -132,6 +132,11 @@ class RunFiles:
     @property
     def project(self) -> str:
         return self._source.project
+
+    @property
+    def key(self) -> str:
+        """What is remembered of it is called."""
+        return key_of(self.run, self._source.other)
 
     def new_tag(self) -> str:
         """For the names of a change."""
@@ -216,7 +221,9 @@ class RunFiles:
             view = catalog.find_run(reader, self.run)
             if view.id != self.run:
                 return {}  # it goes on with another, whose view has all of it
-            with SystemView(self._source.places.projects, view, is_alone=self._source.is_alone) as system:
+            with SystemView(
+                self._source.places.projects, view, is_alone=self._source.is_alone, store=self._source.other
+            ) as system:
                 upto = {}
                 for sampler, last_ns, rank, name, column in system.columns():
                     after = cursor.samples.get(sampler, 0)

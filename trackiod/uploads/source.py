@@ -25,7 +25,8 @@ class Stream(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A project. `is_alone`: only what this host stored; `is_atomic`: whether its target takes changes as a whole."""
+    """A project. `is_alone`: only what this host stored; `is_atomic`: whether its target takes changes as a whole;
+    `other`: only what was copied of this store."""
 
     places: Places
     connection: sqlite3.Connection
@@ -36,6 +37,7 @@ class Source(NamedTuple):
     scratch: str
     is_alone: bool = True
     is_atomic: bool = True
+    other: str = ""
 
     def new_tag(self) -> str:
         """What the names of a change have in them, where one may be taken in part, or late."""
@@ -43,15 +45,21 @@ class Source(NamedTuple):
 
     def reader(self) -> ProjectReader:
         """For what readers are shown. Raises StoreError."""
-        path_of = schema.path_of if self.is_alone else schema.readable_path
-        return ProjectReader(path_of(self.places.projects, self.project), is_alone=self.is_alone)
+        path_of = schema.path_of if self.is_alone or self.other else schema.readable_path
+        path = path_of(self.places.projects, self.project)
+        return ProjectReader(path, is_alone=self.is_alone, store=self.other)
 
     def blob(self, digest: str, suffix: str) -> str:
         """Where a kept file lies, if it does."""
         own = blob_path(self.places.blobs, schema.project_id(self.project), digest, suffix)
-        if self.is_alone or os.path.exists(own):
+        if (self.is_alone and not self.other) or os.path.exists(own):
             return own
         return blob_path(schema.others_blobs(self.places.blobs), schema.project_id(self.project), digest, suffix)
+
+
+def key_of(run: str, other: str) -> str:
+    """What is remembered of a run, or an artifact, is called: several stores may have a part of it."""
+    return f"{other} {run}" if other else run
 
 
 def is_running(connection: sqlite3.Connection, run: str) -> bool:

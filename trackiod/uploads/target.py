@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from trackio.names import derived_id
 from trackio.places import Places, make_private
+from trackio.targets import DATASETS
 from trackiod.uploads.cursor import Cursor, from_json
 
 _TARGET, _STATUS, _RUNS = "target.json", "status.json", "runs"
@@ -35,6 +36,11 @@ class Target(NamedTuple):
     @property
     def id(self) -> str:
         return derived_id("target", self.url, self.environ.get("HF_ENDPOINT", ""))
+
+    @property
+    def takes_others(self) -> bool:
+        """Whether two hosts may send the same rows to it: it refuses what was made for another state of it."""
+        return self.url.startswith(DATASETS)
 
     def is_meant(self, facts: Any) -> bool:
         """Whether a stream named this target."""

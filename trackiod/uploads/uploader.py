@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from trackio import places, settings
 from trackio.places import Places, make_private
+from trackiod import elsewhere
 from trackiod.errors import StoreError, TrackiodError
 from trackiod.sinks import open_sink
 from trackiod.sinks.directory import store_id
@@ -52,6 +53,8 @@ def main(id_: str, lane: str) -> int:
     target = folder.read_target()
     if target is None:
         return 1
+    if any(target.projects.values()) and target.takes_others:
+        elsewhere.look(where)
     make_private(folder.path)
     with open(os.path.join(folder.path, "lock"), "w", encoding="utf-8") as lock:
         try:
@@ -273,9 +276,10 @@ class Uploader:
     # -- what waits --------------------------------------------------------------------------------------------------
 
     def _source(self, project: Project, scratch: str) -> Source:
+        store = project.other[:12] or self._store
         return Source(
-            self._places, project.connection, project.name, self._target, self._store, scratch,
-            is_atomic=self._sink.is_atomic,
+            self._places, project.connection, project.name, self._target, store, scratch,
+            is_atomic=self._sink.is_atomic, other=project.other,
         )  # fmt: skip
 
     def _next_artifacts(self) -> list[Addition]:
@@ -285,7 +289,7 @@ class Uploader:
             manifest = self._sink.read(f"{artifact_files.folder_of(project.name, version)}/manifest.json")
             if state is None and manifest is not None:
                 state = RunState(Cursor(), version.digest)
-                self._folder.write_run(project.name, version.key, state)
+                self._folder.write_run(project.name, project.key(version.key), state)
                 continue
             addition, problems = artifact_files.next_files(source, version, state)
             self._waiting.problems += problems
@@ -300,7 +304,7 @@ class Uploader:
         for project in self._waiting.projects():
             source = self._source(project, scratch)
             for run, token in project.runs.items():
-                state = self._folder.read_run(project.name, run)
+                state = self._folder.read_run(project.name, project.key(run))
                 is_full = len(found) >= self._most_files
                 if is_full or not self._waiting.is_due(project, run, state, phase, self._most_rows):
                     continue
@@ -335,4 +339,4 @@ class Uploader:
         assert state is not None
         now = self._right(files, state)
         addition = merging.merged(files, now, self._most_rows) if now == state else None
-        yield addition or Addition(files.project, files.run, {}, now._replace(is_merged=now == state), 0)
+        yield addition or Addition(files.project, files.key, {}, now._replace(is_merged=now == state), 0)

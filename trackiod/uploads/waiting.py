@@ -17,7 +17,7 @@ from trackiod.store import parts, schema
 from trackiod.uploads import artifact_files, merging
 from trackiod.uploads.artifact_files import Version
 from trackiod.uploads.run_files import SYSTEM_SECONDS
-from trackiod.uploads.source import is_running, points_of
+from trackiod.uploads.source import is_running, key_of, points_of
 from trackiod.uploads.target import ARTIFACTS, ROWS, Folder, RunState, Target
 
 SAMPLES_SECONDS = 15.0
@@ -36,6 +36,12 @@ class Project(NamedTuple):
     connection: sqlite3.Connection
     runs: dict[str, str]
     """those that do, each with what changes whenever it does"""
+    other: str = ""
+    """the store that this was copied of; empty: this host's own"""
+
+    def key(self, run: str) -> str:
+        """What is remembered of a run, or an artifact, is called."""
+        return key_of(run, self.other)
 
 
 class Waiting:
@@ -57,12 +63,14 @@ class Waiting:
         """Those that can be read, with their databases open."""
         for project, is_whole in self._target.projects.items():
             path = schema.path_of(self._places.projects, project)
-            if not os.path.exists(path):
-                continue  # it was deleted
             try:
-                with closing(schema.connect_for_reading(path)) as connection:
-                    schema.check_version(connection, path)
-                    yield Project(project, connection, self._runs(connection, is_whole))
+                if os.path.exists(path):  # else it was deleted
+                    with closing(schema.connect_for_reading(path)) as connection:
+                        schema.check_version(connection, path)
+                        yield Project(project, connection, self._runs(connection, is_whole))
+                for store in schema.others_stores(path) if is_whole and self._target.takes_others else ():
+                    with closing(schema.open_others(path, store)) as connection:
+                        yield Project(project, connection, parts.tokens(connection), store)
             except (StoreError, sqlite3.Error) as error:
                 self.problems.append(f"Of project '{project}' something cannot be read: {error}")
 
@@ -79,7 +87,7 @@ class Waiting:
         if phase == ARTIFACTS:
             return next(self.artifacts(), None) is not None
         return any(
-            self.is_due(project, run, self._folder.read_run(project.name, run), phase, most_rows)
+            self.is_due(project, run, self._folder.read_run(project.name, project.key(run)), phase, most_rows)
             for project in self.projects()
             for run in project.runs
         )
@@ -109,8 +117,9 @@ class Waiting:
         """The versions of artifacts that are not at the target."""
         for project in self.projects():
             for version in artifact_files.versions(project.connection, project.runs):
-                state = self._folder.read_run(project.name, version.key)
-                if state is None or state.token != version.digest:
+                state = self._folder.read_run(project.name, project.key(version.key))
+                is_here = not project.other or artifact_files.is_here(self._places, project.name, version)
+                if is_here and (state is None or state.token != version.digest):
                     yield project, version, state
 
     def count(self) -> int:
@@ -118,6 +127,6 @@ class Waiting:
         waiting = 0
         for project in self.projects():
             for run in project.runs:
-                state = self._folder.read_run(project.name, run)
+                state = self._folder.read_run(project.name, project.key(run))
                 waiting += points_of(project.connection, run) - (state.cursor.rows if state else 0)
         return waiting
