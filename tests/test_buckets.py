@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from uploads import (
 
 from trackiod.sinks import hub as sinks_hub
 from trackiod.store import schema
+from trackiod.uploads import doubts
 from trackiod.uploads.cursor import from_json
 from trackiod.uploads.names import Names
 from trackiod.uploads.target import Folder
@@ -226,7 +228,7 @@ def test_requests_that_are_carried_out_late_change_nothing_that_counts(host: Hos
         if hold is None:
             break
         hold.end(is_taken=True)
-        assert not upload(host, server, folder, clock=lambda: time.time() + 700).changed
+        assert not upload(host, server, folder, clock=lambda: time.time() + 700).doubts
         is_as_it_is_known(server)
         shutil.rmtree(folder.path)
         assert upload(host, server, target(host, server, URL)).problem == ""
@@ -261,7 +263,7 @@ for step, _ in enumerate(sys.stdin): trackio.log({"a": step / 7, "b": str(step)}
         log(6)
         assert upload(host, server, folder).problem == ""
         hold.end(is_taken=True)
-        assert not upload(host, server, folder, clock=lambda: time.time() + 700).changed
+        assert not upload(host, server, folder, clock=lambda: time.time() + 700).doubts
         assert remote(parquet_rows(server.content(REPO))) == local(host)
         is_as_it_is_known(server)
     training.communicate(timeout=20)
@@ -411,3 +413,128 @@ def test_a_library_without_buckets_says_so(host: Host, server: Hub) -> None:
     status = upload_alone(host, server, target(host, server, URL), python=python)
     assert "knows no buckets well enough" in status.parked
     assert not server.log
+
+
+# -- what a review found: a Hub that for a moment shows less than there is -------------------------------------------
+
+LESS = {"X-Error-Code": "EntryNotFound"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_forgotten"),
+    [
+        (Fault("GET .*/tree/cursors/", 404, headers=LESS), True),
+        (Fault("GET .*/tree/metrics/", 404, headers=LESS), True),
+        (Fault("GET .*/tree/runs/", 404, headers=LESS), True),
+        (Fault("GET .*/tree/", 404, headers=LESS, times=6), False),
+    ],
+    ids=lambda value: f"{value.pattern} {value.times}" if isinstance(value, Fault) else str(value),
+)
+def test_a_listing_that_is_empty_once_loses_nothing(host: Host, server: Hub, fault: Fault, is_forgotten: bool) -> None:
+    folder = target(host, server, URL)
+    grown(host, server, folder, 3)
+    goes_on(host, "long")
+    if is_forgotten:
+        shutil.rmtree(folder.path)
+        folder = target(host, server, URL)
+    server.faults.append(replace(fault))
+    assert upload(host, server, folder).problem == ""
+    for later in (700, 1400, 90_000):
+        assert upload(host, server, folder, clock=lambda later=later: time.time() + later).problem == ""
+    assert remote(parquet_rows(server.content(REPO))) == local(host)
+    assert len(parquet_rows(server.content(REPO), "alerts")) == 4
+    is_as_it_is_known(server)
+
+
+def test_a_cursor_that_is_listed_and_not_read_takes_nothing_away(host: Host, server: Hub) -> None:
+    """The rows it speaks of are not here any more: this store was put back from a backup."""
+    folder = target(host, server, URL)
+    code = "import sys, trackio; trackio.init(project='p', name='r', id='r', resume='allow')\n"
+    code += "for i in range(int(sys.argv[1])): trackio.log({'a': i / 7})"
+    backup = host.data.parent / "backup"
+    for steps in ("5", "50"):
+        host.start()
+        assert host.run(code, steps).returncode == 0
+        host.ended_runs("p")
+        host.stop()
+        if steps == "5":
+            shutil.copytree(host.data, backup, ignore=shutil.ignore_patterns("uploads"))
+    assert upload(host, server, folder).problem == ""
+    before = len(parquet_rows(server.content(REPO)))
+    shutil.rmtree(host.data)
+    shutil.copytree(backup, host.data)
+    server.faults.append(Fault("GET /buckets/.*/resolve/cursors/", 404, headers=LESS))
+    assert "is listed and cannot be read" in upload(host, server, target(host, server, URL)).problem
+    assert len(parquet_rows(server.content(REPO))) == before == 55
+
+
+def test_what_came_late_is_taken_away_while_the_run_goes_on(host: Host, server: Hub) -> None:
+    folder = target(host, server, URL)
+    host.start()
+    training = host.python("""
+import sys, trackio
+trackio.init(project="p", name="long")
+for step, _ in enumerate(sys.stdin): trackio.log({"a": step / 7})
+""", stdin=-1)  # fmt: skip
+
+    def log() -> None:
+        before = sum(run.points for run in host.runs("p"))
+        training.stdin.write("\n")
+        training.stdin.flush()
+        wait_for(lambda: sum(run.points for run in host.runs("p")) > before, what="the point")
+
+    log()
+    upload(host, server, folder)
+    log()
+    hold = killed_at(host, server, folder, BATCH, 0)
+    assert hold
+    assert upload(host, server, folder).problem == ""
+    hold.end(is_taken=True)
+    assert len(parquet_rows(server.content(REPO))) == 3
+    for turn in range(1, 4):  # every five minutes
+        log()
+        assert upload(host, server, folder, clock=lambda turn=turn: time.time() + 300 * turn).problem == ""
+    assert remote(parquet_rows(server.content(REPO))) == local(host)
+    is_as_it_is_known(server)
+    training.communicate(timeout=20)
+
+
+def test_a_look_at_many_runs_asks_for_little(host: Host, server: Hub) -> None:
+    folder = target(host, server, URL)
+    logged(host, *(f"r{i}" for i in range(5)), steps=2)
+    assert upload(host, server, folder).problem == ""
+    before = len(server.log)
+    upload(host, server, folder, clock=lambda: time.time() + 700)
+    asked = [path for _, path in server.log[before:]]
+    assert sum("/tree/" in path for path in asked) == 5 and not any("/resolve/cursors" in path for path in asked)
+
+
+@pytest.mark.parametrize("url", [URL, DATASET])
+def test_a_run_that_logs_all_the_time_is_sent_once_at_a_time(host: Host, server: Hub, tmp_path: Path, url: str) -> None:
+    """Else its rows would go on as long as it does, commit after commit, and artifacts never begin."""
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    host.start()
+    training = host.python("""
+import sys, time, trackio
+trackio.init(project="p", name="r").log_artifact(sys.argv[1], name="model").wait()
+while True: trackio.log({"a": 0.5}); time.sleep(0.01)
+""", str(tmp_path / "model.bin"))  # fmt: skip
+    wait_for(lambda: sum(run.points for run in host.runs("p")) > 20, what="points")
+    folder = target(host, server, url)
+    server.faults.append(Fault("POST .*/(commit/|batch)", seconds=1, times=99))
+    status = upload(host, server, folder)
+    assert (status.problem, status.commits) == ("", 2), "rows, and the artifact"
+    training.kill()
+
+
+def test_doubts_last_until_nothing_can_be_on_its_way() -> None:
+    run, now = ("p", "r"), 1000.0
+    known = doubts.begun((), [run], now)
+    assert doubts.due(known, now) == [*known], "nobody knows how it ended"
+    known = doubts.taken(known, [run])
+    assert doubts.due(known, now + 500) == [] and doubts.look_at(known) == now + 600
+    known = doubts.taken(doubts.begun(known, [run], now + 500), [run])
+    assert doubts.due(known, now + 601) == [*known], "a run that goes on is looked at too"
+    known = doubts.looked(known, doubts.due(known, now + 601), now + 601)
+    assert doubts.look_at(known) == now + 1100, "and once more after its last change"
+    assert doubts.looked(known, doubts.due(known, now + 1101), now + 1101) == ()

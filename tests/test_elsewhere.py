@@ -877,3 +877,54 @@ def test_an_artifact_that_stays_when_its_run_goes_stays_elsewhere_too(
         assert node.command("trackio", "drain", "--timeout", "30").returncode == 0
         known = login.command("trackio", "list", "artifacts", "--project", "p")
         assert (known.returncode == 0 and "model:v2" in known.stdout) == ("Api" in edit), known.stdout
+
+
+def test_latest_is_the_same_on_every_host(hosts: Callable[[str], Host], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content that was logged first and last, and other content in between."""
+    a, b, d, login = hosts("a"), hosts("b"), hosts("d"), hosts("login")
+    monkeypatch.chdir(a.data.parent)
+    for host, text in ((a, "x"), (d, "y"), (b, "x")):
+        host.start()
+        assert host.run(ARTIFACT, "r", text).returncode == 0
+        assert host.command("trackio", "drain", "--timeout", "30").returncode == 0
+    found = {
+        each["digest"] for host in (a, b, d, login) for each in artifacts(host).values() if "latest" in each["aliases"]
+    }
+    assert len(found) == 1
+
+
+def test_a_damaged_part_of_artifacts_keeps_no_run(
+    hosts: Callable[[str], Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, login = hosts("node"), hosts("login")
+    monkeypatch.chdir(node.data.parent)
+    node.start()
+    assert node.run(ARTIFACT, "r", "x").returncode == 0
+    assert node.command("trackio", "drain", "--timeout", "30").returncode == 0
+    (index,) = Path(node.extra["TRACKIO_SHARED_DIR"]).rglob("parts.json")
+    part = index.parent / json.loads(index.read_text())["artifacts"]["name"]
+    content = part.read_bytes()
+    part.write_bytes(b"no database" * 1000)
+    done = login.command("trackio", "list", "runs", "--project", "p")
+    assert "  - r " in done.stdout and "cannot be read" in done.stderr
+    part.write_bytes(content)
+    assert [*artifacts(login)] == ["v0"], "it is looked at again"
+
+
+def test_the_steps_of_an_older_run_of_that_name_are_not_gone_on_from(hosts: Callable[[str], Host]) -> None:
+    one, two, login = hosts("one"), hosts("two"), hosts("login")
+    code = """
+import sys, trackio
+run = trackio.init(project="p", name="job", resume=sys.argv[2])
+for _ in range(int(sys.argv[1])): trackio.log({"loss": 0.5})
+print(run.id)
+"""
+    for host, steps in ((two, "1000"), (one, "10")):
+        host.start()
+        newest = host.run(code, steps, "never").stdout.strip()
+        host.ended_run("p")
+        assert host.command("trackio", "drain", "--timeout", "30").returncode == 0
+    assert two.run(code, "1", "must").stdout.strip() == newest
+    two.ended_runs("p")
+    assert two.command("trackio", "drain", "--timeout", "30").returncode == 0
+    assert run_facts(login, newest)["last_step"] == 10

@@ -510,23 +510,42 @@ def test_no_hour_has_more_commits_than_all_hosts_may_make(hosts: int, seed: int)
         assert bisect.bisect(commits, start + pacing.HOUR) - bisect.bisect_left(commits, start) <= 121
 
 
-@pytest.mark.parametrize("hosts", [1, 16, 60, 300])
-def test_artifacts_leave_a_commit_for_rows(tmp_path: Path, hosts: int) -> None:
+@pytest.mark.parametrize("hosts", [1, 6, 16, 64, 300])
+def test_rows_come_first_and_artifacts_get_their_share(tmp_path: Path, hosts: int) -> None:
+    """Days in which both always have something to send, each asked as often as its child would."""
     now = [1e9]
     purse = Purse(str(tmp_path), hosts, hosts - 1, lambda: now[0])
-    assert (purse.seconds_until(1) > 0) == (hosts > 60), "too many for one each in the first hour take turns"
-    now[0] += 10 * 3600 * hosts
-    taken = 0
-    while purse.seconds_until(2) == 0 and pacing.capacity(hosts) >= 2:
-        purse.take()
-        taken += 1
-    assert taken == max(0, int(pacing.capacity(hosts)) - 1)
-    assert purse.seconds_until(1) == 0, "rows have one at once"
-    purse.take()
-    again = Purse(str(tmp_path), hosts, hosts - 1, lambda: now[0])  # another process, after a restart
-    assert 0 < again.seconds_until(1) <= again.seconds_until(2) and again.left == 0
-    now[0] += again.seconds_until(2) + 1
-    assert again.seconds_until(2) == 0, "where there is room for one only, artifacts get it too"
+    taken: list[str] = []
+    rows_at = 0.0
+    days = max(2.0, hosts / 16)
+    while now[0] < 1e9 + days * 86400:
+        if now[0] - rows_at >= 300 and purse.seconds_until_one("rows") == 0:
+            purse.take("rows")
+            taken.append("rows")
+            rows_at = now[0]
+        elif purse.seconds_until_one("artifacts") == 0:
+            purse.take("artifacts")
+            taken.append("artifacts")
+        now[0] += 60
+    later = taken[len(taken) // 2 :]
+    assert later.count("artifacts") >= len(later) // 6 and later.count("rows") >= min(len(later) // 3, days * 100)
+    assert len(taken) <= pacing.capacity(hosts) + days * 86400 * pacing.rate(hosts) + 1
+    assert taken[0] == "rows"
+
+
+def test_artifacts_leave_a_commit_for_rows(tmp_path: Path) -> None:
+    now = [1e9]
+    purse = Purse(str(tmp_path), 16, 0, lambda: now[0])
+    while purse.seconds_until_one("artifacts") == 0:
+        purse.take("artifacts")
+    assert purse.seconds_until_one("rows") == 0 and purse.left == 1
+    again = Purse(str(tmp_path), 16, 0, lambda: now[0])  # another process, after a restart
+    again.take("rows")
+    assert 0 < again.seconds_until_one("rows") < again.seconds_until_one("artifacts")
+    now[0] -= 1e8  # the clock was ahead
+    assert again.seconds_until_one("rows") > 0
+    now[0] += 3600
+    assert again.seconds_until_one("rows") == 0
 
 
 def test_a_target_that_fails_is_asked_more_and_more_rarely_and_as_it_wishes() -> None:
@@ -812,6 +831,34 @@ trackio.finish(wait="uploaded", timeout=60)
     assert training.returncode == 0, said
     assert any(path.endswith("files/model.bin") for path in server.repos[REPO].tree)
     assert [row["value"] for row in parquet_rows(server.repos[REPO].tree)] == [0.5, 1.5, 2.5]
+
+
+def test_artifacts_of_a_target_that_is_parked_keep_no_daemon_and_raise_no_second_alert(
+    host: Host, server: Hub, tmp_path: Path
+) -> None:
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    host.start()
+    code = "import sys, trackio; trackio.init(project='p', name='r').log_artifact(sys.argv[1], name='model').wait()"
+    assert host.run(code, str(tmp_path / "model.bin")).returncode == 0
+    host.ended_runs("p")
+    host.stop()
+    raised: list[Any] = []
+    uploads = Uploading(host.places, raised.append)
+    uploads.add("p", {"url": URL, "environ": hub_environ(server, host)}, {"token": "hf_test"}, is_whole=True)
+
+    def is_idle() -> bool:
+        uploads.check(1, 0, time.monotonic())
+        return not uploads._children
+
+    uploads.sync(wire.Sync("p", {}, {}))
+    uploads.check(1, 0, time.monotonic())
+    wait_for(lambda: uploads._children["rows"].process.poll() is not None, 30, "the rows")
+    server.tokens.clear()
+    wait_for(lambda: is_idle() and raised, 30, "the parking of the artifacts")
+    assert uploads.facts(1)[0]["state"] == "parked" and uploads.backlog == 0
+    uploads.sync(wire.Sync("p", {}, {}))
+    wait_for(is_idle, 30, "the parking of the rows")
+    assert uploads.backlog == 0 and len(raised) == 1
 
 
 def test_a_large_file_goes_up_in_parts_and_comes_again_if_one_is_refused(

@@ -139,10 +139,13 @@ class _TakingIn:
                 with closing(parts.gathering(path, index["project"])) as target, target:
                     target.execute("BEGIN IMMEDIATE")
                     files = merging.take_runs(target, copy, index["runs"])
-                    name = index.get("artifacts", {}).get("name", "")
-                    files += artifact_parts.take(target, copy.key, name, os.path.join(copy.folder, name))
                     merging.end_silent(target, copy, is_silent)
-                _link_files(files, copy, os.path.join(self._folder, "blobs"), schema.project_id(index["project"]))
+                self._link(files, copy, index["project"])
+                name = index.get("artifacts", {}).get("name", "")
+                with closing(parts.gathering(path, index["project"])) as target, target:
+                    target.execute("BEGIN IMMEDIATE")  # what is wrong with these keeps no run
+                    files = artifact_parts.take(target, copy.key, name, os.path.join(copy.folder, name))
+                self._link(files, copy, index["project"])
                 return
             except sqlite3.Error as error:
                 if not schema.is_damage(error):
@@ -153,6 +156,9 @@ class _TakingIn:
             except (FileNotFoundError, StoreError):
                 if attempt == _TRIES - 1 or directory.read_index(copy.folder) == index:
                     raise  # else it was copied again while it was read
+
+    def _link(self, files: list[tuple[str, str]], copy: Copy, project: str) -> None:
+        _link_files(files, copy, os.path.join(self._folder, "blobs"), schema.project_id(project))
 
     def _databases(self) -> list[str]:
         return [os.path.join(self._folder, name) for name in os.listdir(self._folder) if name.endswith(schema.SUFFIX)]

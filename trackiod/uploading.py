@@ -161,7 +161,11 @@ class Uploading:
     @property
     def backlog(self) -> int:
         """Targets for which something waits that may be sent; the daemon does not leave before."""
-        return sum(not known.status.parked and known.is_behind(self._news(known)) for known in self._all())
+        return sum(not self._is_parked(known) and known.is_behind(self._news(known)) for known in self._all())
+
+    def _is_parked(self, known: _Known) -> bool:
+        """Artifacts come after rows, so they are if these are."""
+        return bool(known.status.parked or self._known[known.target.id][ROWS].status.parked)
 
     def _news(self, known: _Known) -> int:
         """What changes when there may be something to send: for rows, how often something was stored; for artifacts,
@@ -249,11 +253,12 @@ class Uploading:
             return
         del self._children[lane]
         before, known.status = known.status, known.folder.read_status()
+        (other,) = (one for one in self._known[known.target.id].values() if one is not known)
         if known.status.problem and known.status.problem != before.problem:
             log.warning("%s: %s", known.target.url, known.status.problem)
         if known.status.parked and known.secrets.get("token") not in (None, known.given):
             known.is_retried = True  # another token came meanwhile
-        elif known.status.parked and known.status.parked != before.parked:
+        elif known.status.parked and known.status.parked not in (before.parked, other.status.parked):
             self._raise(known)
         if code != 0:
             log.error("the uploader for %s ended with %d", known.target.url, code)
@@ -280,7 +285,7 @@ class Uploading:
         status, now = rows.status, time.time()
         both = (rows, artifacts)
         behind = [known for known in both if known.is_behind(self._news(known))]
-        open_ = [known for known in behind if not known.status.parked]
+        open_ = [known for known in behind if not self._is_parked(known)]
         per_row = status.bytes / status.rows if status.rows else 0.0
         last = max(known.status.last_commit_at or 0.0 for known in both)
         purse = Purse(rows.folder.of_target, rows.target.hosts, rows.target.node, time.time)

@@ -27,7 +27,9 @@ def find_run(store: ProjectStore, wanted: str, attempt: str = "") -> tuple[str, 
     except (StoreError, sqlite3.Error) as error:
         log.warning("what other hosts know of run %r cannot be read: %s", wanted, error)
         return run, step
-    return other or run, max(step, highest)
+    if other and other != run:
+        return other, highest  # a newer run of that name, on another host
+    return run, max(step, highest)
 
 
 def _find(connection: sqlite3.Connection, wanted: str, attempt: str) -> tuple[str, int]:
@@ -42,7 +44,7 @@ def _find(connection: sqlite3.Connection, wanted: str, attempt: str) -> tuple[st
     root = root_of[wanted if named else rows[-1][0]]
     members = [run for run, its_root in root_of.items() if its_root == root]
     (step,) = connection.execute(
-        "SELECT max(max_step) FROM series JOIN streams ON streams.id = series.stream"
-        f" WHERE streams.run IN ({','.join('?' * len(members))}) AND streams.attempt <> ?", (*members, attempt),
+        "SELECT max(max_step) FROM series WHERE stream IN (SELECT id FROM streams"
+        f" WHERE run IN ({','.join('?' * len(members))}) AND attempt <> ?)", (*members, attempt),
     ).fetchone()  # fmt: skip
     return root, -1 if step is None else int(step)

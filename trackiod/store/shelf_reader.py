@@ -107,8 +107,17 @@ class ShelfReader:
         """The digest behind each alias: of those that several hosts gave it to, what was logged last."""
         by_stored = {each.stored: each for each in known}
         rows = self._all("SELECT alias, version FROM aliases WHERE name = ?", name)
-        given = [(alias, by_stored[stored]) for alias, stored in rows if stored in by_stored]
-        return {alias: each.digest for alias, each in sorted(given, key=lambda one: one[1].created_ns)}
+        copied = {}  # when those logged it that gave the alias; others may have logged it at another time
+        if any(isinstance(stored, str) for _, stored in rows):
+            sql = ("SELECT a.alias, a.version, max(v.created_ns) FROM copied_aliases a JOIN copied_versions v"
+                   " USING (copy, name, version) WHERE a.name = ? GROUP BY a.alias, a.version")  # fmt: skip
+            copied = {(alias, stored): at for alias, stored, at in self._all(sql, name)}
+        given = [
+            (copied.get((alias, stored), by_stored[stored].created_ns), alias, by_stored[stored].digest)
+            for alias, stored in rows
+            if stored in by_stored
+        ]
+        return {alias: digest for _, alias, digest in sorted(given)}
 
     def versions(self) -> list[tuple[str, Label]]:
         """(name, version) of every artifact, in their order."""

@@ -13,6 +13,7 @@ from trackio.names import derived_id
 from trackio.places import Places, make_private
 from trackio.targets import DATASETS
 from trackiod.uploads.cursor import Cursor, from_json
+from trackiod.uploads.doubts import Doubt
 
 _TARGET, _STATUS, _RUNS = "target.json", "status.json", "runs"
 
@@ -59,16 +60,6 @@ class Target(NamedTuple):
         return other._replace(projects=projects, hosts=larger.hosts, node=larger.node)
 
 
-class Changed(NamedTuple):
-    """A run, or what else was sent to a target."""
-
-    project: str
-    run: str
-    at: float
-    is_taken: bool = False
-    """whether somebody knows that"""
-
-
 class Status(NamedTuple):
     """How a target stands."""
 
@@ -82,7 +73,7 @@ class Status(NamedTuple):
     rows_waiting: int = 0
     is_behind: bool = False
     """whether something is left to do: rows to send, or files to merge"""
-    changed: tuple[Changed, ...] = ()
+    doubts: tuple[Doubt, ...] = ()
     """runs that are to be looked at again, where changes may be taken in part or late"""
     look_at: float = 0.0
     """when; 0: never"""
@@ -137,7 +128,7 @@ class Folder:
     def read_status(self) -> Status:
         values = _read(os.path.join(self.path, _STATUS))
         known = {name: value for name, value in values.items() if name in Status._fields}
-        return Status(**{**known, "changed": tuple(Changed(*one) for one in known.get("changed", ()))})
+        return Status(**{**known, "doubts": tuple(Doubt(*one) for one in known.get("doubts", ()))})
 
     def write_status(self, status: Status) -> None:
         """Raises OSError."""

@@ -16,9 +16,6 @@ from trackiod.uploads import cursor as cursors
 from trackiod.uploads.cursor import Cursor
 from trackiod.uploads.names import KINDS, Names
 
-SETTLED_SECONDS = 600.0
-"""after a change, from which on nothing of it is on its way any longer"""
-
 
 def cursor_of(sink: Sink, names: Names, remembered: Cursor) -> Cursor:
     """How far a run is uploaded. Raises StoreError for a cursor that means nothing, and what the sink's `classify`
@@ -52,13 +49,17 @@ def put_right(sink: Sink, runs: Mapping[Names, Cursor]) -> tuple[dict[Names, Cur
 
 
 def _put_right(sink: Sink, names: Names, there: set[str], remembered: Cursor) -> Cursor:
-    known = [remembered, *(_read(sink, path) for path in sorted(there) if path.startswith("cursors/"))]
-    cursor = _best(names, there, (cursor for cursor in known if cursor is not None))
-    cursor = cursor._replace(
-        files=tuple(file for file in cursor.files if names.path(file.place) in there),
-        others=tuple(place for place in cursor.others if names.path(place) in there),
-    )
-    wanted = names.paths(cursor)
+    if there and there == {*names.paths(remembered)}:
+        return remembered
+    known = [remembered]
+    for path in sorted(there):
+        if path.startswith("cursors/"):
+            cursor = _read(sink, path)
+            if cursor is None:
+                raise StoreError(f"{path} at {sink.name} is listed and cannot be read")
+            known.append(cursor)
+    cursor = _best(names, there, known)
+    wanted = names.paths(cursor)  # what is not listed now is perhaps the next time
     left = sorted(there.difference(wanted))
     seals = {path: cursor.to_json().encode() for path in wanted[:1] if path not in there}
     if left or seals:

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from trackio import places, settings
 from trackio.places import Places, make_private
@@ -23,15 +23,16 @@ from trackiod.errors import StoreError, TrackiodError
 from trackiod.sinks import open_sink
 from trackiod.sinks.directory import store_id
 from trackiod.sinks.interface import AGAIN, PARK, REBASE, SMALLER, Change, Sink, Verdict, size_of
-from trackiod.uploads import artifact_files, merging, pacing, tables, there
+from trackiod.uploads import artifact_files, doubts, merging, pacing, tables, there
 from trackiod.uploads.addition import Addition
 from trackiod.uploads.card import card
 from trackiod.uploads.cursor import Cursor
+from trackiod.uploads.doubts import Doubt
 from trackiod.uploads.names import Names
 from trackiod.uploads.purse import Purse
 from trackiod.uploads.run_files import MOST_ROWS, RunFiles
 from trackiod.uploads.source import Source
-from trackiod.uploads.target import ARTIFACTS, ROWS, Changed, Folder, RunState, Status, Target
+from trackiod.uploads.target import ARTIFACTS, ROWS, Folder, RunState, Status, Target
 from trackiod.uploads.waiting import MERGES, ROW_PHASES, SAMPLES_SECONDS, Project, Waiting
 
 _MOST_FILES = 20
@@ -147,6 +148,7 @@ class Uploader:
         idle: set[str] = set()
         while phase := self._next_phase(idle):
             if not self._may_commit():
+                self.status = self.status._replace(has_artifacts=self._has_artifacts())
                 return
             parent = self._sink.head() if phase != ARTIFACTS else ""  # whose paths hold one content only
             additions = self._next_artifacts() if phase == ARTIFACTS else self._next_additions(phase)
@@ -179,23 +181,24 @@ class Uploader:
         return (Addition("", "", {**files}, RunState(Cursor()), 0, seals=about),)
 
     def _look_again(self) -> None:
-        """At what was perhaps taken in part; and once more when nothing of it can be on its way any longer."""
+        """At what was perhaps taken in part, or late."""
         now = self._clock()
-        settled = now - there.SETTLED_SECONDS
-        due = [one for one in self.status.changed if not one.is_taken or one.at < settled]
-        if due:
-            states = {one: self._folder.read_run(one.project, one.run) or RunState(Cursor()) for one in due}
-            runs = {Names(one.project, one.run, self._store): state.cursor for one, state in states.items()}
-            _, problems = there.put_right(self._sink, runs)
-            self._waiting.problems += problems
-            seen = [one._replace(at=now, is_taken=True) for one in due if not one.is_taken]
-            self._note([*(one for one in self.status.changed if one not in due), *seen])
+        due = doubts.due(self.status.doubts, now)
+        if not due:
+            return
+        states = {one: self._folder.read_run(*one.whose) or RunState(Cursor()) for one in due}
+        runs = {Names(*one.whose, self._store): state.cursor for one, state in states.items()}
+        found, problems = there.put_right(self._sink, runs)
+        self._waiting.problems += problems
+        for (one, state), (names, cursor) in zip(states.items(), runs.items(), strict=True):
+            if found.get(names, cursor) != cursor:
+                state = state._replace(cursor=found[names], token="", is_merged=False)
+                self._folder.write_run(*one.whose, state)
+        self._note(doubts.looked(self.status.doubts, due, now))
 
-    def _note(self, changed: Iterable[Changed]) -> None:
+    def _note(self, known: tuple[Doubt, ...]) -> None:
         """What is to be looked at again."""
-        changed = tuple(changed)
-        look_at = min((one.at for one in changed), default=0.0)
-        self.status = self.status._replace(changed=changed, look_at=look_at and look_at + there.SETTLED_SECONDS)
+        self.status = self.status._replace(doubts=known, look_at=doubts.look_at(known))
         self._folder.write_status(self.status)
 
     def _count(self) -> int:
@@ -220,8 +223,8 @@ class Uploader:
         return pause <= 0
 
     def _pause(self) -> float:
-        """Seconds until the next commit; artifacts leave one for rows."""
-        return self._purse.seconds_until(1 if self._folder.lane == ROWS else 2)
+        """Seconds until the next commit."""
+        return self._purse.seconds_until_one(self._folder.lane)
 
     def _commit(self, additions: Sequence[Addition], parent: str, phase: str) -> None:
         deletes = {path for one in additions for path in one.deletes}
@@ -235,9 +238,9 @@ class Uploader:
         size = sum(map(size_of, sent))
         what = f"{len(runs)} run{'s' * (len(runs) > 1)}"
         message = f"{rows:,} rows of {what}" if rows else f"Facts and files of {what}"
-        self._purse.take()
-        may_be_partial = phase != ARTIFACTS and not self._sink.is_atomic
-        self._begin(runs if may_be_partial else ())
+        self._purse.take(self._folder.lane)
+        if phase != ARTIFACTS and not self._sink.is_atomic:
+            self._note(doubts.begun(self.status.doubts, runs, self._clock()))
         tables.give_back()  # before the target's library takes its own
         try:
             self._sink.send(Change(message, adds, seals, sorted(deletes), parent))
@@ -250,21 +253,16 @@ class Uploader:
             raise
         for one in of_runs:
             self._folder.write_run(one.project, one.run, one.state)
+            if one.state.token and phase == ROWS:
+                self._waiting.sent.add((one.project, one.run))  # what it logs meanwhile goes with the next upload
         now = self._clock()
-        self._note(one._replace(at=now, is_taken=True) if (one.project, one.run) in runs else one
-                   for one in self.status.changed)  # fmt: skip
+        self._note(doubts.taken(self.status.doubts, runs))
         self.status = self.status._replace(
             is_prepared=True, last_commit_at=now, commits=self.status.commits + 1, failures=0, problem="",
             rows=self.status.rows + rows, bytes=self.status.bytes + size,
             rows_waiting=max(0, self.status.rows_waiting - rows),
         )  # fmt: skip
         self._folder.write_status(self.status)
-
-    def _begin(self, runs: Collection[tuple[str, str]]) -> None:
-        """Notes that a change of these is on its way, as long as it may be taken in part."""
-        now = self._clock()
-        others = (one for one in self.status.changed if (one.project, one.run) not in runs)
-        self._note([*others, *(Changed(*run, now) for run in sorted(runs))])
 
     def _leave_small(self, additions: Collection[Addition]) -> None:
         """The files of these runs are as large as the target takes them."""

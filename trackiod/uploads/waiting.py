@@ -53,6 +53,8 @@ class Waiting:
         self._target = target
         self._clock = clock
         self.problems: list[str] = []
+        self.sent: set[tuple[str, str]] = set()
+        """runs of which all rows were sent, by project and key: a run that logs all the time is sent once"""
         self.again_at = 0.0
         """when to look again for what was not there yet; 0: not"""
 
@@ -94,6 +96,8 @@ class Waiting:
 
     def is_due(self, project: Project, run: str, state: RunState | None, phase: str, most_rows: int) -> bool:
         """Whether a run may have something to send."""
+        if phase == ROWS and (project.name, project.key(run)) in self.sent:
+            return False
         if phase == MERGES:
             return self._may_merge(project.connection, run, state, most_rows)
         return self._has_news(project.connection, run, state, project.runs[run])
