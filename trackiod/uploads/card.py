@@ -24,7 +24,7 @@ metrics = datasets.load_dataset(WHERE)["train"]
 ```
 """
 _KINDS = """
-So are "system", "runs" and "alerts" loaded, if there are such rows.
+So are "system", "runs" and "alerts" loaded. (Of what has no rows, `datasets` says that it "corresponds to no data".)
 """
 _TEXTS = {"csv": "csv", "jsonl": "json"}
 """what `datasets` calls them"""
