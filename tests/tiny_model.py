@@ -6,6 +6,8 @@ Imported by the training scripts of `test_trainers.py`, which run in processes o
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +104,13 @@ def different_words(completions: list[str], **_: Any) -> list[float]:
 
 def leave() -> None:
     """How a rank that trained with others is to end: gloo's threads may hold tensors still, and abort the process
-    when the interpreter ends (pytorch/pytorch#179291)."""
-    torch.distributed.destroy_process_group()
+    when the interpreter ends (pytorch/pytorch#179291), even if the group was destroyed. So it does not end."""
+    import trackio
+
+    torch.distributed.barrier()
+    trackio.finish()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def report(path: str, **facts: Any) -> None:
