@@ -242,3 +242,12 @@ def offline(host: Host, tmp_path: Path) -> Host:
     host.extra.update(OFFLINE, HF_HOME=str(tmp_path / "hf"))
     host.start()
     return host
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """A Hub on this machine."""
+    import hub
+
+    with hub.serving() as served:
+        yield served

@@ -7,12 +7,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hub
 import pytest
 from conftest import Host, wait_for
 from hub import Bucket, Fault, Hold, Hub
@@ -42,12 +40,6 @@ from trackiod.uploads.target import Folder
 URL = f"hf://buckets/{REPO}"
 DATASET = f"hf://datasets/{REPO}"
 BATCH = "POST .*/batch"
-
-
-@pytest.fixture
-def server() -> Iterator[Hub]:
-    with hub.serving() as served:
-        yield served
 
 
 def bucket_of(server: Hub) -> Bucket:

@@ -12,11 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hub
 import pytest
 from conftest import Host, clean_environ, wait_for
 from hub import Fault, Hold, Hub
@@ -45,12 +43,6 @@ from trackiod.uploading import Uploading
 from trackiod.uploads import pacing
 from trackiod.uploads.purse import Purse
 from trackiod.uploads.target import Folder, Target
-
-
-@pytest.fixture
-def server() -> Iterator[Hub]:
-    with hub.serving() as served:
-        yield served
 
 
 @pytest.mark.parametrize("environment", ["", "transformers-4", "oldest-hub"])

@@ -5,21 +5,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 
-import hub
 import pytest
 from conftest import Host
 from hub import Fault, Hub
 from uploads import REPO, killed_at, loaded, local, logged, parquet_rows, remote, target, upload_alone
 
 XET = {"HF_HUB_DISABLE_XET": "0"}
-
-
-@pytest.fixture
-def server() -> Iterator[Hub]:
-    with hub.serving() as served:
-        yield served
 
 
 @pytest.mark.parametrize("environment", ["", "transformers-4"])

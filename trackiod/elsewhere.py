@@ -62,6 +62,14 @@ def refresh(where: Places) -> list[str]:
         return [f"What other hosts copied to {where.shared} cannot be taken in: {error}"]
 
 
+def kept_path(blobs: str, project: str, digest: str, suffix: str) -> str:
+    """Where a kept file of a project lies: here, or as another host copied it; there it may be missing."""
+    own, copied = (
+        blob_path(folder, schema.project_id(project), digest, suffix) for folder in (blobs, schema.others_blobs(blobs))
+    )
+    return copied if not os.path.exists(own) and os.path.lexists(copied) else own
+
+
 def look(where: Places, seconds: float = 10.0) -> list[str]:
     """`refresh`, but a file server that hangs is not waited for any longer."""
     problems: list[str] = []

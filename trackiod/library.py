@@ -17,9 +17,7 @@ from trackio.staging import cloned
 from trackiod import elsewhere
 from trackiod.catalog import open_project
 from trackiod.errors import NotFound, StoreError
-from trackiod.keeper import blob_path
 from trackiod.store.reader import ProjectReader, paths
-from trackiod.store.schema import others_blobs, project_id
 from trackiod.views.versions import Label
 
 _WAIT_SECONDS = 60.0
@@ -121,7 +119,7 @@ def download(version: Version, root: Any) -> str:
         target = os.path.join(folder, entry["path"])
         os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
-            _put(_source(blobs, project_id(version.project), entry), target, entry)
+            _put(_source(blobs, version.project, entry), target, entry)
         except RuntimeError as error:
             problems.append(str(error))
     if problems:
@@ -137,11 +135,10 @@ def _source(blobs: str, project: str, entry: Mapping[str, Any]) -> str:
         if parts.scheme != "file":
             raise RuntimeError(f"{entry['path']!r} is a reference; fetch it yourself from {entry['ref']}")
         return unquote(parts.path)
-    wanted = project, entry["digest"], entry.get("suffix", "")
-    own, others = blob_path(blobs, *wanted), blob_path(others_blobs(blobs), *wanted)
-    if not os.path.exists(own) and os.path.islink(others) and not os.path.exists(others):
+    path = elsewhere.kept_path(blobs, project, entry["digest"], entry.get("suffix", ""))
+    if os.path.islink(path) and not os.path.exists(path):
         raise RuntimeError(f"{entry['path']!r} is only on the host that logged it: it is larger than what is copied.")
-    return others if not os.path.exists(own) and os.path.exists(others) else own
+    return path
 
 
 def _put(source: str, target: str, entry: Mapping[str, Any]) -> None:

@@ -91,7 +91,7 @@ class _Known:
 
 
 class Uploading:
-    """Owns the child. Called from the loop; never waits."""
+    """Owns the children. Called from the loop; never waits."""
 
     def __init__(self, where: Places, submit: Callable[[Work], None]) -> None:
         self._places = where

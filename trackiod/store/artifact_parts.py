@@ -14,6 +14,7 @@ import msgpack
 
 from trackiod.store import parts
 from trackiod.store.parts import FULL_LABEL
+from trackiod.views.versions import is_kept
 
 _KEY = "artifacts "
 _TABLES = """
@@ -49,9 +50,7 @@ def files(source: sqlite3.Connection) -> list[tuple[str, str, int]]:
     manifests = source.execute("SELECT manifest FROM versions")
     entries = (entry for (packed,) in manifests for entry in msgpack.unpackb(packed, strict_map_key=False))
     return [
-        (str(entry["digest"]), str(entry.get("suffix", "")), int(entry["size"]))
-        for entry in entries
-        if "ref" not in entry and "incomplete" not in entry
+        (str(entry["digest"]), str(entry.get("suffix", "")), int(entry["size"])) for entry in entries if is_kept(entry)
     ]
 
 

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 import msgpack
 
 from trackio.places import Places
-from trackiod.keeper import blob_path
-from trackiod.store import schema
+from trackiod import elsewhere
 from trackiod.uploads import names
 from trackiod.uploads.addition import Addition
 from trackiod.uploads.cursor import Cursor
 from trackiod.uploads.source import Source, key_of
 from trackiod.uploads.target import RunState
-from trackiod.views.versions import Label, full_label
+from trackiod.views.versions import Label, full_label, is_kept, number_of
 
 MOST_BYTES, _MOST_FILES = 256 << 20, 100
 """in a commit, so that rows need not wait for long; a larger file goes alone"""
@@ -38,7 +37,7 @@ class Version(NamedTuple):
 
     @property
     def number(self) -> int:
-        return int(str(self.version).partition("-")[0])
+        return number_of(self.version)
 
     @property
     def key(self) -> str:
@@ -68,14 +67,12 @@ def folder_of(project: str, version: Version) -> str:
 
 def is_here(where: Places, project: str, version: Version) -> bool:
     """Whether all files of what another host logged can be read here: some may be too large to be copied."""
-    paths = (_blob(where, project, entry) for entry in version.manifest if "ref" not in entry)
-    return all(os.path.exists(path) for path in paths)
+    kept = filter(is_kept, version.manifest)
+    return all(os.path.exists(_blob(where, project, entry)) for entry in kept)
 
 
 def _blob(where: Places, project: str, entry: dict[str, Any]) -> str:
-    wanted = schema.project_id(project), str(entry["digest"]), str(entry.get("suffix", ""))
-    own = blob_path(where.blobs, *wanted)
-    return own if os.path.exists(own) else blob_path(schema.others_blobs(where.blobs), *wanted)
+    return elsewhere.kept_path(where.blobs, project, str(entry["digest"]), str(entry.get("suffix", "")))
 
 
 def next_files(source: Source, version: Version, state: RunState | None) -> tuple[Addition, list[str]]:
@@ -88,7 +85,7 @@ def next_files(source: Source, version: Version, state: RunState | None) -> tupl
     is_last = True
     for entry in version.manifest:
         shown = {name: value for name, value in entry.items() if name != "suffix"}
-        if "ref" not in entry and "incomplete" not in entry:
+        if is_kept(entry):
             blob = _blob(source.places, source.project, entry)
             path = f"{folder}/files/{_safe(str(entry['path']), str(entry['digest']))}"
             if not os.path.exists(blob) or os.path.getsize(blob) != entry["size"]:

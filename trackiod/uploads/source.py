@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sqlite3
 from typing import Any, NamedTuple
 
 from trackio.places import Places
-from trackiod.keeper import blob_path
+from trackiod import elsewhere
 from trackiod.store import schema
 from trackiod.store.reader import ProjectReader
 from trackiod.uploads.target import Target
@@ -51,10 +50,7 @@ class Source(NamedTuple):
 
     def blob(self, digest: str, suffix: str) -> str:
         """Where a kept file lies, if it does."""
-        own = blob_path(self.places.blobs, schema.project_id(self.project), digest, suffix)
-        if (self.is_alone and not self.other) or os.path.exists(own):
-            return own
-        return blob_path(schema.others_blobs(self.places.blobs), schema.project_id(self.project), digest, suffix)
+        return elsewhere.kept_path(self.places.blobs, self.project, digest, suffix)
 
 
 def key_of(run: str, other: str) -> str:

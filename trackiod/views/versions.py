@@ -7,8 +7,8 @@ host's, else that of the content that was logged first; the other is called by n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 _NAME = re.compile(r"v(\d{1,18})(?:-([0-9a-f]{8}))?")
 
@@ -26,11 +26,21 @@ class Known(NamedTuple):
 
     @property
     def number(self) -> int:
-        return int(str(self.stored).partition("-")[0])
+        return number_of(self.stored)
 
     @property
     def is_ours(self) -> bool:
         return isinstance(self.stored, int)
+
+
+def number_of(label: Label) -> int:
+    """The number in a label."""
+    return int(str(label).partition("-")[0])
+
+
+def is_kept(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of a manifest is a file of which the content was kept."""
+    return "ref" not in entry and "incomplete" not in entry
 
 
 def full_label(number: int, digest: str) -> str:
