@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trackio import places
 from trackio.record import Origin
+from trackiod.uploads import artifact_files
 from trackiod.views.attempts import Place, Stream, place
 from trackiod.views.buckets import blocks_of, buckets
 from trackiod.views.column import Column, typed
@@ -308,3 +311,12 @@ def test_versions_of_several_hosts_have_names_that_last() -> None:
         assert all(meant(f"v{each.number}-{each.digest[:8]}", known) == each.digest for each in known)
     for which in ("v3", "latest", "v", "v0-", f"v1-{a[:8]}", "v" + "9" * 30):
         assert meant(which, ours) is None
+
+
+def test_what_is_incomplete_where_it_was_logged_keeps_no_version_back(tmp_path: Path) -> None:
+    where = places.find(str(tmp_path), "")
+    lost = {"path": "a", "incomplete": "it was removed", "digest": None}
+    kept = {"path": "b", "digest": "d" * 64, "size": 1}
+    for manifest, is_here in (([lost], True), ([lost, {"path": "c", "ref": "s3://x"}], True), ([lost, kept], False)):
+        version = artifact_files.Version("model", 0, 1, "t", "e" * 64, {}, manifest)
+        assert artifact_files.is_here(where, "p", version) == is_here

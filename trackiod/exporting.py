@@ -6,7 +6,6 @@ Knows pyarrow.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sqlite3
@@ -201,13 +200,7 @@ def _plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
         if pa.types.is_timestamp(column.type):
             columns[name] = tables.iso(column).to_pylist()
         elif pa.types.is_floating(column.type):
-            columns[name] = [_valid(value) for value in column.to_pylist()]
+            columns[name] = [tables.finite(value) for value in column.to_pylist()]
         else:
             columns[name] = column.to_pylist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _valid(value: float | None) -> float | str | None:
-    if value is None or math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

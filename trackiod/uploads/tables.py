@@ -142,15 +142,16 @@ def as_json(value: Any) -> str:
     try:
         return json.dumps(value, default=_as_json, allow_nan=False)
     except ValueError:
-        return json.dumps(_without_nan(value), default=_as_json)
+        return json.dumps(finite(value), default=_as_json)
 
 
-def _without_nan(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value as JSON has it: NaN and the infinities as texts."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def give_back() -> None:
