@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import os
@@ -23,7 +24,7 @@ from pyarrow import parquet
 from uploads import LOG, local, parquet_rows, remote
 
 from trackiod.store import schema
-from trackiod.uploads import card, tables
+from trackiod.uploads import card, names, tables
 from trackiod.uploads.rows import Points
 
 
@@ -303,14 +304,38 @@ def test_an_empty_folder_stays_what_it_is_and_gets_the_rows(logged: Host, tmp_pa
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
-def test_an_export_s_readme_says_how_it_is_loaded(logged: Host, tmp_path: Path, form: str) -> None:
+def test_an_export_s_readme_says_how_it_is_loaded(daemon: Host, tmp_path: Path, form: str) -> None:
+    """Each kind, though the rows that are read first have no texts and so do not say what their columns hold."""
+    first, second = sorted(("one", "two"), key=lambda run: names.folder_of("p", run))
+    code = """
+import os, trackio
+trackio.init(project="p", name=os.environ["TRACKIO_RUN_ID"])
+trackio.log({"loss": 1.5} if "FIRST" in os.environ else {"loss": float("inf"), "note": os.environ["NOTE"]})
+trackio.alert("high", text="too high")
+"""
+    note = "seven" if form == "csv" else "007"
+    for env in ({"TRACKIO_RUN_ID": first, "FIRST": "1"}, {"TRACKIO_RUN_ID": second, "NOTE": note}):
+        assert daemon.run(code, env=env).returncode == 0
+        daemon.ended_runs("p")
     out = tmp_path / "out"
-    rows = logged.cli("export", "--project", "p", "--to", str(out), "--format", form)["rows"]
-    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
-    code = code.replace("path/of/this/folder", str(out)) + "\nprint(metrics.num_rows)"
-    env = logged.environ(HF_DATASETS_CACHE=str(tmp_path / "cache"))
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.stdout.split()[-1:] == [str(rows)], done.stderr
+    assert daemon.cli("export", "--project", "p", "--to", str(out), "--format", form)["rows"] == 3
+    (shown,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    code = shown.replace("path/of/this/folder", str(out))
+    code += f"""
+rows = [(row["run"], row["metric"], row["value"], row["value_text"], str(row["time"].tzinfo)) for row in metrics]
+for kind in ("runs", "alerts"):
+    rows += [(kind, run) for run in sorted(datasets.load_dataset({str(out)!r}, kind)["train"]["run"])]
+print(rows)
+"""
+    env = daemon.environ(HF_DATASETS_CACHE=str(tmp_path / "cache"))
+    for environment in ("", "oldest-hub"):
+        python = str(Path(sys.prefix) / environment / "bin" / "python")
+        done = subprocess.run([python, "-c", code], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert ast.literal_eval(done.stdout.splitlines()[-1].replace(" inf", " 2e999")) == [
+            (first, "loss", 1.5, None, "UTC"), (second, "loss", float("inf"), None, "UTC"),
+            (second, "note", None, note, "UTC"), ("runs", "one"), ("runs", "two"), ("alerts", "one"), ("alerts", "two"),
+        ]  # fmt: skip
 
 
 def test_texts_are_written_a_bounded_number_of_bytes_at_once(tmp_path: Path) -> None:

@@ -146,9 +146,8 @@ def _written(where: Places, project: str, run: str, new: str, form: str) -> Expo
         for place, kept in read.media():
             files += 1
             shutil.copyfile(kept, _made(new, place))
-    if form == "parquet":
-        for place, empty in tables.empty_files(scratch).items():
-            _convert(empty, _made(new, place), form)
+    for place, empty in tables.empty_files(scratch, form).items():
+        _convert(empty, _made(new, place), form)
     with open(os.path.join(new, _README), "w", encoding="utf-8") as about:
         about.write(card(form))
     shutil.rmtree(scratch)

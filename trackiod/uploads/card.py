@@ -1,20 +1,10 @@
 """A target's card: how its parts are loaded, what its columns mean, and the SQL for a curve of all ranks."""
 
-KINDS = ("metrics", "system", "runs", "alerts")
+import pyarrow as pa
 
-_CONFIGS = "".join(
-    f"- config_name: {kind}\n  data_files: {kind}/**/*.parquet\n" + ("  default: true\n" if kind == "metrics" else "")
-    for kind in KINDS
-)
+from trackiod.uploads.tables import SCHEMAS
 
-_FRONT = f"""\
----
-tags:
-- trackio
-configs:
-{_CONFIGS}---
-
-"""
+_DEFAULT = "metrics"
 _HEAD = "# Training runs, tracked with trackio\n"
 _CODE = """
 ```python
@@ -26,8 +16,10 @@ metrics = datasets.load_dataset(WHERE)["train"]
 _KINDS = """
 So are "system", "runs" and "alerts" loaded. (Of what has no rows, `datasets` says that it "corresponds to no data".)
 """
-_TEXTS = {"csv": "csv", "jsonl": "json"}
-"""what `datasets` calls them"""
+_CSV = """
+CSV has no types: where texts all look like numbers they come back as numbers, and NaN as nothing. Parquet and JSON
+lines (`--format jsonl`) keep them.
+"""
 _COLUMNS = """
 * `metrics`: a row for each value that a rank logged. `value` is a float; `value_text` holds what a float cannot: texts,
   integers beyond 2^53, `true` and `false` (beside 1 and 0), and as JSON everything else. Rows are never changed.
@@ -60,9 +52,24 @@ FROM seen WHERE place = 1 GROUP BY run_id, metric, step ORDER BY run_id, metric,
 
 def card(kind: str, name: str = "path/of/this/folder") -> str:
     """The README.md of a `dataset` or `bucket` of that name, or of a folder of `parquet`, `csv` or `jsonl`."""
-    if kind in _TEXTS:
-        files = f'"{_TEXTS[kind]}", data_files="{name}/metrics/**/*.{kind}"'
-        return _HEAD + _CODE.replace("WHERE", files) + _COLUMNS
     bucket = f'"parquet", data_files="hf://buckets/{name}/metrics/**/*.parquet"'
     code = _CODE.replace("WHERE", bucket if kind == "bucket" else f'"{name}", "metrics"')
-    return _FRONT + _HEAD + code + _KINDS + _COLUMNS
+    form = kind if kind in ("csv", "jsonl") else "parquet"
+    return "".join([_front(form), _HEAD, code, _KINDS, _CSV if form == "csv" else "", _COLUMNS])
+
+
+def _front(form: str) -> str:
+    """What `datasets` reads: where the files of each kind lie and, for files of text, the types of their columns, which
+    it would guess from the first file."""
+    lines = ["---", "tags:", "- trackio", "configs:"]
+    for kind in SCHEMAS:
+        lines += [f"- config_name: {kind}", f"  data_files: {kind}/**/*.{form}"]
+        lines += ["  default: true"] if kind == _DEFAULT else []
+    if form != "parquet":
+        lines.append("dataset_info:")
+        for kind, schema in SCHEMAS.items():
+            lines += [f"- config_name: {kind}", "  features:"]
+            for field in schema:
+                dtype = "float64" if pa.types.is_float64(field.type) else field.type  # Arrow says "double"
+                lines += [f"  - name: {field.name}", f"    dtype: {dtype}"]
+    return "\n".join([*lines, "---", "", ""])

@@ -159,12 +159,12 @@ def give_back() -> None:
     pa.default_memory_pool().release_unused()
 
 
-def empty_files(folder: str) -> dict[str, str]:
-    """A file without rows of each kind: by its path at a target, where it lies here."""
+def empty_files(folder: str, form: str = "parquet") -> dict[str, str]:
+    """A file without rows of each kind: by its path at a target that holds `form`, where it lies here."""
     files = {}
     for kind in SCHEMAS:
         with Writer(folder, kind) as writer:
-            files[f"{kind}/{_LAST}/none.parquet"] = writer.path
+            files[f"{kind}/{_LAST}/none.{form}"] = writer.path
     return files
 
 
