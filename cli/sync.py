@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from trackio import inquiry, targets, wire
+from trackio import targets, waiting
 from trackio.places import Places
 from trackiod import catalog, control
 from trackiod.errors import TrackiodError
@@ -17,8 +17,6 @@ from trackiod.store import schema
 from trackiod.uploads.target import Target
 
 from .output import duration, here, print_json, say, size, table, warn, where
-
-_LOOK_SECONDS = 0.3
 
 
 @click.command()
@@ -49,19 +47,15 @@ def _ask(places: Places, project: str, url: str | None, private: bool, retry: bo
     if url and not project:
         raise TrackiodError("--to needs --project: whose runs are to go there?")
     try:
-        wish = targets.wish(targets.url_of(url), private, None, os.environ, (1, 0)) if url else None
+        wish = targets.wish(targets.url_of(url) if url else "", private, None, os.environ, (1, 0))
     except ValueError as error:
         raise TrackiodError(f"{error}.") from None
-    if wish:
+    if url:
         _check(project, wish.facts["url"])
-    token = targets.wish("", None, None, os.environ, (1, 0)).secrets
     control.start(places)
-    asked = wire.Sync(project, wish.facts if wish else {}, token, retry)
-    answer = inquiry.ask(places, asked, control.ANSWER_SECONDS)
-    if not isinstance(answer, wire.Edited):
-        raise TrackiodError("trackiod does not answer; see: trackiod logs")
-    if not answer.done:
-        raise TrackiodError(answer.sentence)
+    problem = waiting.ask(places, project, wish, is_retry=retry)
+    if problem:
+        raise TrackiodError(problem)
 
 
 def _check(project: str, url: str) -> None:
@@ -80,28 +74,20 @@ def _uploads(places: Places, project: str) -> list[dict[str, Any]]:
 
 def _wait(places: Places, project: str, timeout: float | None) -> None:
     deadline = None if timeout is None else time.monotonic() + timeout
-    total, done = 0, 0
-    asked: dict[str, int] = {}
-    with click.progressbar(range(1), label="Uploading", file=sys.stderr) as bar:
-        while True:
-            uploads = _uploads(places, project)
-            parked = [one for one in uploads if one["state"] == "parked"]
-            if parked:
-                raise TrackiodError(parked[0]["problem"])
-            waiting = sum(one["rows_waiting"] for one in uploads)
-            total = max(total, waiting)
+    total = done = 0
+    with click.progressbar(length=1, label="Uploading", file=sys.stderr) as bar:
+        for now in waiting.progress(places, project):
+            if now.is_parked:
+                raise TrackiodError(now.problem)
+            total = max(total, done + now.rows_waiting)
+            done = total if now.is_done else total - now.rows_waiting
             if total:
                 bar.length = total
-                bar.update(total - waiting - done)
-                done = total - waiting
-            asked = asked or {one["target"]: one["asked"] for one in uploads}
-            if all(one["served"] >= asked.get(one["target"], 0) for one in uploads):
-                bar.update((bar.length or 0) - done)
+                bar.update(done - bar.pos)
+            if now.is_done:
                 return
             if deadline is not None and time.monotonic() >= deadline:
-                problems = [one["problem"] for one in uploads if one["problem"]]
-                raise TrackiodError(f"{waiting:,} rows still wait to be uploaded. {' '.join(problems)}".strip())
-            time.sleep(_LOOK_SECONDS)
+                raise TrackiodError(f"{now.rows_waiting:,} rows still wait to be uploaded. {now.problem}".strip())
 
 
 def text(uploads: list[dict[str, Any]]) -> str:

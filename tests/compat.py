@@ -23,9 +23,9 @@ UPSTREAM = {
     "alert": "the daemon sends webhooks, and tries again for an hour; an unknown level counts as a warning",
     "AlertLevel": "also ordered: `AlertLevel.INFO < AlertLevel.ERROR`",
     "show": "prints what `trackio status` shows, and returns four times None: there is no dashboard yet",
-    "sync": "says once that nothing is uploaded to Spaces yet, and returns None; `trackio sync` uploads to datasets "
-    "and buckets",
-    "freeze": "as `sync`",
+    "sync": "uploads to `dataset_id` or `bucket_id`, else to the targets that the project has; waits at most `timeout` "
+    "seconds and returns the target's URL. Nothing goes to a Space: with `space_id` it waits for nothing, returns None",
+    "freeze": "says once that nothing is uploaded to Spaces yet, and returns None",
     "delete_project": "not while one of its runs is running",
     "import_csv": "into a project that exists too; column names are kept as they are",
     "import_tf_events": "by the tensorboard package; into a project that exists too",

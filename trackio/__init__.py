@@ -31,7 +31,6 @@ __all__ = [
     "context_vars",
     "define_metric",
     "finish",
-    "freeze",
     "init",
     "log",
     "log_artifact",
@@ -41,7 +40,6 @@ __all__ = [
     "login",
     "save",
     "summary",
-    "sync",
     "use_artifact",
     *surface.ELSEWHERE,
     *surface.ABSENT,
@@ -156,17 +154,6 @@ def save(glob_str: Any, base_path: Any = None, policy: str | None = None, *, pro
 def login(*args: Any, **kwargs: Any) -> bool:
     """Does nothing: nobody has to log in to log. Returns True, as wandb's does."""
     return True
-
-
-def sync(project: str | None = None, **where: Any) -> None:
-    """Uploads a project to a Space: not built. Says so once and returns None; datasets are uploaded by `dataset_id=` of
-    init(), or by `trackio sync`."""
-    voice.warn_once("upload", "nothing is uploaded to Spaces yet; to a dataset: trackio sync --project P --to URL")
-
-
-def freeze(space_id: str | None = None, project: str | None = None, **where: Any) -> None:
-    """Uploads a frozen copy: not built yet, as `sync`."""
-    sync(project)
 
 
 def _current() -> Run | None:

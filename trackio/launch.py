@@ -87,6 +87,14 @@ def spawn(places: Places, *options: str, errors: int | None = None) -> int:
     return _spawn(places, ["run", "--detach", *options], errors)
 
 
+def start_and_wait(places: Places, seconds: float) -> None:
+    """Starts a daemon and waits until it is ready; it may not be, which shows when it is asked. Never raises."""
+    try:
+        reap_soon(spawn(places, "--autostarted"), seconds)
+    except (OSError, TypeError, ValueError):
+        return
+
+
 def spawn_sampler(places: Places) -> int:
     """Starts a sampler detached; returns the pid of the process that detaches it. Raises OSError."""
     return _spawn(places, ["sample", "--detach", "--hosted"], None)

@@ -113,7 +113,7 @@ def imported_run(project: str, name: str) -> Run:
     ours, _ = settings.of_this_process()
     where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
     if ours.autostart and not launch.is_running(where):
-        _start_and_wait(where)
+        launch.start_and_wait(where, _PATIENT_SECONDS)
     process.install()
     asked = request.understood(project, name, None, None, "never", "online", {}, ours._replace(run_id=""))
     return _new_run(asked, ours, is_ours=False)
@@ -222,7 +222,7 @@ def _find(where: Places, asked: Request, attempt: str, ours: Settings) -> wire.F
     must = asked.resume == "must"
     is_patient = must or bool(where.shared)  # the run may be another host's: then the daemon looks what it copied
     if is_patient and ours.autostart and not launch.is_running(where):
-        _start_and_wait(where)
+        launch.start_and_wait(where, _PATIENT_SECONDS)
     answer = inquiry.ask(where, question, _PATIENT_SECONDS if is_patient else _ALLOW_SECONDS)
     if isinstance(answer, wire.Found):
         if must and not answer.run:
@@ -234,13 +234,6 @@ def _find(where: Places, asked: Request, attempt: str, ours: Settings) -> wire.F
             "this run is shown as its continuation."
         )  # fmt: skip
     return None
-
-
-def _start_and_wait(where: Places) -> None:
-    try:
-        launch.reap_soon(launch.spawn(where, "--autostarted"), _PATIENT_SECONDS)
-    except (OSError, TypeError, ValueError):
-        return
 
 
 def _warn_of_folder(where: Places) -> None:

@@ -26,7 +26,9 @@ ELSEWHERE = {
     "import_csv": "trackio.imports",
     "import_tf_events": "trackio.imports",
     "Settings": "trackio.likeness",
+    "freeze": "trackio.syncing",
     "show": "trackio_cli.show",
+    "sync": "trackio.syncing",
     "unwatch": "trackio.watching",
 }
 """name: the module that has it"""

@@ -56,7 +56,8 @@ def travels(name: str, value: str) -> bool:
 
 
 def wish(url: str, private: bool | None, token: str | None, environ: Mapping[str, str], nodes: tuple[int, int]) -> Wish:
-    """`nodes`: how many hosts the job has, and which of them this is."""
+    """`nodes`: how many hosts the job has, and which of them this is. Without a `url` there are no facts, only secrets,
+    for targets that the daemon knows."""
     settings = {name: value for name, value in environ.items() if travels(name, value)}
     secret = {name: value for name, value in settings.items() if "@" in value}  # a proxy's password
     given = (text.strip() for text in (token or "", *(environ.get(name, "") for name in _TOKENS)))
@@ -69,4 +70,4 @@ def wish(url: str, private: bool | None, token: str | None, environ: Mapping[str
         "node": nodes[1],
     }
     secrets = {"token": token, "environ": secret}
-    return Wish(facts, {name: value for name, value in secrets.items() if value})
+    return Wish(facts if url else {}, {name: value for name, value in secrets.items() if value})

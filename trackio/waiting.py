@@ -1,15 +1,30 @@
-"""`finish(wait=...)`: for those who want to know that a run is stored, or uploaded, before they go on."""
+"""Waiting until what is logged is stored, or uploaded: for those who want to know it before they go on."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from trackio import inquiry, voice, wire
+from trackio.places import Places
 from trackio.stream import Stream
+from trackio.targets import Wish
 
 _LOOK_SECONDS = 0.3
 _ANSWER_SECONDS = 5.0
 STORED, UPLOADED = "stored", "uploaded"
+
+
+class Progress(NamedTuple):
+    """How far an upload is."""
+
+    rows_waiting: int
+    problem: str
+    """what keeps it from going on, for now"""
+    is_parked: bool
+    """it does not go on before somebody does something"""
+    is_done: bool
 
 
 def until(what: str, stream: Stream, project: str, seconds: float) -> None:
@@ -21,26 +36,45 @@ def until(what: str, stream: Stream, project: str, seconds: float) -> None:
     elif not stream.deliver(seconds):
         voice.say(f"not everything is stored within {seconds:g} s; it is kept, and stored later.")
     elif what == UPLOADED:
-        problem = _not_uploaded(stream, project, deadline)
+        problem = ask(stream.places, project, Wish({}, {})) or uploaded(stream.places, project, deadline)
         if problem:
             voice.say(f"not everything is uploaded: {problem}")
 
 
-def _not_uploaded(stream: Stream, project: str, deadline: float) -> str:
-    answer = inquiry.ask(stream.places, wire.Sync(project, {}, {}), _ANSWER_SECONDS)
-    if isinstance(answer, wire.Edited) and not answer.done:
-        return answer.sentence
+def uploaded(where: Places, project: str, deadline: float) -> str:
+    """Waits until what was asked for is done; returns a sentence if it is not."""
+    for now in progress(where, project):
+        if now.is_done or now.is_parked:
+            break
+        if time.monotonic() >= deadline:
+            return f"{now.problem} The time is over; it goes on in the background.".strip()
+    return "" if now.is_done else now.problem
+
+
+def ask(where: Places, project: str, wish: Wish, *, is_retry: bool = False) -> str:
+    """Asks the daemon to upload now: to the target wished for, or to those that the project has. Returns a sentence if
+    it will not."""
+    answer = inquiry.ask(where, wire.Sync(project, wish.facts, wish.secrets, is_retry), _ANSWER_SECONDS)
+    if not isinstance(answer, wire.Edited):
+        return "trackiod does not answer; see: trackiod logs"
+    return "" if answer.done else answer.sentence
+
+
+def progress(where: Places, project: str) -> Iterator[Progress]:
+    """How far what was asked for is, again and again until it is done."""
     asked: dict[str, int] = {}
     while True:
-        report = inquiry.ask(stream.places, wire.StatusQuery(), _ANSWER_SECONDS)
+        report = inquiry.ask(where, wire.StatusQuery(), _ANSWER_SECONDS)
         if isinstance(report, wire.StatusReport):
-            targets = [one for one in report.daemon.get("uploads", ()) if project in one["projects"]]
-            for one in targets:
-                if one["state"] == "parked":
-                    return str(one["problem"])
-            asked = asked or {one["target"]: one["asked"] for one in targets}
-            if all(one["served"] >= asked.get(one["target"], 0) for one in targets):
-                return ""
-        if time.monotonic() >= deadline:
-            return "the time is over; it goes on in the background."
+            found = [one for one in report.daemon.get("uploads", ()) if project in ("", *one["projects"])]
+            asked = asked or {one["target"]: one["asked"] for one in found}
+            parked = [one["problem"] for one in found if one["state"] == "parked"]
+            yield Progress(
+                sum(one["rows_waiting"] for one in found),
+                " ".join(parked or [one["problem"] for one in found if one["problem"]]),
+                bool(parked),
+                all(one["served"] >= asked.get(one["target"], 0) for one in found),
+            )
+        else:
+            yield Progress(0, "trackiod does not answer.", False, False)
         time.sleep(_LOOK_SECONDS)

@@ -147,10 +147,12 @@ class Uploading:
                 targets.url_of(str(asked.target.get("url")))
             except ValueError as error:
                 return wire.Edited(False, f"{error}.")
+            if not os.path.exists(schema.readable_path(self._places.projects, asked.project)):
+                return wire.Edited(False, f"Project '{asked.project}' not found.")
             self.add(asked.project, asked.target, asked.secrets, is_whole=True)
         of_project = [known for known in self._all() if asked.project in ("", *known.target.projects)]
         if not of_project:
-            return wire.Edited(False, f"Project '{asked.project}' has no target; say where: --to {targets.FORMS}")
+            return wire.Edited(False, f"Project '{asked.project}' has no target; name one: {targets.FORMS}")
         for known in of_project:
             self._learn(known, asked.secrets)
             known.asked += 1
