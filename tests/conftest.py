@@ -209,11 +209,17 @@ class _environment:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
+def in_memory() -> Iterator[Path]:
+    """A folder that costs no disk, where the system has such."""
+    folder = tempfile.mkdtemp(prefix="trackio-test-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+    yield Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def host(tmp_path: Path, in_memory: Path) -> Iterator[Host]:
     """A host without a daemon."""
-    base = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    spool = Path(tempfile.mkdtemp(prefix="trackio-test-", dir=base))
-    host = Host(tmp_path / "data", spool)
+    host = Host(tmp_path / "data", in_memory)
     host.data.mkdir()
     yield host
     host.close()
