@@ -466,6 +466,18 @@ def test_a_daemon_that_stops_ends_its_sampler_and_keeps_what_it_read(
     assert len(values(host, "r", "memory/used")) > 3
 
 
+def test_the_sampler_finds_a_daemon_whose_folder_was_named_from_where_it_was_started(
+    host: Host, train: Callable[..., Training]
+) -> None:
+    host.extra.update({"TRACKIO_SAMPLING": "1", "TRACKIO_SAMPLE_SECONDS": "0.2"})
+    trackiod = str(Path(sys.executable).with_name("trackiod"))
+    environ = host.environ(TRACKIO_DIR=host.data.name)
+    host.processes.append(subprocess.Popen([trackiod, "run"], cwd=host.data.parent, env=environ, text=True))
+    wait_for(host.status, 30, "the daemon")
+    train()
+    wait_for(lambda: len(values(host, "r", "memory/used")) > 3, 30, "samples")
+
+
 def test_without_a_driver_s_library_the_host_is_sampled_and_nothing_is_said(
     host: Host, script: standin.Script, train: Callable[..., Training]
 ) -> None:

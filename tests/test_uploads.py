@@ -555,8 +555,11 @@ def test_a_day_without_the_hub_costs_nothing_but_disk(host: Host, server: Hub) -
     host.ended_runs("p")
     facts = wait_for(lambda: (f := sync_facts(host, server))["problem"] and f, 60, "the problem")
     assert facts["state"] == "waiting" and facts["rows_waiting"] == 40 * 7 and "cannot be reached" in facts["problem"]
-    assert "cannot be reached" in host.command("trackio", "status").stdout
+    shown = host.command("trackio", "status").stdout
+    assert "cannot be reached" in shown and "to keep" not in shown
     assert host.cli("get", "run", "--project", "p", "--run", "one")["points"] == 40 * 7
+    done = host.command("trackio", "drain", "--timeout", "30")
+    assert done.returncode == 0, "what waits for the Hub is stored"
 
 
 def test_finish_waits_for_the_upload_if_it_is_asked_to(host: Host, server: Hub) -> None:

@@ -5,13 +5,12 @@ server; nobody waits for it but a daemon that stops, and that not for long.
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
-import sys
 import time
 from typing import Any
 
 from trackio.places import Places
+from trackiod import children
 
 log = logging.getLogger("trackiod.copying")
 
@@ -107,12 +106,8 @@ class Copying:
             return False
 
     def _start(self, now: float) -> None:
-        command = [sys.executable, "-P", "-m", "trackiod", "copy"]
         try:
-            self._child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/",
-                env=self._places.environ(os.environ),
-            )  # fmt: skip
+            self._child = children.start(self._places, "copy", stderr=children.PIPE)
         except OSError as error:
             self._note(str(error), now)
             return

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trackio import places, settings
 from trackio.host import file_identity
@@ -20,6 +20,13 @@ from trackio.version import __version__
 from trackiod.errors import EXIT_ALREADY_RUNNING, EXIT_FAILED, EXIT_OK, AlreadyRunning, TrackiodError
 from trackiod.lock import FolderLock, bind, endpoint_at, remove_endpoint, write_endpoint
 from trackiod.systemd import Notifier, passed_socket
+
+if TYPE_CHECKING:
+    from trackiod.committer import Committer
+    from trackiod.errands import Errands
+    from trackiod.outlets import Outlets
+    from trackiod.sampling import Sampling
+    from trackiod.server import Server
 
 log = logging.getLogger("trackiod")
 
@@ -88,10 +95,7 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, *, ready:
     idle_seconds = ours.idle_seconds if life == AUTOSTARTED else None
     outlets = Outlets(where, lambda work: committer.submit(work))
     sampling = Sampling(where, is_allowed=ours.sampling, interval=ours.sample_seconds)
-    server = Server(
-        where, committer, idle_seconds=idle_seconds, sampling=sampling, outlets=outlets,
-        busy_with=lambda: errands.backlog + outlets.uploading.backlog,
-    )  # fmt: skip
+    server = Server(where, committer, idle_seconds=idle_seconds, errands=errands, sampling=sampling, outlets=outlets)
     open_streams = committer.open_streams()
     endpoint = endpoint_at(where, socket_path, pid=os.getpid(), store=store_id)
     server.listen(listener, _facts(where, endpoint, life))
@@ -118,7 +122,7 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, *, ready:
         _stop(errands, sampling, committer, server, outlets)
 
 
-def _stop(errands: Any, sampling: Any, committer: Any, server: Any, outlets: Any) -> None:
+def _stop(errands: Errands, sampling: Sampling, committer: Committer, server: Server, outlets: Outlets) -> None:
     """In this order: no new connections, everything received is committed, everything committed is acked and copied."""
     deadline = time.monotonic() + _STOP_SECONDS
     errands.stop()

@@ -11,13 +11,13 @@ import os
 import queue
 import select
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from trackio.places import Places
+from trackiod import children
 from trackiod.keeper import Kept
 from trackiod.store.schema import project_id
 from trackiod.work import AlertSent, Errand, FileKept, ToKeep, ToSend, Work
@@ -131,9 +131,8 @@ class _Keeping:
     def _asked(self, task: list[Any], size: int) -> Kept:
         """The child's answer. Raises OSError or ValueError if it gives none."""
         if self._child is None or self._child.poll() is not None:
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "trackiod", "keep"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
-            )
+            pipe = children.PIPE
+            self._child = children.start(self._places, "keep", stdin=pipe, stdout=pipe, stderr=None)
         child = self._child
         assert child.stdin is not None and child.stdout is not None
         child.stdin.write(json.dumps(task).encode() + b"\n")

@@ -4,12 +4,11 @@ server may hang. Whoever asks waits a little, and is answered in any case."""
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 
 from trackio.places import Places
+from trackiod import children
 
 log = logging.getLogger("trackiod.looking")
 
@@ -60,9 +59,6 @@ class Looking:
     def _start(self, now: float) -> None:
         self._started_at = now
         try:
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "trackiod", "look"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, cwd="/", env=self._places.environ(os.environ),
-            )  # fmt: skip
+            self._child = children.start(self._places, "look")
         except OSError as error:
             log.warning("what other hosts copied cannot be looked at: %s", error)

@@ -17,7 +17,7 @@ from trackiod.work import Work
 class Outlets:
     """Called from the loop; never waits, but in `end`."""
 
-    def __init__(self, where: Places, submit: Callable[[Work], None] = lambda work: None) -> None:
+    def __init__(self, where: Places, submit: Callable[[Work], None]) -> None:
         """`submit`: hands work to the commit thread."""
         self._copying = Copying(where)
         self.looking = Looking(where)

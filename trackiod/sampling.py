@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeGuard
@@ -19,6 +18,7 @@ from trackio.host import control_group, covers, devices_group
 from trackio.places import Places
 from trackio.settings import LONGEST_SAMPLE_SECONDS, SHORTEST_SAMPLE_SECONDS
 from trackio.version import __version__
+from trackiod import children
 from trackiod.streams import LiveStream
 
 log = logging.getLogger("trackiod.sampling")
@@ -164,10 +164,7 @@ class Sampling:
         options = [self._told] if self._told else []
         try:
             with open(self._places.log, "ab") as errors:
-                self._child = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "trackiod", "sample", *options],
-                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, cwd="/",
-                )  # fmt: skip
+                self._child = children.start(self._places, "sample", *options, stderr=errors)
         except OSError as error:
             self._fail(f"It could not be started: {error}.", now)
             return

@@ -16,6 +16,7 @@ from trackio.places import Places
 from trackio.version import __version__
 from trackiod import orphans, streams
 from trackiod.committer import Committer
+from trackiod.errands import Errands
 from trackiod.exits import Exit
 from trackiod.outlets import Outlets
 from trackiod.peers import Peers
@@ -43,19 +44,18 @@ class Server:
         committer: Committer,
         *,
         idle_seconds: float | None,
-        busy_with: Callable[[], int] = lambda: 0,
-        sampling: Sampling | None = None,
-        outlets: Outlets | None = None,
+        errands: Errands,
+        sampling: Sampling,
+        outlets: Outlets,
     ) -> None:
-        """`idle_seconds`: leave after this long with nothing to do; None stays for ever. `busy_with`: how much is being
-        done elsewhere."""
+        """`idle_seconds`: leave after this long with nothing to do; None stays for ever."""
         self.stop_reason = ""
         self._places = places
         self._committer = committer
         self._idle_seconds = idle_seconds
-        self._busy_with = busy_with
+        self._errands = errands
         self._sampling = sampling
-        self._outlets = outlets or Outlets(places)
+        self._outlets = outlets
         self._ends = 0
         self._streams: dict[str, LiveStream] = {}
         self._draining: dict[str, LiveStream | None] = {}
@@ -169,9 +169,8 @@ class Server:
             case wire.Sync():
                 self._send(peer, self._outlets.sync(message))
             case wire.SamplerQuery():
-                if self._sampling is not None:
-                    orders = self._sampling.orders(message, self._streams, time.monotonic())
-                    self._send(peer, wire.SamplerOrders(orders))
+                orders = self._sampling.orders(message, self._streams, time.monotonic())
+                self._send(peer, wire.SamplerOrders(orders))
             case wire.StatusQuery():
                 self._send(peer, self._report())
             case wire.Stop():
@@ -272,9 +271,8 @@ class Server:
                 stream.hold_segments()
             elif stream.is_settled(now):
                 self._drain_dead(stream)
-        if self._sampling is not None:
-            for stream in self._sampling.check(self._streams, now):
-                self._send(stream.peer, wire.HostSampler(stream.id))
+        for stream in self._sampling.check(self._streams, now):
+            self._send(stream.peer, wire.HostSampler(stream.id))
         is_busy = bool(self._streams or self._draining)
         self._outlets.check(self._committer.commits, self._ends, is_busy=is_busy, now=now)
         if now >= self._next_scan:
@@ -284,7 +282,8 @@ class Server:
             if reason := check():
                 self.stop(reason)
         is_logged_to = any(stream.role != "sampler" for stream in self._streams.values())
-        if is_logged_to or self._draining or self._committer.backlog or self._busy_with():
+        waits = self._committer.backlog or self._errands.backlog or self._outlets.uploading.backlog
+        if is_logged_to or self._draining or waits:
             self._busy_at = now
         elif self._idle_seconds is not None and now - self._busy_at > self._idle_seconds:
             self.stop("idle")
@@ -338,9 +337,9 @@ class Server:
             "uptime_seconds": round(now - self._started_at, 1),
             "commits": self._committer.commits,
             "backlog": self._committer.backlog,
-            "errands": self._busy_with(),
+            "errands": self._errands.backlog,
             "problem": self._committer.problem,
             **self._outlets.facts(self._committer.commits),
-            "sampler": self._sampling.facts(self._streams) if self._sampling else None,
+            "sampler": self._sampling.facts(self._streams),
         }
         return wire.StatusReport(daemon, [s.report(now) for s in self._streams.values() if s.role != "sampler"])

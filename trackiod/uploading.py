@@ -9,13 +9,13 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trackio import targets, wire
 from trackio.places import Places
+from trackiod import children
 from trackiod.store import schema
 from trackiod.uploads import pacing, target
 from trackiod.uploads.purse import Purse
@@ -225,13 +225,11 @@ class Uploading:
         lane = known.folder.lane
         token = known.secrets.get("token")
         job = {"token": token, "is_retry": known.is_retried}
-        environ = {**self._places.environ(os.environ), **known.target.environ, **known.secrets.get("environ", {})}
+        environ = {**known.target.environ, **known.secrets.get("environ", {})}
         environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "trackiod", "upload", known.target.id, lane], stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", env=environ,
-            )  # fmt: skip
+            words = ("upload", known.target.id, lane)
+            process = children.start(self._places, *words, environ=environ, stdin=children.PIPE)
             assert process.stdin is not None
             with process.stdin as stdin:
                 stdin.write(json.dumps(job).encode())
