@@ -112,7 +112,7 @@ def test_a_training_process_starts_a_daemon_that_outlives_it(host: Host) -> None
     done = host.run(code, env={"TRACKIO_AUTOSTART": "1"})
     assert done.returncode == 0
     report = wait_for(host.status)
-    assert report.daemon["autostarted"] is True
+    assert report.daemon["life"] == "autostarted"
     assert host.ended_run("p").points == 1
 
 

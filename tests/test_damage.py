@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,17 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     work_off(where)
     where._databases.close_all()
     return Path(schema.path_of(projects, "p")).read_bytes()
+
+
+def test_what_the_layout_says_in_comments_may_change(database: bytes, tmp_path: Path) -> None:
+    path = Path(schema.path_of(str(tmp_path), "p"))
+    path.write_bytes(database)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        changed = connection.execute("UPDATE sqlite_master SET sql = replace(sql, '  -- ', '-- it is ')").rowcount
+        connection.commit()
+    assert changed > 5
+    schema.open_for_writing(str(path), "p", "store").close()
 
 
 @pytest.mark.parametrize("seed", range(150))

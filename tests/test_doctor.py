@@ -35,7 +35,7 @@ HEALTHY = Facts(
     live=DISK,
     spools=(SHM,),
     shm=SHM,
-    limits=Limits(65536, 65536, 8 << 20, False),
+    limits=Limits(65536, 8 << 20, False),
     login=Login("a", False, True, True, True),
     waiting=0,
 )
@@ -89,8 +89,8 @@ TROUBLES = [
     ("/dev/shm", WARNING, "64 MiB", {"shm": SHM._replace(total_bytes=64 << 20, free_bytes=60 << 20)}),
     ("/dev/shm", WARNING, "no /dev/shm", {"shm": None}),
     ("open files", WARNING, "1,000", {"daemon": HEALTHY.daemon._replace(files_limit=1000)}),
-    ("open files", PROBLEM, "128", silent(limits=Limits(128, 128, None, False))),
-    ("locked memory", WARNING, "InfiniBand", {"limits": Limits(1024, 4096, 8 << 20, True)}),
+    ("open files", PROBLEM, "128", silent(limits=Limits(128, None, False))),
+    ("locked memory", WARNING, "InfiniBand", {"limits": Limits(4096, 8 << 20, True)}),
     ("linger", WARNING, "/dev/shm", {"login": HEALTHY.login._replace(lingers=False)}),
     ("linger", WARNING, "unknown", {"login": HEALTHY.login._replace(lingers=None)}),
     ("waiting", WARNING, "3 ended", silent(waiting=3)),
@@ -107,7 +107,7 @@ def test_each_trouble_is_named_with_its_fix(name: str, verdict: str, words: str,
 
 @pytest.mark.parametrize("changes", [
     silent(), {"login": Login("a", True, True, False, True)}, {"login": Login("a", False, False, None, True)},
-    {"limits": Limits(None, None, None, False)}, {"shm": SHM, "spools": (DISK._replace(is_writable=False), SHM)},
+    {"limits": Limits(None, None, False)}, {"shm": SHM, "spools": (DISK._replace(is_writable=False), SHM)},
     daemon_says(version="99.0"),
 ])  # fmt: skip
 def test_what_is_no_trouble_is_ok(changes: dict[str, Any]) -> None:

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from conftest import PATIENCE, Host, wait_for
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from trackio import rendezvous
 from trackio.identity import PARENT_VARIABLE, Facts, Job, Rank, job_of, rank_of
 from trackio.names import derived_id
 from trackiod.answers import RunView
@@ -487,3 +489,15 @@ def test_a_world_of_one_by_every_source_derives_nothing() -> None:
     for environ in ({}, torchrun(0, 1), srun(0, 1), open_mpi(0, 1), mpich(0, 1), ray(0, 1)):
         assert job_of(facts(environ)).key == ()
         assert rank_of(environ) == Rank()
+
+
+def test_nodes_agree_over_torch_s_store_or_are_told_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = torch.distributed.HashStore()
+    _, why = rendezvous.shared_id("mine", "p/first", 1)
+    assert why == "the launcher gives the nodes nothing to tell this job by"
+    monkeypatch.setattr(rendezvous, "_store", lambda: store)
+    monkeypatch.setattr(rendezvous, "_WAIT_SECONDS", 0.1)
+    found, why = rendezvous.shared_id("mine", "p/first", 1)
+    assert found is None and "torch's store does not tell" in why
+    assert rendezvous.shared_id("rank 0's", "p/first", 0) == ("rank 0's", "")
+    assert rendezvous.shared_id("mine", "p/first", 1) == ("rank 0's", "")

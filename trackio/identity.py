@@ -48,10 +48,9 @@ class Job(NamedTuple):
     key: tuple[str, ...] = ()
     attempt: str = ""
     """different for each start of the same job; equal in its ranks"""
-    joins_by_name: bool = False
-    """ranks belong together only where their run names are equal (SLURM and MPI without torch's variables)"""
     name_blind: bool = False
-    """ranks belong together whatever their names (torch-style launchers)"""
+    """ranks belong together whatever their names (torch-style launchers), not only where these are equal (SLURM and MPI
+    without torch's variables)"""
     needs_store: bool = False
     """several nodes and nothing they share in the environment: only a store can tell them the same id"""
 
@@ -112,7 +111,7 @@ def job_of(facts: Facts) -> Job:
     if rank.launcher == "torch":
         return _torch_job(facts, rank)
     if rank.launcher == "slurm":
-        return Job(rank, ("slurm", *_slurm_step(environ)), _restarts(environ), joins_by_name=True)
+        return Job(rank, ("slurm", *_slurm_step(environ)), _restarts(environ))
     return _mpi_job(facts, rank)
 
 
@@ -132,7 +131,7 @@ def _torch_job(facts: Facts, rank: Rank) -> Job:
         launch = (nonce,) if one_node and nonce else _slurm_step(environ)
         return Job(rank, ("elastic", elastic, *launch), restarts, name_blind=True)
     if environ.get("RAY_JOB_ID"):
-        return Job(rank, ("ray", environ["RAY_JOB_ID"]), restarts, joins_by_name=True)
+        return Job(rank, ("ray", environ["RAY_JOB_ID"]), restarts)
     if one_node and nonce:
         return Job(rank, ("launch", nonce), restarts, name_blind=True)
     tasks = _number(environ, "SLURM_STEP_NUM_TASKS")
@@ -190,9 +189,9 @@ def _mpi_job(facts: Facts, rank: Rank) -> Job:
     for name in ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID", "MV2_COMM_WORLD_JOBID"):
         if environ.get(name):
             nonce = (facts.boot_id, environ.get("PMIX_SERVER_URI2", "")) if one_node else _slurm_step(environ)[:2]
-            return Job(rank, ("mpi", environ[name], *nonce), _restarts(environ), joins_by_name=True)
+            return Job(rank, ("mpi", environ[name], *nonce), _restarts(environ))
     key = ("mpi", facts.boot_id, str(facts.parent_pid), facts.parent_started)
-    return Job(rank, key, _restarts(environ), joins_by_name=True, needs_store=not one_node)
+    return Job(rank, key, _restarts(environ), needs_store=not one_node)
 
 
 def _launcher(facts: Facts) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ trainer a copy and no more. numpy and pillow are imported where one is met.
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar
+from typing import Any
 
 from trackio.figures import is_figure, is_pil, is_plotly, png_of, svg_of
 from trackio.rich import Rich, as_array
@@ -20,8 +20,6 @@ _OVERSHOOT = 0.01
 
 class Media(Rich):
     """A file with a caption. Made of a path, or of what its subclass takes."""
-
-    KINDS: ClassVar[str] = ""
 
     def __init__(self, value: Any, caption: str | None = None) -> None:
         """Raises ValueError if `value` is a path and there is no such file."""

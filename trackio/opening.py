@@ -205,14 +205,13 @@ def _run_id(asked: Request, job: Job) -> str:
     mine = names.derived_id(*job.key, asked.project, which)
     if not job.needs_store:
         return mine
-    shared = rendezvous.shared_id(mine, f"{asked.project}/{which}", job.rank.rank)
-    if shared is None:
+    shared, problem = rendezvous.shared_id(mine, f"{asked.project}/{which}", job.rank.rank)
+    if problem:
         voice.warn_once(
-            "nodes", "the launcher gives the nodes nothing to tell this job by, so each node is a run of its "
-            "own; set TRACKIO_RUN_ID to the same value on all of them to make it one."
+            "nodes", f"{problem}, so each node is a run of its own; set TRACKIO_RUN_ID to the same value on all of "
+            "them to make it one."
         )  # fmt: skip
-        return mine
-    return shared
+    return shared or mine
 
 
 def _find(where: Places, asked: Request, attempt: str, ours: Settings) -> wire.Found | None:

@@ -11,22 +11,22 @@ from typing import Any
 _WAIT_SECONDS = 5
 
 
-def shared_id(mine: str, key: str, rank: int) -> str | None:
-    """Rank 0's id under `key`, or None where torch.distributed is not initialised or it did not come."""
+def shared_id(mine: str, key: str, rank: int) -> tuple[str | None, str]:
+    """Rank 0's id under `key`; or None, and why there is none."""
     store = _store()
     if store is None:
-        return None
+        return None, "the launcher gives the nodes nothing to tell this job by"
     try:
         from datetime import timedelta
 
         if rank == 0:
             store.set(f"trackio/{key}", mine)
-            return mine
+            return mine, ""
         store.wait([f"trackio/{key}"], timedelta(seconds=_WAIT_SECONDS))
         value: bytes = store.get(f"trackio/{key}")
-        return value.decode()
-    except Exception:  # noqa: BLE001 torch raises its own types; the caller goes on with a run per node
-        return None
+        return value.decode(), ""
+    except Exception as error:  # noqa: BLE001 torch raises its own types; the caller goes on with a run per node
+        return None, f"torch's store does not tell the nodes which run this is ({type(error).__name__})"
 
 
 def _store() -> Any:

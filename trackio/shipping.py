@@ -65,7 +65,6 @@ class Courier:
         self.sent = 0
         self.connected = False
         self.welcomed = False
-        self.refusal = ""
         """the daemon's reason for not taking the stream, if it gave one"""
         self._hello_at = -HELLO_AGAIN_SECONDS
         self._spoke_at = now
@@ -111,7 +110,7 @@ class Courier:
         """What the daemon answered about this stream."""
         match message:
             case Welcome():
-                self.welcomed, self.refusal = True, ""
+                self.welcomed = True
                 self.committed = self.sent = message.committed
                 self._progress_at = now
             case Ack() if message.rewind:
@@ -125,7 +124,7 @@ class Courier:
             case Unknown():
                 self.introduce_again(now)
             case Refusal():
-                self.welcomed, self.refusal = False, message.reason
+                self.welcomed = False
             case _:
                 pass
 

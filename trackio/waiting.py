@@ -34,11 +34,11 @@ def until(what: str, stream: Stream, project: str, seconds: float) -> None:
     if what not in (STORED, UPLOADED):
         voice.warn_once(f"wait={what}", f"wait={what!r} is neither 'stored' nor 'uploaded'; nothing is waited for.")
     elif not stream.deliver(seconds):
-        voice.say(f"not everything is stored within {seconds:g} s; it is kept, and stored later.")
+        voice.warn(f"not everything is stored within {seconds:g} s; it is kept, and stored later.")
     elif what == UPLOADED:
         problem = ask(stream.places, project, Wish({}, {})) or uploaded(stream.places, project, deadline)
         if problem:
-            voice.say(f"not everything is uploaded: {problem}")
+            voice.warn(f"not everything is uploaded: {problem}")
 
 
 def uploaded(where: Places, project: str, deadline: float) -> str:

@@ -146,7 +146,6 @@ def _facts(where: Places, endpoint: Endpoint, life: str) -> dict[str, Any]:
         "data": where.data,
         "live": where.live,
         "store": endpoint.store,
-        "autostarted": life == AUTOSTARTED,
         "life": life,
         "python": sys.executable,
     }

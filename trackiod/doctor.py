@@ -42,7 +42,7 @@ def examine(facts: Facts) -> list[Check]:
         _shared_memory(facts.shm),
         _open_files(facts.limits, facts.daemon),
         _locked_memory(facts.limits),
-        _linger(facts.login, facts.daemon),
+        _linger(facts.login),
         _waiting(facts),
         _errors(facts.daemon),
     ]
@@ -229,7 +229,7 @@ def _shared_memory(shm: Space | None) -> Check:
 
 
 def _open_files(limits: Limits, daemon: Daemon) -> Check:
-    limit = daemon.files_limit or limits.open_files_hard
+    limit = daemon.files_limit or limits.open_files
     if limit is None:
         return Check("open files", OK, "The daemon may open any number of files.")
     streams = max(0, limit - 64) // _FILES_A_STREAM
@@ -259,7 +259,7 @@ def _locked_memory(limits: Limits) -> Check:
 # -- logout and what waits -------------------------------------------------------------------------------------
 
 
-def _linger(login: Login, daemon: Daemon) -> Check:
+def _linger(login: Login) -> Check:
     if not login.has_logind:
         return Check("linger", OK, "No logind here: nothing is removed at a logout.")
     if login.lingers or login.is_system_user:

@@ -28,7 +28,6 @@ from trackiod.uploads.run_files import RunFiles
 from trackiod.uploads.source import Source
 from trackiod.uploads.target import Target
 
-FORMATS = ("parquet", "csv", "jsonl")
 _TARGET = Target("", shows_host=True)
 _README = "README.md"
 

@@ -59,7 +59,7 @@ class Limits(NamedTuple):
     """What the system lets a process of ours have; None: no limit, or unknown."""
 
     open_files: int | None
-    open_files_hard: int | None
+    """as far as a process may raise it itself"""
     locked_bytes: int | None
     has_infiniband: bool
 
@@ -176,13 +176,13 @@ def space(path: str) -> Space:
 
 
 def _limits() -> Limits:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     try:
         has_infiniband = bool(os.listdir("/sys/class/infiniband"))
     except OSError:
         has_infiniband = False
-    return Limits(_finite(soft), _finite(hard), _finite(locked), has_infiniband)
+    return Limits(_finite(hard), _finite(locked), has_infiniband)
 
 
 def _finite(limit: int) -> int | None:

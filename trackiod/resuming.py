@@ -44,7 +44,7 @@ def _of_project(
 ) -> list[Open]:
     store = databases.get(project)
     try:
-        found = [(project, stream, meta) for stream, meta, _ in store.open_streams()]
+        found = [(project, stream, meta) for stream, meta in store.open_streams()]
         if raw := store.raw_streams():
             folding.note(project, raw)
         incoming.remove(live, *store.shelf.settled(incoming.staged(live)))

@@ -97,7 +97,7 @@ class Uploading:
         self._places = where
         self._submit = submit
         self._known: dict[str, dict[str, _Known]] = {}
-        for _, wanted in target.known(where):
+        for wanted in target.known(where):
             for known in self._know(wanted).values():
                 known.not_before = time.monotonic() + _GREETING_SECONDS
         self._children: dict[str, _Child] = {}
@@ -331,7 +331,5 @@ def _understood(project: str, facts: Mapping[str, Any], is_whole: bool) -> Targe
     given = dict(facts.get("environ") or {})
     environ = {name: value for name, value in given.items() if isinstance(value, str) and targets.travels(name, value)}
     hosts, node = int(facts.get("hosts") or 1), facts.get("node")
-    return Target(
-        url, {project: is_whole}, facts.get("private") is not False, environ, max(1, hosts),
-        None if node is None else int(node), bool(facts.get("shows_host")),
-    )  # fmt: skip
+    number = None if node is None else int(node)
+    return Target(url, {project: is_whole}, facts.get("private") is not False, environ, max(1, hosts), number)

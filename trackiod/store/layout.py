@@ -25,7 +25,7 @@ CREATE INDEX runs_going_on ON runs (name) WHERE resumes;
 CREATE TABLE streams (
     id TEXT PRIMARY KEY,
     run TEXT NOT NULL,
-    role TEXT NOT NULL,          -- rank or worker
+    role TEXT NOT NULL,          -- rank, worker or sampler
     rank INTEGER NOT NULL,
     attempt TEXT NOT NULL,       -- equal in the ranks of one start of the job
     process TEXT NOT NULL,       -- equal in the streams of one process

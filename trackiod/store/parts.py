@@ -188,7 +188,7 @@ def gathering(path: str, project: str) -> sqlite3.Connection:
     return connection
 
 
-def take_columns(part: sqlite3.Connection, target: sqlite3.Connection, but: Collection[str] = ()) -> tuple[int, int]:
+def take_columns(part: sqlite3.Connection, target: sqlite3.Connection, but: Collection[str]) -> tuple[int, int]:
     """Adds a part's columns, `but` those of these streams; returns the numbers of the axes they got: above the first,
     up to the second."""
     series = _take_series(part, target, but)
@@ -222,9 +222,7 @@ def streams_of(part: sqlite3.Connection) -> dict[str, int]:
     return dict(read(part, "SELECT id, committed FROM streams"))
 
 
-def take_facts(
-    part: sqlite3.Connection, target: sqlite3.Connection, but: Collection[str] = ()
-) -> list[tuple[str, str]]:
+def take_facts(part: sqlite3.Connection, target: sqlite3.Connection, but: Collection[str]) -> list[tuple[str, str]]:
     """Takes what a run's last part says of it, in the place of what was known, `but` of these streams. Returns (digest,
     suffix) of the files of its values."""
     for stream in streams_of(part).keys() - {*but}:

@@ -201,10 +201,10 @@ class ProjectStore:
         row = self._one("SELECT state, explicit, last_ns FROM streams WHERE id = ?", stream)
         return (None, False, None) if row is None else (row[0], bool(row[1]), row[2])
 
-    def open_streams(self) -> list[tuple[str, dict[str, Any], int | None]]:
-        """(id, meta, time of the last record) of the streams that have not ended."""
-        rows = self.connection.execute("SELECT id, meta, last_ns FROM streams WHERE state IS NULL").fetchall()
-        return [(row[0], msgpack.unpackb(row[1]), row[2]) for row in rows]
+    def open_streams(self) -> list[tuple[str, dict[str, Any]]]:
+        """(id, meta) of the streams that have not ended."""
+        rows = self.connection.execute("SELECT id, meta FROM streams WHERE state IS NULL").fetchall()
+        return [(id_, msgpack.unpackb(meta)) for id_, meta in rows]
 
     # -- folding ---------------------------------------------------------------------------------------------
 

@@ -55,17 +55,21 @@ def path_of(projects: str, project: str) -> str:
     return os.path.join(projects, project_id(project) + SUFFIX)
 
 
-_MASTER = "SELECT CAST(name AS BLOB), CAST(sql AS BLOB) FROM sqlite_master ORDER BY 1"
+_MASTER = "SELECT CAST(name AS BLOB), CAST(coalesce(sql, '') AS BLOB) FROM sqlite_master ORDER BY 1"
+_COMMENT = re.compile(rb"--[^\n]*")
+
+
+def _tables_of(connection: sqlite3.Connection) -> list[tuple[bytes, list[bytes]]]:
+    """What SQLite itself says of the tables, but for comments."""
+    return [(name, _COMMENT.sub(b"", sql).split()) for name, sql in connection.execute(_MASTER).fetchall()]
 
 
 @functools.cache
-def _layout() -> list[tuple[bytes, bytes]]:
-    """What SQLite itself says of our tables."""
-    connection = sqlite3.connect(":memory:")
-    connection.executescript(TABLES)
-    rows = connection.execute(_MASTER).fetchall()
-    connection.close()
-    return rows
+def _layout() -> list[tuple[bytes, list[bytes]]]:
+    """What it says of ours."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(TABLES)
+        return _tables_of(connection)
 
 
 def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connection:
@@ -79,7 +83,7 @@ def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connecti
         connection.execute("PRAGMA journal_size_limit = 67108864")
         check_version(connection, path)
         project_of(connection, path)  # what says nothing to a reader must not be written on
-        if connection.execute(_MASTER).fetchall() != _layout():
+        if _tables_of(connection) != _layout():
             raise StoreDamaged(f"{path} is damaged (its tables are not those of layout {VERSION}).")
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         connection.close()

@@ -30,10 +30,6 @@ class Budget(NamedTuple):
         passed = max(0.0, now - self.at)  # a clock that goes back takes nothing away
         return Budget(min(capacity(hosts), self.tokens + passed * rate(hosts)), now)
 
-    def spent(self) -> Budget:
-        """After a commit."""
-        return self._replace(tokens=self.tokens - 1)
-
     def seconds_until(self, tokens: int, hosts: int) -> float:
         """How long until there are so many tokens, or as many as the bucket holds."""
         return max(0.0, (min(tokens, capacity(hosts)) - self.tokens) / rate(hosts))

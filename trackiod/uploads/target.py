@@ -163,8 +163,8 @@ class Folder:
         return path
 
 
-def known(where: Places) -> Iterator[tuple[str, Target]]:
-    """The targets of this data folder, by id."""
+def known(where: Places) -> Iterator[Target]:
+    """The targets of this data folder."""
     try:
         ids = sorted(os.listdir(where.uploads))
     except OSError:
@@ -172,7 +172,7 @@ def known(where: Places) -> Iterator[tuple[str, Target]]:
     for id_ in ids:
         target = Folder(where, id_).read_target()
         if target is not None:
-            yield id_, target
+            yield target
 
 
 def _read(path: str) -> dict[str, Any]:

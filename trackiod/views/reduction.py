@@ -190,7 +190,7 @@ def _amounts(values: Values, starts: Ints, counts: Ints, how: str) -> Values:
     if values.dtype == object or is_large:
         ends = (starts + counts).tolist()
         listed = values.tolist()
-        return join([_object([amount(listed[a:b], how) for a, b in zip(starts.tolist(), ends, strict=True)])])
+        return _object([amount(listed[a:b], how) for a, b in zip(starts.tolist(), ends, strict=True)])
     last = starts + counts - 1
     with np.errstate(invalid="ignore", over="ignore"):
         lows, highs = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
