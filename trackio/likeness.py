@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from trackio import voice
+from trackio.names import MAX_NAME_CHARS
 from trackio.record import Kind
 from trackio.values import clean_text
 
 if TYPE_CHECKING:
     from trackio.steps import Steps
     from trackio.stream import Stream
-
-MAX_NAME_CHARS = 128
 
 
 class Settings:

@@ -8,6 +8,8 @@ import os
 
 HOST = "\0host"
 """The project of the node's samples, which no user's can be called."""
+MAX_NAME_CHARS = 128
+"""of what a user calls something"""
 
 _ADJECTIVES = (
     "amber ancient autumn bold brave bright brisk calm candid clear clever cosmic crisp curious daring deft "
@@ -40,3 +42,8 @@ def readable(run_id: str) -> str:
     adjective = _ADJECTIVES[int.from_bytes(digest[:2], "big") % len(_ADJECTIVES)]
     noun = _NOUNS[int.from_bytes(digest[2:4], "big") % len(_NOUNS)]
     return f"{adjective}-{noun}-{int.from_bytes(digest[4:6], 'big') % 100}"
+
+
+def project_id(project: str) -> str:
+    """What a project's files are named by, so any name is possible."""
+    return derived_id("project", project)

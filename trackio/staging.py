@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from trackio import growth, voice
-from trackio.names import derived_id
+from trackio.names import project_id
 from trackio.places import make_private
 from trackio.values import Unstorable
 
@@ -103,7 +103,7 @@ class Staging:
 
     def kept_in(self, project: str) -> str:
         """The folder that the project's files come to lie in, each under its content's name."""
-        return os.path.join(os.path.dirname(self._incoming), "blobs", derived_id("project", project))
+        return os.path.join(os.path.dirname(self._incoming), "blobs", project_id(project))
 
     def _taken(self, source: str, path: str, size: int) -> str:
         if cloned(source, path):

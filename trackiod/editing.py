@@ -7,11 +7,11 @@ import shutil
 import sqlite3
 
 from trackio import wire
+from trackio.names import MAX_NAME_CHARS
 from trackio.values import clean_text
-from trackiod import catalog
+from trackiod import blobs, catalog
 from trackiod.databases import Databases
 from trackiod.errors import NotFound, TrackiodError
-from trackiod.keeper import blob_path
 from trackiod.store import removal, schema
 from trackiod.store.reader import ProjectReader
 from trackiod.work import Edit
@@ -42,7 +42,7 @@ def _delete_project(databases: Databases, work: Edit) -> None:
     for suffix in ("", "-wal", "-shm"):
         if os.path.exists(path + suffix):
             os.unlink(path + suffix)
-    shutil.rmtree(os.path.join(databases.blobs, schema.project_id(work.project)), ignore_errors=True)
+    shutil.rmtree(blobs.folder_of(databases.blobs, work.project), ignore_errors=True)
 
 
 def _runs(databases: Databases, work: Edit) -> list[str]:
@@ -61,7 +61,7 @@ def _runs(databases: Databases, work: Edit) -> list[str]:
 
 def _rename(databases: Databases, work: Edit) -> None:
     runs, store = _runs(databases, work), databases.get(work.project)
-    name = clean_text(work.argument)[:128]
+    name = clean_text(work.argument)[:MAX_NAME_CHARS]
     if not name:
         raise TrackiodError("A run's name cannot be empty.")
     with store.transaction():
@@ -72,15 +72,16 @@ def _delete(databases: Databases, work: Edit) -> None:
     runs, store = _runs(databases, work), databases.get(work.project)
     with store.transaction():
         gone = removal.delete(store.connection, runs)
+    folder = blobs.folder_of(databases.blobs, work.project)
     for digest, suffix in gone:
-        path = blob_path(databases.blobs, schema.project_id(work.project), digest, suffix)
+        path = blobs.path_in(folder, digest, suffix)
         if os.path.exists(path):
             os.unlink(path)
 
 
 def _move(databases: Databases, work: Edit) -> None:
     """Copies, then deletes: a daemon that dies between leaves the run in both, and moving it again ends it."""
-    target_name = clean_text(work.argument)[:128]
+    target_name = clean_text(work.argument)[:MAX_NAME_CHARS]
     if not target_name or target_name == work.project:
         raise TrackiodError(f"A run cannot be moved from project '{work.project}' to '{target_name}'.")
     runs, source, target = _runs(databases, work), databases.get(work.project), databases.get(target_name)
@@ -89,8 +90,10 @@ def _move(databases: Databases, work: Edit) -> None:
     with target.transaction():
         files = removal.copy(source.connection, target.connection, runs)
         for digest, suffix in files:
-            old, new = (blob_path(databases.blobs, schema.project_id(name), digest, suffix)
-                        for name in (work.project, target_name))  # fmt: skip
+            old, new = (
+                blobs.path_in(blobs.folder_of(databases.blobs, name), digest, suffix)
+                for name in (work.project, target_name)
+            )
             if os.path.exists(old) and not os.path.exists(new):
                 os.makedirs(os.path.dirname(new), 0o700, exist_ok=True)
                 os.link(old, new)

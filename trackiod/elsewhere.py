@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from trackio import places, settings
 from trackio.places import Places, boot_id, make_private
+from trackiod import blobs
 from trackiod.errors import StoreError
-from trackiod.keeper import blob_path
 from trackiod.sinks import directory
 from trackiod.store import artifact_parts, merging, parts, schema
 from trackiod.store.merging import Copy
@@ -60,14 +60,6 @@ def refresh(where: Places) -> list[str]:
             return _TakingIn(where, folder).take_all() if is_alone else []
     except (OSError, sqlite3.Error, StoreError) as error:
         return [f"What other hosts copied to {where.shared} cannot be taken in: {error}"]
-
-
-def kept_path(blobs: str, project: str, digest: str, suffix: str) -> str:
-    """Where a kept file of a project lies: here, or as another host copied it; there it may be missing."""
-    own, copied = (
-        blob_path(folder, schema.project_id(project), digest, suffix) for folder in (blobs, schema.others_blobs(blobs))
-    )
-    return copied if not os.path.exists(own) and os.path.lexists(copied) else own
 
 
 def look(where: Places, seconds: float = 10.0) -> list[str]:
@@ -166,7 +158,7 @@ class _TakingIn:
                     raise  # else it was copied again while it was read
 
     def _link(self, files: list[tuple[str, str]], copy: Copy, project: str) -> None:
-        _link_files(files, copy, os.path.join(self._folder, "blobs"), schema.project_id(project))
+        _link_files(files, copy, blobs.of_others(blobs.folder_of(self._places.blobs, project)))
 
     def _databases(self) -> list[str]:
         return [os.path.join(self._folder, name) for name in os.listdir(self._folder) if name.endswith(schema.SUFFIX)]
@@ -207,11 +199,11 @@ class _TakingIn:
                 shutil.rmtree(os.path.join(self._folder, "blobs", project), ignore_errors=True)
 
 
-def _link_files(files: list[tuple[str, str]], copy: Copy, blobs: str, project: str) -> None:
+def _link_files(files: list[tuple[str, str]], copy: Copy, folder: str) -> None:
     """Leads to the files of another host's values; they are read where they lie."""
     for digest, suffix in files:
-        link = blob_path(blobs, project, digest, suffix)
-        there = os.path.join(copy.folder, directory.FILES, digest[:2], digest + suffix)
+        link = blobs.path_in(folder, digest, suffix)
+        there = blobs.path_in(os.path.join(copy.folder, directory.FILES), digest, suffix)
         if os.path.islink(link):
             if os.readlink(link) == there or os.path.exists(link):
                 continue

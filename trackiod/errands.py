@@ -17,9 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from trackio.places import Places
-from trackiod import children
+from trackiod import blobs, children
 from trackiod.keeper import Kept
-from trackiod.store.schema import project_id
 from trackiod.work import AlertSent, Errand, FileKept, ToKeep, ToSend, Work
 
 log = logging.getLogger("trackiod.errands")
@@ -111,7 +110,7 @@ class _Keeping:
 
     def _kept(self, errand: ToKeep) -> Kept | None:
         """None when the daemon stops. A file that ends the child again and again is given up."""
-        folder = os.path.join(self._places.blobs, project_id(errand.project))
+        folder = blobs.folder_of(self._places.blobs, errand.project)
         task = [os.path.join(self._places.incoming, errand.file), folder, errand.facts]
         tries = 0
         while not self._stopping:

@@ -12,13 +12,11 @@ from typing import Any
 
 import msgpack
 
-from trackiod.keeper import blob_path
-from trackiod.store import schema
+from trackiod import blobs
 from trackiod.store.reader import ProjectReader
 from trackiod.store.shelf_reader import FileRow
 
 _TABLE = "trackio.table"
-_AT_ONCE = 500
 
 
 class Exhibits:
@@ -27,28 +25,16 @@ class Exhibits:
     def __init__(self, reader: ProjectReader, *, whole: bool = True) -> None:
         """`whole`: with what files hold of tables, traces and text; else only that they are there."""
         self._reader = reader
-        folder, database = os.path.split(reader.path)
-        self._blobs = os.path.join(os.path.dirname(folder), "blobs")
-        self._copied = schema.others_blobs(self._blobs)
-        self._project_id = os.path.splitext(database)[0]
+        self._folder = blobs.folder_beside(reader.path)
         self._files: dict[str, FileRow] = {}
         self._whole = whole
-
-    def _path_of(self, digest: str, suffix: str) -> str:
-        """Where a file lies: on this host, else where another one copied it."""
-        path = blob_path(self._blobs, self._project_id, digest, suffix)
-        if os.path.exists(path):
-            return path
-        copied = blob_path(self._copied, self._project_id, digest, suffix)
-        return copied if os.path.exists(copied) else path
 
     def shown(self, value: Any) -> Any:
         """`value` with every rich value in it as readers see it."""
         if not isinstance(value, (dict, list)):
             return value
         missing = [file for file in _files_in(value) if file not in self._files]
-        for start in range(0, len(missing), _AT_ONCE):
-            self._files.update(self._reader.files(missing[start : start + _AT_ONCE]))
+        self._files.update(self._reader.files(missing))
         return self._shown(value)
 
     def _shown(self, value: Any) -> Any:
@@ -76,7 +62,7 @@ class Exhibits:
             return {"file_path": None, "incomplete": "it is not kept yet"}
         if row.state != "kept" or row.digest is None:
             return {"file_path": None, "incomplete": row.cause}
-        path = self._path_of(row.digest, row.suffix)
+        path = blobs.kept_in(self._folder, row.digest, row.suffix)
         if row.suffix == ".msgpack":
             return self._content(path) if self._whole else {}
         facts = {"file_path": path, "size": row.size, "sha256": row.digest}

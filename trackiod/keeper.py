@@ -17,7 +17,7 @@ import time
 from typing import IO, Any, NamedTuple
 
 from trackio.staging import clean_suffix, sha256_of
-from trackiod import encoding
+from trackiod import blobs, encoding
 
 _FREE_SHARE = 0.05
 """of the disk stays free when a linked file is copied so that it no longer changes with its source"""
@@ -35,11 +35,6 @@ class Kept(NamedTuple):
     cause: str = ""
 
 
-def blob_path(blobs: str, project_id: str, digest: str, suffix: str) -> str:
-    """Where a file of that content lies."""
-    return os.path.join(blobs, project_id, digest[:2], digest + suffix)
-
-
 def keep(staged: str, folder: str, facts: dict[str, Any]) -> Kept:
     """Takes over the file at `staged`, or at its source, into `folder`, the project's; the staged one stays. Raises
     OSError if the disk is full."""
@@ -52,7 +47,7 @@ def keep(staged: str, folder: str, facts: dict[str, Any]) -> Kept:
         digest, size = sha256_of(made.path), os.stat(made.path).st_size
         if why := _changed(staged, facts):
             return Kept("incomplete", cause=why)
-        target = os.path.join(folder, digest[:2], digest + made.suffix)
+        target = blobs.path_in(folder, digest, made.suffix)
         if not os.path.exists(target):
             os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
             _sync(made.path)

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from trackio import places, settings
 from trackio.staging import cloned
-from trackiod import elsewhere
+from trackiod import blobs, elsewhere
 from trackiod.catalog import open_project
 from trackiod.errors import NotFound, StoreError
 from trackiod.store.reader import ProjectReader, paths
@@ -113,13 +113,13 @@ def described(reader: ProjectReader, name: str, version: Label) -> dict[str, Any
 def download(version: Version, root: Any) -> str:
     """`Artifact.download`. Raises RuntimeError, once everything that can be had is there."""
     folder = os.path.abspath(os.fspath(root) if root is not None else f"artifacts/{version.name}:v{version.version}")
-    blobs = _places(version.data).blobs
+    kept = blobs.folder_of(_places(version.data).blobs, version.project)
     problems = []
     for entry in version.manifest:
         target = os.path.join(folder, entry["path"])
         os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
-            _put(_source(blobs, version.project, entry), target, entry)
+            _put(_source(kept, entry), target, entry)
         except RuntimeError as error:
             problems.append(str(error))
     if problems:
@@ -127,7 +127,7 @@ def download(version: Version, root: Any) -> str:
     return folder
 
 
-def _source(blobs: str, project: str, entry: Mapping[str, Any]) -> str:
+def _source(folder: str, entry: Mapping[str, Any]) -> str:
     if entry.get("incomplete"):
         raise RuntimeError(f"{entry['path']!r} is incomplete: {entry['incomplete']}.")
     if "ref" in entry:
@@ -135,7 +135,7 @@ def _source(blobs: str, project: str, entry: Mapping[str, Any]) -> str:
         if parts.scheme != "file":
             raise RuntimeError(f"{entry['path']!r} is a reference; fetch it yourself from {entry['ref']}")
         return unquote(parts.path)
-    path = elsewhere.kept_path(blobs, project, entry["digest"], entry.get("suffix", ""))
+    path = blobs.kept_in(folder, entry["digest"], entry.get("suffix", ""))
     if os.path.islink(path) and not os.path.exists(path):
         raise RuntimeError(f"{entry['path']!r} is only on the host that logged it: it is larger than what is copied.")
     return path

@@ -10,7 +10,7 @@ import uuid
 from contextlib import closing
 from urllib.parse import quote
 
-from trackio.names import HOST, derived_id
+from trackio.names import HOST, project_id
 from trackiod.errors import StoreDamaged, StoreError, StoreTooNew
 from trackiod.store.layout import TABLES, VERSION
 
@@ -18,11 +18,6 @@ SUFFIX = ".db"
 _HOST_FILE = "host" + SUFFIX
 _BUSY_SECONDS = 1.0
 _DAMAGES = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB}
-
-
-def project_id(project: str) -> str:
-    """What a project's files are named by, so any name is possible."""
-    return derived_id("project", project)
 
 
 def elsewhere(projects: str) -> str:
@@ -35,11 +30,6 @@ def readable_path(projects: str, project: str) -> str:
     own = path_of(projects, project)
     others = others_path(own)
     return others if not os.path.exists(own) and os.path.exists(others) else own
-
-
-def others_blobs(blobs: str) -> str:
-    """Where kept files lie that others copied."""
-    return os.path.join(os.path.dirname(blobs), "elsewhere", "blobs")
 
 
 def others_path(path: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from trackio.places import Places
-from trackiod import elsewhere
+from trackiod import blobs
 from trackiod.uploads import names
 from trackiod.uploads.addition import Addition
 from trackiod.uploads.cursor import Cursor
@@ -67,17 +67,18 @@ def folder_of(project: str, version: Version) -> str:
 
 def is_here(where: Places, project: str, version: Version) -> bool:
     """Whether all files of what another host logged can be read here: some may be too large to be copied."""
-    kept = filter(is_kept, version.manifest)
-    return all(os.path.exists(_blob(where, project, entry)) for entry in kept)
+    folder = blobs.folder_of(where.blobs, project)
+    return all(os.path.exists(_blob(folder, entry)) for entry in version.manifest if is_kept(entry))
 
 
-def _blob(where: Places, project: str, entry: dict[str, Any]) -> str:
-    return elsewhere.kept_path(where.blobs, project, str(entry["digest"]), str(entry.get("suffix", "")))
+def _blob(folder: str, entry: dict[str, Any]) -> str:
+    return blobs.kept_in(folder, str(entry["digest"]), str(entry.get("suffix", "")))
 
 
 def next_files(source: Source, version: Version, state: RunState | None) -> tuple[Addition, list[str]]:
     """The next files of a version, and with the last of them its manifest; and what is wrong with it."""
     folder = folder_of(source.project, version)
+    kept = blobs.folder_of(source.places.blobs, source.project)
     state = state or RunState(Cursor())
     sent, adds, problems, size = set(state.files), dict[str, str | bytes](), list[str](), 0
     seals = {}
@@ -86,7 +87,7 @@ def next_files(source: Source, version: Version, state: RunState | None) -> tupl
     for entry in version.manifest:
         shown = {name: value for name, value in entry.items() if name != "suffix"}
         if is_kept(entry):
-            blob = _blob(source.places, source.project, entry)
+            blob = _blob(kept, entry)
             path = f"{folder}/files/{_safe(str(entry['path']), str(entry['digest']))}"
             if not os.path.exists(blob) or os.path.getsize(blob) != entry["size"]:
                 shown["incomplete"] = "it is not what it was when it was kept"

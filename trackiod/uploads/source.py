@@ -7,7 +7,7 @@ import sqlite3
 from typing import Any, NamedTuple
 
 from trackio.places import Places
-from trackiod import elsewhere
+from trackiod import blobs
 from trackiod.store import schema
 from trackiod.store.reader import ProjectReader
 from trackiod.uploads.target import Target
@@ -50,7 +50,7 @@ class Source(NamedTuple):
 
     def blob(self, digest: str, suffix: str) -> str:
         """Where a kept file lies, if it does."""
-        return elsewhere.kept_path(self.places.blobs, self.project, digest, suffix)
+        return blobs.kept_in(blobs.folder_of(self.places.blobs, self.project), digest, suffix)
 
 
 def key_of(run: str, other: str) -> str:
