@@ -22,7 +22,7 @@ _COLOURS = {PROBLEM: "red", WARNING: "yellow"}
 def doctor(as_json: bool) -> None:
     """What is wrong here or will be, each with its fix. Changes nothing. Exit code 1 if there is a problem."""
     ours, misunderstood = settings.of_this_process()
-    where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+    where = places.of(ours)
     checks = examination.examine(facts.gather(where, autostart=ours.autostart, settings=tuple(misunderstood)))
     if as_json:
         print_json({"data": where.data, "checks": [check._asdict() for check in checks]})

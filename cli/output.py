@@ -64,7 +64,7 @@ def here() -> Places:
     ours, problems = settings.of_this_process()
     for problem in problems:
         click.echo(f"Warning: {problem}", err=True)
-    return places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+    return places.of(ours)
 
 
 def where() -> Places:

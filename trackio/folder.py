@@ -15,7 +15,7 @@ from typing import Any
 
 import msgpack
 
-from trackio.places import OWNER, STREAM_META, make_private
+from trackio.places import OWNER, STREAM_META, make_private, replace
 
 _FLOCK = struct.Struct("hhqqi4x")
 
@@ -67,10 +67,7 @@ class StreamFolder:
 
 def write_meta(path: str, meta: dict[str, Any]) -> None:
     """Writes `stream.meta` so that it is there whole or not at all."""
-    target = os.path.join(path, STREAM_META)
-    with open(f"{target}.new", "wb") as file:
-        file.write(msgpack.packb(meta))
-    os.rename(f"{target}.new", target)
+    replace(os.path.join(path, STREAM_META), msgpack.packb(meta))
 
 
 def read_meta(path: str) -> dict[str, Any] | None:

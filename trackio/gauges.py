@@ -84,7 +84,7 @@ def _samples() -> list[Sample]:
     """The samples of those who see this process's devices."""
     ours, _ = settings.of_this_process()
     group = control_group()
-    samples = newest.samples(places.find(ours.data_dir, ours.spool_dir))
+    samples = newest.samples(places.of(ours))
     return [sample for sample in samples if covers(sample.cgroup, group)]
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from trackio.places import Places, make_private
+from trackio.places import Places, make_private, replace
 
 _FOLDER = "samples"
 _STALE_SECONDS = 10.0
@@ -48,9 +48,7 @@ class Board:
         """Replaces what is there; whoever reads finds the one or the other whole. Never raises."""
         try:
             make_private(self._folder)
-            with open(f"{self._path}.new", "wb") as file:
-                file.write(msgpack.packb(list(sample)))
-            os.rename(f"{self._path}.new", self._path)
+            replace(self._path, msgpack.packb(list(sample)))
         except (OSError, ValueError):
             pass  # the spool's folder is gone or full; what is stored is stored
 

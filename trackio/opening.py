@@ -111,7 +111,7 @@ def imported_run(project: str, name: str) -> Run:
     """A run that nobody in this process logs to by the way: its caller writes and finishes it. Starts a daemon if none
     runs."""
     ours, _ = settings.of_this_process()
-    where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+    where = places.of(ours)
     if ours.autostart and not launch.is_running(where):
         launch.start_and_wait(where, _PATIENT_SECONDS)
     process.install()
@@ -120,7 +120,7 @@ def imported_run(project: str, name: str) -> Run:
 
 
 def _new_run(asked: Request, ours: Settings, *, is_ours: bool = True) -> Run:
-    where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+    where = places.of(ours)
     _warn_of_folder(where)
     facts = identity.facts_of_this_process()
     process.here.interactive = facts.interactive

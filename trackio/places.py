@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from trackio import mounts
+from trackio.settings import Settings
 
 MAX_SOCKET_PATH_BYTES = 107
 STREAM_META = "stream.meta"
@@ -180,6 +181,22 @@ def make_private(path: str) -> None:
 def _is_ours(path: str) -> bool:
     info = os.lstat(path)
     return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
+
+
+def replace(path: str, content: bytes, *, is_safe: bool = False) -> None:
+    """Writes a file: whoever reads finds it whole, as it was or as it is now. `is_safe`: it is on the disk then. Raises
+    OSError."""
+    with open(f"{path}.new", "wb") as file:
+        file.write(content)
+        if is_safe:
+            file.flush()
+            os.fsync(file.fileno())
+    os.rename(f"{path}.new", path)
+
+
+def of(ours: Settings) -> Places:
+    """The places that the settings of this process name."""
+    return find(ours.data_dir, ours.spool_dir, ours.shared_dir)
 
 
 def folder_id(path: str) -> str:

@@ -65,7 +65,7 @@ def freeze(space_id: str | None = None, project: str | None = None, **where: Any
 def _problem(project: str, wish: Wish, deadline: float | None) -> str:
     """Uploads; returns why not, in a sentence, or nothing. Without a `deadline` it only asks."""
     ours, _ = settings.of_this_process()
-    where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+    where = places.of(ours)
     if not launch.is_running(where):
         launch.start_and_wait(where, _START_SECONDS)
     problem = waiting.ask(where, project, wish)

@@ -20,5 +20,5 @@ def __getattr__(name: str) -> Any:
     """`TRACKIO_DIR`: the data folder that the environment chooses now."""
     if name == "TRACKIO_DIR":
         ours, _ = settings.of_this_process()
-        return Path(places.find(ours.data_dir, ours.spool_dir).data)
+        return Path(places.of(ours).data)
     raise AttributeError(f"module 'trackio.utils' has no attribute {name!r}")

@@ -22,7 +22,7 @@ def _where() -> Places:
     """Takes in what other hosts have copied, but not at every question."""
     global _looked_at
     ours, _ = settings.of_this_process()
-    found = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+    found = places.of(ours)
     if found.shared and time.monotonic() - _looked_at > _LOOK_SECONDS:
         elsewhere.look(found)
         _looked_at = time.monotonic()

@@ -47,7 +47,7 @@ def run(*, detach: bool = False, autostarted: bool = False) -> int:
     With `detach` the caller's process returns as soon as the daemon is ready, or has failed.
     """
     ours, problems = settings.of_this_process()
-    where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+    where = places.of(ours)
     report = _detach() if detach else None
     if report == _PARENT:
         return _await_child()

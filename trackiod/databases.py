@@ -62,9 +62,9 @@ class Databases:
         path = schema.path_of(self._projects, project)
         aside = f"{path}.damaged-{time.time_ns()}"
         try:
-            for suffix in ("", "-wal", "-shm"):
-                if os.path.exists(path + suffix):
-                    os.rename(path + suffix, aside + suffix)
+            for side in schema.SIDES:
+                if os.path.exists(path + side):
+                    os.rename(path + side, aside + side)
         except OSError as error:
             return f"{why} It cannot be set aside: {error}"
         log.error("%s It is kept as %s; the project goes on in a new one.", why, aside)

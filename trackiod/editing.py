@@ -36,12 +36,9 @@ def _delete_project(databases: Databases, work: Edit) -> None:
     store = databases.get(work.project)
     if removal.is_running(store.connection):
         raise TrackiodError(f"Project '{work.project}' has a run that is running.")
-    path = store.path
     databases.note_deleted(schema.database_of(store.connection))
     databases.close(work.project)
-    for suffix in ("", "-wal", "-shm"):
-        if os.path.exists(path + suffix):
-            os.unlink(path + suffix)
+    schema.remove(store.path)
     shutil.rmtree(blobs.folder_of(databases.blobs, work.project), ignore_errors=True)
 
 

@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 from trackio import places, settings
-from trackio.places import Places, boot_id, make_private
+from trackio.places import Places, boot_id, make_private, replace
 from trackiod import blobs
 from trackiod.errors import StoreError
 from trackiod.sinks import directory
@@ -44,7 +44,7 @@ class _Store(NamedTuple):
 def main() -> int:
     """Takes in what there is. 0 when that is everything."""
     ours, _ = settings.of_this_process()
-    return 1 if refresh(places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)) else 0
+    return 1 if refresh(places.of(ours)) else 0
 
 
 def refresh(where: Places) -> list[str]:
@@ -150,7 +150,7 @@ class _TakingIn:
             except sqlite3.Error as error:
                 if not schema.is_damage(error):
                     raise
-                _remove(path)
+                schema.remove(path)
                 self._is_void = True
                 raise StoreError(f"{path} was damaged ({error}); it is made anew with the next command.") from error
             except (FileNotFoundError, StoreError):
@@ -176,7 +176,7 @@ class _TakingIn:
                 if isinstance(error, sqlite3.Error) and not schema.is_damage(error):
                     raise
                 self._problems.append(f"{path} was damaged ({error}); it is made anew.")
-                _remove(path)
+                schema.remove(path)
                 is_whole = False
         with open(os.path.join(self._folder, _BOOT), "w", encoding="utf-8") as file:
             file.write(boot_id())
@@ -194,7 +194,7 @@ class _TakingIn:
                 sql = "SELECT 1 FROM runs UNION ALL SELECT 1 FROM versions LIMIT 1"
                 is_empty = target.execute(sql).fetchone() is None
             if is_empty:
-                _remove(path)
+                schema.remove(path)
                 project = os.path.basename(path).removesuffix(schema.SUFFIX)
                 shutil.rmtree(os.path.join(self._folder, "blobs", project), ignore_errors=True)
 
@@ -210,12 +210,6 @@ def _link_files(files: list[tuple[str, str]], copy: Copy, folder: str) -> None:
             os.unlink(link)  # it led to a host that is gone
         make_private(os.path.dirname(link))
         os.symlink(there, link)
-
-
-def _remove(path: str) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        if os.path.exists(path + suffix):
-            os.unlink(path + suffix)
 
 
 # -- the shared folder -------------------------------------------------------------------------------------------------
@@ -307,7 +301,4 @@ def _read_state(folder: str) -> dict[str, Any]:
 
 
 def _write_state(folder: str, state: dict[str, Any]) -> None:
-    path = os.path.join(folder, _STATE)
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        json.dump(state, file)
-    os.rename(f"{path}.new", path)
+    replace(os.path.join(folder, _STATE), json.dumps(state).encode())

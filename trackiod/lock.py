@@ -10,7 +10,16 @@ import os
 import socket
 import time
 
-from trackio.places import MAX_SOCKET_PATH_BYTES, Endpoint, Places, boot_id, folder_id, make_private, read_endpoint
+from trackio.places import (
+    MAX_SOCKET_PATH_BYTES,
+    Endpoint,
+    Places,
+    boot_id,
+    folder_id,
+    make_private,
+    read_endpoint,
+    replace,
+)
 from trackio.version import __version__
 from trackiod.errors import AlreadyRunning, FolderUnusable
 
@@ -99,10 +108,7 @@ def endpoint_at(places: Places, socket_path: str, *, pid: int, store: str) -> En
 
 def write_endpoint(places: Places, endpoint: Endpoint) -> None:
     """Publishes where we answer, whole or not at all. Raises OSError."""
-    new = f"{places.endpoint}.new"
-    with open(new, "w", encoding="utf-8") as file:
-        file.write(endpoint.to_text())
-    os.rename(new, places.endpoint)
+    replace(places.endpoint, endpoint.to_text().encode())
 
 
 def remove_endpoint(places: Places, socket_path: str, *, is_passed: bool) -> None:

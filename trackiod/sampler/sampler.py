@@ -47,7 +47,7 @@ def main(hosted: bool = False, told: str = "") -> int:
     """Samples until there is nobody to sample for. `hosted`: started by a training process, for what the daemon may
     not see. `told`: what went wrong with the sampler before, to be said."""
     ours, _ = settings.of_this_process()
-    where = places.find(ours.data_dir, ours.spool_dir)
+    where = places.of(ours)
     Sampler(where, ours, hosted=hosted, told=told).run()
     return 0
 

@@ -27,7 +27,7 @@ from contextlib import closing
 from typing import Any
 
 from trackio import names, places, settings
-from trackio.places import Places, make_private
+from trackio.places import Places, make_private, replace
 from trackio.settings import MOST_FILE_BYTES
 from trackiod.errors import StoreError
 from trackiod.store import artifact_parts, parts, schema
@@ -44,7 +44,7 @@ _LOCK = "copy.lock"
 def main() -> int:
     """Copies what has changed. 0 when everything is there; else the reason stands in the last line of stderr."""
     ours, _ = settings.of_this_process()
-    where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+    where = places.of(ours)
     try:
         problems = copy_out(where, ours.shared_file_bytes)
     except OSError as error:
@@ -109,7 +109,7 @@ class _Copier:
         if revision in ("", read_text(path)) and os.path.exists(path):
             os.utime(path)  # the file server's time
         else:
-            _write(path, revision)
+            replace(path, revision.encode(), is_safe=True)
 
     def _revision(self) -> str:
         """What changes whenever an index does."""
@@ -134,7 +134,7 @@ class _Copier:
         blobs = os.path.join(self._places.blobs, os.path.basename(path).removesuffix(schema.SUFFIX))
         files = self._copy_files(source, blobs, os.path.join(folder, FILES)) if index != before else None
         if index != before:
-            _write(os.path.join(folder, INDEX), json.dumps(index))
+            replace(os.path.join(folder, INDEX), json.dumps(index).encode(), is_safe=True)
         named = {artifacts["name"], *(part["name"] for entry in runs.values() for part in entry["parts"])}
         for name in _names(folder):
             if name.removesuffix(_NEW).endswith(schema.SUFFIX) and name not in named:
@@ -245,13 +245,5 @@ def _place(made: str, target: str) -> None:
     """Copies a file to where it is whole or not at all."""
     shutil.copyfile(made, target + _NEW)
     with open(target + _NEW, "rb+") as file:
-        os.fsync(file.fileno())
-    os.rename(target + _NEW, target)
-
-
-def _write(target: str, text: str) -> None:
-    with open(target + _NEW, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
         os.fsync(file.fileno())
     os.rename(target + _NEW, target)

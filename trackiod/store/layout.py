@@ -211,3 +211,8 @@ CREATE TABLE system (
 ) WITHOUT ROWID;
 CREATE INDEX alerts_to_send ON alerts (time_ns) WHERE webhook IS NOT NULL;
 """
+
+FACTS = ("clocks", "configs", "summaries", "holes", "files", "artifacts", "alerts", "system")
+"""tables of what a stream says beside its points"""
+IN_STREAMS = ("series", "axes", "batches", *FACTS)
+"""tables whose rows are of one stream"""

@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 
 from trackiod.errors import StoreDamaged, StoreError
 from trackiod.store import batch, removal, schema
-from trackiod.store.layout import TABLES, VERSION
+from trackiod.store.layout import FACTS, TABLES, VERSION
 
 FULL_BYTES = 8 << 20
 """of columns, from which on a part is not written again"""
 _FIRST_ID = 1 << 40
-_OF_STREAM = ("clocks", "configs", "summaries", "holes", "files", "artifacts", "alerts", "system")
 FULL_LABEL = "v.version || '-' || substr(v.digest, 1, 8)"
 """what a version is called on every host (`views.versions`)"""
 _COPIED = {
@@ -120,7 +119,7 @@ def _write(source: sqlite3.Connection, target: sqlite3.Connection, run: str, aft
             _copy(source, target, "chunks", f"series = ? AND axis > {after} AND axis <= {upto}", series)
         if is_last:
             _copy(source, target, "streams", "id = ?", stream)
-            for table in _OF_STREAM:
+            for table in FACTS:
                 _copy(
                     source, target, table, "stream = ?" + (" AND artifact IS NULL" if table == "files" else ""), stream
                 )
@@ -174,9 +173,7 @@ def opened(path: str) -> sqlite3.Connection:
 def gathering(path: str, project: str) -> sqlite3.Connection:
     """The database that a project's parts are put together in. It can be made anew, so it need not survive a crash."""
     if not os.path.exists(path):
-        for leftover in (f"{path}.new", f"{path}.new-wal", f"{path}.new-shm"):
-            if os.path.exists(leftover):
-                os.unlink(leftover)
+        schema.remove(f"{path}.new")
         made = sqlite3.connect(f"{path}.new", isolation_level=None)
         made.executescript(f"PRAGMA journal_mode = WAL; BEGIN; {TABLES} PRAGMA user_version = {VERSION};")
         made.execute("INSERT INTO meta VALUES ('project', ?)", (project,))
@@ -226,9 +223,9 @@ def take_facts(part: sqlite3.Connection, target: sqlite3.Connection, but: Collec
     """Takes what a run's last part says of it, in the place of what was known, `but` of these streams. Returns (digest,
     suffix) of the files of its values."""
     for stream in streams_of(part).keys() - {*but}:
-        for table in _OF_STREAM:
+        for table in FACTS:
             target.execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))
-    for table in ("streams", *_OF_STREAM, "definitions"):
+    for table in ("streams", *FACTS, "definitions"):
         place = {"streams": 0, "files": 1}.get(table, 0)
         for row in read(part, f"SELECT * FROM {table}"):
             if table == "definitions" or row[place] not in but:

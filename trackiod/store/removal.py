@@ -9,7 +9,8 @@ from typing import Any
 
 import msgpack
 
-_OF_STREAMS = ("batches", "clocks", "configs", "summaries", "holes", "alerts", "system", "files", "artifacts")
+from trackiod.store.layout import FACTS, IN_STREAMS
+
 _OF_RUNS = ("definitions",)
 
 
@@ -33,10 +34,8 @@ def delete(connection: sqlite3.Connection, runs: Sequence[str]) -> set[tuple[str
     marks = _marks(streams)
     gone = set(connection.execute(f"SELECT digest, suffix FROM files WHERE state = 'kept' AND stream IN ({marks})",
                                   streams))  # fmt: skip
-    connection.execute(f"DELETE FROM chunks WHERE series IN (SELECT id FROM series WHERE stream IN ({marks}))", streams)
-    for table in ("series", "axes", *_OF_STREAMS):
-        connection.execute(f"DELETE FROM {table} WHERE stream IN ({marks})", streams)
-    connection.execute(f"DELETE FROM streams WHERE id IN ({marks})", streams)
+    for stream in streams:
+        delete_stream(connection, stream)
     for table in _OF_RUNS:
         connection.execute(f"DELETE FROM {table} WHERE run IN ({_marks(runs)})", runs)
     connection.execute(f"DELETE FROM runs WHERE id IN ({_marks(runs)})", runs)
@@ -77,7 +76,7 @@ def drop_oldest(connection: sqlite3.Connection, axes: int) -> int:
 def delete_stream(connection: sqlite3.Connection, stream: str) -> None:
     """Removes a stream and all that was stored of it."""
     connection.execute("DELETE FROM chunks WHERE series IN (SELECT id FROM series WHERE stream = ?)", (stream,))
-    for table in ("series", "axes", *_OF_STREAMS):
+    for table in IN_STREAMS:
         connection.execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))
     connection.execute("DELETE FROM streams WHERE id = ?", (stream,))
 
@@ -101,7 +100,7 @@ def copy(source: sqlite3.Connection, target: sqlite3.Connection, runs: Sequence[
     known = {row[0] for row in target.execute(f"SELECT id FROM streams WHERE id IN ({_marks(streams)})", streams)}
     new = [stream for stream in streams if stream not in known]
     _insert(target, "streams", _rows(source, "streams", "id", new))
-    for table in _OF_STREAMS:
+    for table in ("batches", *FACTS):
         if table != "artifacts":
             rows = _rows(source, table, "stream", new)
             _insert(target, table, [{k: v for k, v in row.items() if (table, k) != ("batches", "id")} for row in rows])

@@ -12,9 +12,11 @@ from urllib.parse import quote
 
 from trackio.names import HOST, project_id
 from trackiod.errors import StoreDamaged, StoreError, StoreTooNew
-from trackiod.store.layout import TABLES, VERSION
+from trackiod.store.layout import IN_STREAMS, TABLES, VERSION
 
 SUFFIX = ".db"
+SIDES = ("", "-wal", "-shm")
+"""of a database's files"""
 _HOST_FILE = "host" + SUFFIX
 _BUSY_SECONDS = 1.0
 _DAMAGES = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB}
@@ -139,7 +141,6 @@ def connect_for_reading(path: str, *, is_immutable: bool = False) -> sqlite3.Con
 
 
 _ALIKE = "chunks versions aliases".split()
-_OF_STREAM = "series axes batches clocks configs summaries holes files artifacts alerts system".split()
 _BEGAN = "min(created_ns, coalesce((SELECT created_ns FROM {1}.runs b WHERE b.id = a.id), created_ns)) AS created_ns"
 _RUNS = (
     f"SELECT id, name, name_rank, run_group, {_BEGAN}, resumes FROM {{0}}.runs a WHERE NOT EXISTS"
@@ -169,8 +170,8 @@ def _join_others(connection: sqlite3.Connection, others: str) -> None:
     runs = f"{_RUNS.format('main', 'others', '<')} UNION ALL {_RUNS.format('others', 'main', '<=')}"
     connection.execute(f"CREATE TEMP VIEW runs AS {runs}")
     ours = "NOT IN (SELECT id FROM main.streams)"  # a stream that is here too is read here
-    conditions = {"streams": f"WHERE id {ours}", **dict.fromkeys(_OF_STREAM, f"WHERE stream {ours}")}
-    for table in ("streams", *_OF_STREAM, *_ALIKE):
+    conditions = {"streams": f"WHERE id {ours}", **dict.fromkeys(IN_STREAMS, f"WHERE stream {ours}")}
+    for table in ("streams", *IN_STREAMS, *_ALIKE):
         both = f"SELECT * FROM main.{table} UNION ALL SELECT * FROM others.{table} {conditions.get(table, '')}"
         connection.execute(f"CREATE TEMP VIEW {table} AS {both}")
     connection.execute(
@@ -211,9 +212,7 @@ def check_version(connection: sqlite3.Connection, path: str) -> None:
 def _create(path: str, project: str, store_id: str) -> None:
     """Makes the database under another name first: a reader finds it whole or not at all."""
     new = f"{path}.new"
-    for leftover in (new, f"{new}-wal", f"{new}-shm"):
-        if os.path.exists(leftover):
-            os.unlink(leftover)
+    remove(new)
     connection = sqlite3.connect(new, isolation_level=None)
     try:
         connection.execute("PRAGMA page_size = 4096")
@@ -225,6 +224,13 @@ def _create(path: str, project: str, store_id: str) -> None:
     finally:
         connection.close()
     os.rename(new, path)
+
+
+def remove(path: str) -> None:
+    """Removes a database that nobody has open, if it is there. Raises OSError."""
+    for side in SIDES:
+        if os.path.exists(path + side):
+            os.unlink(path + side)
 
 
 def is_damage(error: sqlite3.Error) -> bool:

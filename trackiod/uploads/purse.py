@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from trackio.places import make_private
+from trackio.places import make_private, replace
 from trackiod.uploads import pacing
 from trackiod.uploads.pacing import Budget
 from trackiod.uploads.target import ARTIFACTS, ROWS
@@ -94,8 +94,4 @@ class Purse:
             return _Content(*pacing.first_budget(now, self._hosts, self._node))
 
     def _write(self, content: _Content) -> None:
-        with open(f"{self._path}.new", "w", encoding="utf-8") as file:
-            json.dump(content._asdict(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(f"{self._path}.new", self._path)
+        replace(self._path, json.dumps(content._asdict()).encode(), is_safe=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from trackio.names import derived_id
-from trackio.places import Places, make_private
+from trackio.places import Places, make_private, replace
 from trackio.targets import DATASETS
 from trackiod.uploads.cursor import Cursor, from_json
 from trackiod.uploads.doubts import Doubt
@@ -123,7 +123,7 @@ class Folder:
     def write_target(self, target: Target) -> None:
         """Raises OSError."""
         make_private(self.of_target)
-        _write(os.path.join(self.of_target, _TARGET), target._asdict(), is_safe=False)
+        replace(os.path.join(self.of_target, _TARGET), _json(target._asdict()))  # the loop does not wait for the disk
 
     def read_status(self) -> Status:
         values = _read(os.path.join(self.path, _STATUS))
@@ -133,7 +133,7 @@ class Folder:
     def write_status(self, status: Status) -> None:
         """Raises OSError."""
         make_private(self.path)
-        _write(os.path.join(self.path, _STATUS), status._asdict())
+        replace(os.path.join(self.path, _STATUS), _json(status._asdict()), is_safe=True)
 
     def read_run(self, project: str, run: str) -> RunState | None:
         values = _read(self._run_path(project, run))
@@ -145,7 +145,8 @@ class Folder:
     def write_run(self, project: str, run: str, state: RunState) -> None:
         """Raises OSError."""
         make_private(os.path.join(self.path, _RUNS))
-        _write(self._run_path(project, run), {**state._asdict(), "cursor": state.cursor.to_json()})
+        values = {**state._asdict(), "cursor": state.cursor.to_json()}
+        replace(self._run_path(project, run), _json(values), is_safe=True)
 
     def forget_runs(self) -> None:
         """The target has lost what it had."""
@@ -185,11 +186,5 @@ def _read(path: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _write(path: str, values: Mapping[str, Any], *, is_safe: bool = True) -> None:
-    """`is_safe`: it is on the disk then; the daemon's loop does not wait for that."""
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        json.dump(values, file)
-        file.flush()
-        if is_safe:
-            os.fsync(file.fileno())
-    os.rename(f"{path}.new", path)
+def _json(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values).encode()

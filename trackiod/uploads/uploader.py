@@ -48,7 +48,7 @@ def main(id_: str, lane: str) -> int:
     and `is_retry`."""
     os.nice(5)
     ours, _ = settings.of_this_process()
-    where = places.find(ours.data_dir, ours.spool_dir, ours.shared_dir)
+    where = places.of(ours)
     job = json.load(sys.stdin)
     folder = Folder(where, id_, lane)
     target = folder.read_target()
