@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from trackiod import catalog, library
+from trackiod.moments import timestamp
 
-from .output import print_json, say, size, table, timestamp, where
+from .output import print_json, say, size, table, where
 
 _LISTS = ("aliases", "logged_by", "used_by")
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")

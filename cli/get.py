@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,9 @@ import click
 from trackiod import catalog
 from trackiod.errors import TrackiodError
 from trackiod.exhibits import Exhibits
+from trackiod.moments import moment_of, timestamp
 
-from .output import in_words, print_json, print_long_json, say, table, timestamp, warn, where
+from .output import in_words, print_json, print_long_json, say, table, warn, where
 from .run_facts import run_facts
 
 if TYPE_CHECKING:  # numpy: only where there are points to show
@@ -287,12 +287,7 @@ def _window(step: int | None, around: int | None, at_time: str | None, window: i
         low, high = (max(-_FAR, min(_FAR, around + reach)) for reach in (-window, window))
         return lambda curve: curve.take((curve.steps >= low) & (curve.steps <= high))
     if at_time is not None:
-        try:
-            moment = datetime.fromisoformat(at_time)
-        except ValueError:
-            raise TrackiodError(f"--at-time '{at_time}' is no ISO 8601 time.") from None
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        seconds = moment.timestamp()
+        seconds = moment_of(at_time, "--at-time").timestamp()
         low, high = (max(-_FAR, min(_FAR, int((seconds + reach) * 1e9))) for reach in (-window, window))
         return lambda curve: curve.take((curve.times_ns >= low) & (curve.times_ns <= high))
     return None

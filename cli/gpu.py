@@ -9,8 +9,9 @@ import click
 
 from trackio import newest
 from trackio.places import Places
+from trackiod.moments import timestamp
 
-from .output import here, print_json, say, table, timestamp
+from .output import here, print_json, say, table
 
 _FACTS = (
     "utilization", "memory_utilization", "allocated_memory", "total_memory", "power", "power_limit", "temp",

@@ -24,8 +24,7 @@ from .system import get_system_metric, list_system_metrics
 @click.group(cls=SpokenErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="trackio", message="%(prog)s %(version)s")
 def trackio() -> None:
-    """Experiment tracking for distributed training. Reads files; no daemon is needed but for `status`'s own
-    line."""
+    """Experiment tracking for distributed training. What reads needs no daemon; `sync` and `drain` start one."""
 
 
 trackio.add_command(status)

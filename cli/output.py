@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from trackio import places, settings
 from trackio.places import Places
 from trackiod import elsewhere
 from trackiod.errors import TrackiodError
-from trackiod.moments import timestamp as timestamp
+from trackiod.valid_json import valid
 
 EXIT_INTERRUPTED = 130
 _CELL_CHARS = 60
@@ -95,31 +94,19 @@ def clean(text: str) -> str:
 
 def print_json(value: Any) -> None:
     """Prints valid JSON: NaN and the infinities, which JSON has not, become strings."""
-    click.echo(json.dumps(_valid(value), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(valid(value), indent=2, ensure_ascii=False))
 
 
 def print_long_json(facts: dict[str, Any], key: str, items: Iterable[Any]) -> None:
     """Prints `facts` with a list under `key`, one item a line, as they come: there may be millions."""
-    head = json.dumps(_valid(facts), indent=2, ensure_ascii=False)
+    head = json.dumps(valid(facts), indent=2, ensure_ascii=False)
     stream = sys.stdout
     stream.write(f'{head[:-2]},\n  "{key}": [')
     separator = "\n"
     for item in items:
-        stream.write(f"{separator}    {json.dumps(_valid(item), ensure_ascii=False)}")
+        stream.write(f"{separator}    {json.dumps(valid(item), ensure_ascii=False)}")
         separator = ",\n"
     stream.write("]\n}\n" if separator == "\n" else "\n  ]\n}\n")
-
-
-def _valid(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {str(k): _valid(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_valid(v) for v in value]
-    if isinstance(value, bytes):
-        return value.hex()
-    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

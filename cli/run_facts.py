@@ -6,10 +6,9 @@ from typing import Any
 
 from trackiod.answers import RunView
 from trackiod.exhibits import Exhibits
+from trackiod.moments import timestamp
 from trackiod.node import SystemView
 from trackiod.overview import Overview
-
-from .output import timestamp
 
 
 def run_facts(projects: str, project: str, view: RunView, rank: int | None) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from trackio.places import Places
 from trackiod import catalog, control, orphans
 from trackiod.answers import RunView
 from trackiod.errors import StoreError
+from trackiod.moments import timestamp
 from trackiod.overview import Overview
 from trackiod.store.reader import ProjectReader, paths
 
 from .gpu import gpu_table, gpus_now
-from .output import cell, duration, print_json, size, table, timestamp, where
+from .output import cell, duration, print_json, size, table, where
 from .sync import text as uploads_text
 
 _RECENT_RUNS = 10

@@ -6,9 +6,10 @@ import click
 
 from trackiod import catalog
 from trackiod.errors import NotFound
+from trackiod.moments import timestamp
 from trackiod.node import SystemView
 
-from .output import cell, print_json, print_long_json, say, timestamp, where
+from .output import cell, print_json, print_long_json, say, where
 
 _RUN = click.option("--run", required=True, help="A run's id, or its name: the newest run of that name.")
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")

@@ -19,7 +19,7 @@ UPSTREAM = {
     "log_cpu": "as `log_gpu`",
     "log_artifact": "returns at once; the version is waited for where it is read",
     "use_artifact": "also `project/name:version`",
-    "finish": "does nothing without a run; takes `exit_code` and `quiet`; nothing is waited for",
+    "finish": "does nothing without a run; takes `exit_code` and `quiet`; waits for nothing unless `wait=` says so",
     "alert": "the daemon sends webhooks, and tries again for an hour; an unknown level counts as a warning",
     "AlertLevel": "also ordered: `AlertLevel.INFO < AlertLevel.ERROR`",
     "show": "prints what `trackio status` shows, and returns four times None: there is no dashboard yet",

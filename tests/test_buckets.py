@@ -74,7 +74,7 @@ def test_a_project_is_uploaded_to_a_bucket_afterwards(host: Host, server: Hub) -
 def test_a_script_uploads_a_project_afterwards(host: Host, server: Hub) -> None:
     """As upstream's sync() does, within a time; a misspelt project or name is one line, and makes nothing."""
     logged(host, "one")
-    host.extra.update(hub_environ(server, host, HF_TOKEN="hf_test"))
+    host.extra.update(hub_environ(server, host, HF_TOKEN="hf_test", TRACKIO_AUTOSTART="1"))
     code = f"""
 import trackio
 print(trackio.sync("p", bucket_id={REPO!r}, private=False, timeout=60))
@@ -97,7 +97,9 @@ def test_a_call_for_a_space_waits_for_nothing(host: Host, server: Hub) -> None:
     """transformers makes it in the middle of a training, and writes what it returns into the model's card."""
     logged(host, "one")
     call = f'sync(project="p", sdk="static", space_id="user/s", private=None, bucket_id={REPO!r}, force=True)'
-    environ = {**hub_environ(server, host, HF_TOKEN="hf_test"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    environ = hub_environ(server, host, HF_TOKEN="hf_test", TRACKIO_AUTOSTART="1") | {
+        "HF_ENDPOINT": "http://127.0.0.1:9"
+    }
     done = host.run(f"import trackio\nprint(trackio.{call})", env=environ)  # all is never there
     assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
     assert host.cli("sync")["targets"][0]["target"] == URL

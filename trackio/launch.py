@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 
 from trackio.places import Places, make_private
+from trackio.settings import Settings
 
 _KEPT = frozenset(
     (
@@ -87,8 +88,11 @@ def spawn(places: Places, *options: str, errors: int | None = None) -> int:
     return _spawn(places, ["run", "--detach", *options], errors)
 
 
-def start_and_wait(places: Places, seconds: float) -> None:
-    """Starts a daemon and waits until it is ready; it may not be, which shows when it is asked. Never raises."""
+def ensure(places: Places, ours: Settings, seconds: float) -> None:
+    """Where no daemon runs and one may be started, starts it and waits until it is ready; it may not be, which shows
+    when it is asked. Never raises."""
+    if not ours.autostart or is_running(places):
+        return
     try:
         reap_soon(spawn(places, "--autostarted"), seconds)
     except (OSError, TypeError, ValueError):

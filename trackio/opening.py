@@ -112,8 +112,7 @@ def imported_run(project: str, name: str) -> Run:
     runs."""
     ours, _ = settings.of_this_process()
     where = places.of(ours)
-    if ours.autostart and not launch.is_running(where):
-        launch.start_and_wait(where, _PATIENT_SECONDS)
+    launch.ensure(where, ours, _PATIENT_SECONDS)
     process.install()
     asked = request.understood(project, name, None, None, "never", "online", {}, ours._replace(run_id=""))
     return _new_run(asked, ours, is_ours=False)
@@ -220,8 +219,8 @@ def _find(where: Places, asked: Request, attempt: str, ours: Settings) -> wire.F
     question = wire.Find(asked.project, wanted, attempt)
     must = asked.resume == "must"
     is_patient = must or bool(where.shared)  # the run may be another host's: then the daemon looks what it copied
-    if is_patient and ours.autostart and not launch.is_running(where):
-        launch.start_and_wait(where, _PATIENT_SECONDS)
+    if is_patient:
+        launch.ensure(where, ours, _PATIENT_SECONDS)
     answer = inquiry.ask(where, question, _PATIENT_SECONDS if is_patient else _ALLOW_SECONDS)
     if isinstance(answer, wire.Found):
         if must and not answer.run:

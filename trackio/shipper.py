@@ -119,20 +119,16 @@ class Shipper:
         """Waits a little until the daemon has everything of a stream; True if it has."""
         self.ensure_thread()
         self.wanted.set()
-        return self._until(lambda: shipment.is_delivered, seconds, give_up=self._is_alone)
+        deadline = time.monotonic() + seconds
+        while not shipment.is_delivered:
+            if time.monotonic() >= deadline or self._is_alone():
+                return False
+            time.sleep(0.001)
+        return True
 
     def _is_alone(self) -> bool:
         """Whether a connection was tried and there is none."""
         return self._link is None and self._connect_at > 0
-
-    @staticmethod
-    def _until(done: Callable[[], bool], seconds: float, give_up: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + seconds
-        while not done():
-            if time.monotonic() >= deadline or give_up():
-                return False
-            time.sleep(0.001)
-        return True
 
     # -- the thread ------------------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import itertools
 import os
-import shutil
 import stat
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -114,6 +113,8 @@ class Staging:
             return "later"
         self._check_room(size)
         try:
+            import shutil  # with the compressors that it knows; most jobs never stage a file
+
             shutil.copyfile(source, path)
         except OSError as error:
             _forget(path)

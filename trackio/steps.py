@@ -58,7 +58,7 @@ class Steps:
 
 
 def _matches_any(pattern: str, metrics: Mapping[str, Any]) -> bool:
-    from fnmatch import fnmatchcase  # loads `re`; most jobs never define a metric
+    from fnmatch import fnmatchcase  # most jobs never define a metric
 
     return any(fnmatchcase(name, pattern) for name in metrics)
 

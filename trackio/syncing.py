@@ -66,8 +66,7 @@ def _problem(project: str, wish: Wish, deadline: float | None) -> str:
     """Uploads; returns why not, in a sentence, or nothing. Without a `deadline` it only asks."""
     ours, _ = settings.of_this_process()
     where = places.of(ours)
-    if not launch.is_running(where):
-        launch.start_and_wait(where, _START_SECONDS)
+    launch.ensure(where, ours, _START_SECONDS)
     problem = waiting.ask(where, project, wish)
     if problem or deadline is None:
         return problem

@@ -61,7 +61,7 @@ def ask(where: Places, project: str, wish: Wish, *, is_retry: bool = False) -> s
 
 
 def progress(where: Places, project: str) -> Iterator[Progress]:
-    """How far what was asked for is, again and again until it is done."""
+    """How far what was asked for is, again and again."""
     asked: dict[str, int] = {}
     while True:
         report = inquiry.ask(where, wire.StatusQuery(), _ANSWER_SECONDS)

@@ -8,7 +8,7 @@ import sys
 
 
 def main(arguments: list[str]) -> int:
-    """Takes `keep`, and `run` with `--detach` and `--autostarted`; the full command line is `trackiod`."""
+    """The words that a daemon starts itself and its children with; the command line for people is `trackiod`."""
     if arguments == ["keep"]:
         from trackiod import keeper
 

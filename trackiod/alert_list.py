@@ -8,8 +8,7 @@ from typing import Any
 
 from trackio.names import HOST
 from trackiod import catalog
-from trackiod.errors import TrackiodError
-from trackiod.moments import timestamp
+from trackiod.moments import moment_of, timestamp
 from trackiod.store import schema
 from trackiod.store.reader import ProjectReader
 from trackiod.store.shelf_reader import AlertRow
@@ -45,9 +44,4 @@ def _of_node(projects: str) -> list[AlertRow]:
 
 def _us(since: str) -> int:
     """Microseconds, as timestamps are shown."""
-    try:
-        moment = datetime.fromisoformat(since)
-    except ValueError:
-        raise TrackiodError(f"--since '{since}' is no ISO 8601 time.") from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return (moment - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
+    return (moment_of(since, "--since") - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)

@@ -38,7 +38,9 @@ from trackiod.work import (
     Errand,
     FileKept,
     Find,
+    InCommit,
     NotDrained,
+    OfStream,
     Raise,
     Refused,
     Register,
@@ -142,7 +144,7 @@ class Committer:
             by_project.setdefault(work.project, []).append(work)
         problem = ""
         for project, all_items in by_project.items():
-            items: list[Work] = [work for work in all_items if not isinstance(work, Edit)]
+            items: list[InCommit] = [work for work in all_items if not isinstance(work, Edit)]
             failed = self._commit(project, items) if items else ""
             for work in all_items:
                 if isinstance(work, Edit):
@@ -158,7 +160,7 @@ class Committer:
             time.sleep(_RETRY_SECONDS)
         return not problem
 
-    def _commit(self, project: str, items: list[Work]) -> str:
+    def _commit(self, project: str, items: list[InCommit]) -> str:
         """One transaction over one project's work. Returns why it could not be done, or ""."""
         try:
             store = self._databases.get(project)
@@ -192,7 +194,7 @@ class Committer:
             self._databases.close(project)
             return f"the database of project {project!r} was removed; it goes on in a new one."
         self.commits += 1
-        streams = [work.stream for work in items if not isinstance(work, Find)]
+        streams = [work.stream for work in items if isinstance(work, OfStream)]
         self._folding.note(project, streams, self._raw_bytes)
         for act in after:
             act()
@@ -202,7 +204,7 @@ class Committer:
         self._on_outcome()
         return ""
 
-    def _commit_apart(self, project: str, items: list[Work]) -> str:
+    def _commit_apart(self, project: str, items: list[InCommit]) -> str:
         """Finds the piece of work that cannot be done by doing each alone; that one is refused."""
         if len(items) == 1:
             self._refuse(items, "internal error in trackiod, see its log.")
@@ -214,7 +216,7 @@ class Committer:
                 return failed
         return ""
 
-    def _refuse(self, items: list[Work], reason: str) -> None:
+    def _refuse(self, items: list[InCommit], reason: str) -> None:
         """The project cannot be written by us at all: its senders keep their data."""
         log.warning("%s", reason)
         for work in items:
@@ -226,7 +228,7 @@ class Committer:
                 self.outcomes.append(NotDrained(work.stream))
         self._on_outcome()
 
-    def _apply(self, store: ProjectStore, work: Work, after: list[Callable[[], None]]) -> Reply | Drained | None:
+    def _apply(self, store: ProjectStore, work: InCommit, after: list[Callable[[], None]]) -> Reply | Drained | None:
         match work:
             case Register():
                 committed = store.register(work.stream, work.meta)
@@ -258,8 +260,6 @@ class Committer:
                 is_whole = not store.has_holes(work.stream, _DAMAGED)
                 after.append(lambda: _remove_all(work.folders) if is_whole else self._set_aside(work))
                 return Drained(work.stream)
-            case Edit():
-                raise AssertionError("edits are done outside of a commit's transaction")
 
     def _append(self, store: ProjectStore, data: wire.Data) -> wire.Message:
         committed = store.committed(data.stream)

@@ -7,7 +7,7 @@ TrackiodError
 ├── StoreError
 │   ├── StoreTooNew     written by a newer trackio
 │   └── StoreDamaged    SQLite cannot read it
-└── NotFound            no such project, run, metric, rank or attempt
+└── NotFound            no such project, run, metric, rank, attempt or artifact
 """
 
 from __future__ import annotations

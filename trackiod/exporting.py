@@ -27,6 +27,7 @@ from trackiod.uploads.card import card
 from trackiod.uploads.run_files import RunFiles
 from trackiod.uploads.source import Source
 from trackiod.uploads.target import Target
+from trackiod.valid_json import valid
 
 _TARGET = Target("", shows_host=True)
 _README = "README.md"
@@ -198,7 +199,7 @@ def _plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
         if pa.types.is_timestamp(column.type):
             columns[name] = tables.iso(column).to_pylist()
         elif pa.types.is_floating(column.type):
-            columns[name] = [tables.finite(value) for value in column.to_pylist()]
+            columns[name] = [valid(value) for value in column.to_pylist()]
         else:
             columns[name] = column.to_pylist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

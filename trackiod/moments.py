@@ -1,8 +1,10 @@
-"""Moments in words."""
+"""Moments in words, and back."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+
+from trackiod.errors import TrackiodError
 
 
 def timestamp(time_ns: int | None) -> str | None:
@@ -16,3 +18,12 @@ def timestamp(time_ns: int | None) -> str | None:
         )
     except (OverflowError, ValueError, OSError):
         return None
+
+
+def moment_of(text: str, option: str) -> datetime:
+    """What a command's option says in ISO 8601; without a zone it is UTC. Raises TrackiodError."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise TrackiodError(f"{option} '{text}' is no ISO 8601 time.") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Who sends: only processes of our own user are heard."""
+"""Who sends: only processes of our own user, and root's, are heard."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Peers:
 
     def pid_of(self, peer: bytes, frame: zmq.Frame) -> int | None:
         """The pid at the other end of a connection, by its identity and a frame that came from it; None if it is
-        another user's process, or gone."""
+        another user's process that is not root's, or gone."""
         if peer in self._known:
             return self._known[peer]
         try:

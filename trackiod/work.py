@@ -86,7 +86,6 @@ class Raise(NamedTuple):
 
     project: str
     facts: dict[str, Any]
-    stream: str = ""
 
 
 class Edit(NamedTuple):
@@ -97,14 +96,16 @@ class Edit(NamedTuple):
     run: str
     argument: str
     peer: Any
-    stream: str = ""
 
 
-Work = Register | Append | Refused | Drain | Find | FileKept | AlertSent | Raise | Edit
+OfStream = Register | Append | Refused | Drain | FileKept | AlertSent
+InCommit = OfStream | Find | Raise
+"""what is done in a project's transaction"""
+Work = InCommit | Edit
 
 
 class Reply(NamedTuple):
-    """An answer for a peer; `stream` is empty for questions."""
+    """An answer for a peer."""
 
     peer: Any
     message: wire.Message
@@ -139,13 +140,13 @@ class ToSend(NamedTuple):
 
 
 Errand = ToKeep | ToSend
-"""What is to be done in a child, since it may hang; its end comes back as work."""
+"""What is to be done beside storing, since it may hang; its end comes back as work."""
 
 
-def joined(items: Iterable[Work]) -> list[Work]:
+def joined(items: Iterable[InCommit]) -> list[InCommit]:
     """The same work, with batches of a stream that go on where the one before ended as one: they make better columns
     and are acked together."""
-    done: list[Work] = []
+    done: list[InCommit] = []
     last: dict[str, int] = {}
     parts: dict[int, list[Append]] = {}
     for work in items:
@@ -156,7 +157,7 @@ def joined(items: Iterable[Work]) -> list[Work]:
         if isinstance(work, Append):
             last[work.stream] = len(done)
             parts[len(done)] = [work]
-        elif not isinstance(work, Find):
+        elif isinstance(work, OfStream):
             last.pop(work.stream, None)
         done.append(work)
     for place, appends in parts.items():

@@ -1,4 +1,5 @@
-"""The `dir://` sink: copies this host's runs, as plain files, into a folder that all hosts see.
+"""Copies this host's runs, as plain files, into a folder that all hosts see.
+
 
     <shared>/<host>/<store>/alive                     touched every minute; its text changes when something below does
     <shared>/<host>/<store>/<database>/parts.json     which parts each run of the database has

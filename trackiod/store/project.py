@@ -1,4 +1,4 @@
-"""Writing one project's database. Every method runs inside the transaction its caller opened."""
+"""Writing one project's database. What writes rows runs inside the transaction its caller opened."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class ProjectStore:
             self._define(stream, name, options)
         for damage_start, damage_end, cause in digest.damages:
             self.add_hole(stream, damage_start, damage_end, cause, digest.last_ns or 0)
-        shelf.note(self.connection, stream, digest)
+        self.shelf.note(stream, digest)
         if digest.end is not None:
             self.end(stream, digest.end)
         elif digest.is_open:

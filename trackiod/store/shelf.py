@@ -14,43 +14,38 @@ import msgpack
 from trackiod.store.digest import Digest
 
 
-def note(connection: sqlite3.Connection, stream: str, digest: Digest) -> None:
-    """Notes what a batch says of these; what is known already stays as it is."""
-    many = connection.executemany
-    many(
-        "INSERT OR IGNORE INTO files (id, stream, at_ns, facts, artifact) VALUES (?, ?, ?, ?, ?)",
-        [
-            (f"{stream}/{f.number}", stream, f.time_ns, msgpack.packb(f.facts), _number_in(f.facts))
-            for f in digest.files
-        ],
-    )
-    many("INSERT OR IGNORE INTO alerts VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", [(stream, *a) for a in digest.alerts])
-    many("INSERT OR IGNORE INTO system VALUES (?, ?, ?, ?)",
-         [(stream, start, at_ns, msgpack.packb(metrics)) for start, at_ns, metrics in digest.system])  # fmt: skip
-    many(
-        "INSERT OR IGNORE INTO artifacts VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [(stream, a.number, a.time_ns, a.role, a.name, msgpack.packb(a.facts),
-          _number_in(a.facts, "version") if a.role == "input" else None) for a in digest.artifacts],
-    )  # fmt: skip
-    if digest.artifacts:
-        Shelf(connection).number_artifacts(stream)
-    if digest.name:
-        connection.execute(
-            "UPDATE runs SET name = ? WHERE id = (SELECT run FROM streams WHERE id = ? AND rank <= name_rank)",
-            (digest.name, stream),
-        )
-
-
-def _number_in(facts: dict[str, Any], name: str = "artifact") -> int | None:
-    number = facts.get(name)
-    return number if type(number) is int and 0 <= number < 1 << 63 else None
-
-
 class Shelf:
     """The rows that wait for something: files to be kept, alerts to be sent, artifacts to be numbered."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+
+    def note(self, stream: str, digest: Digest) -> None:
+        """Notes what a batch says; what is known already stays as it is."""
+        many = self._connection.executemany
+        many(
+            "INSERT OR IGNORE INTO files (id, stream, at_ns, facts, artifact) VALUES (?, ?, ?, ?, ?)",
+            [
+                (f"{stream}/{f.number}", stream, f.time_ns, msgpack.packb(f.facts), _number_in(f.facts))
+                for f in digest.files
+            ],
+        )
+        alerts = [(stream, *alert) for alert in digest.alerts]
+        many("INSERT OR IGNORE INTO alerts VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", alerts)
+        many("INSERT OR IGNORE INTO system VALUES (?, ?, ?, ?)",
+             [(stream, start, at_ns, msgpack.packb(metrics)) for start, at_ns, metrics in digest.system])  # fmt: skip
+        many(
+            "INSERT OR IGNORE INTO artifacts VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(stream, a.number, a.time_ns, a.role, a.name, msgpack.packb(a.facts),
+              _number_in(a.facts, "version") if a.role == "input" else None) for a in digest.artifacts],
+        )  # fmt: skip
+        if digest.artifacts:
+            self.number_artifacts(stream)
+        if digest.name:
+            self._connection.execute(
+                "UPDATE runs SET name = ? WHERE id = (SELECT run FROM streams WHERE id = ? AND rank <= name_rank)",
+                (digest.name, stream),
+            )
 
     def files_to_keep(self, stream: str | None = None) -> list[tuple[str, dict[str, Any]]]:
         """(id, facts) of the files that are to be kept yet, the oldest first; of one stream, or of all."""
@@ -173,3 +168,8 @@ def manifest_digest(manifest: list[dict[str, Any]]) -> str:
 def _unpacked(packed: bytes) -> dict[str, Any]:
     facts: dict[str, Any] = msgpack.unpackb(packed, strict_map_key=False)
     return facts
+
+
+def _number_in(facts: dict[str, Any], name: str = "artifact") -> int | None:
+    number = facts.get(name)
+    return number if type(number) is int and 0 <= number < 1 << 63 else None

@@ -12,11 +12,10 @@ import msgpack
 import numpy as np
 
 from trackio.names import HOST
-from trackiod import catalog
+from trackiod import catalog, valid_json
 from trackiod.errors import StoreError
 from trackiod.node import SystemView
 from trackiod.store import schema
-from trackiod.uploads import tables
 from trackiod.uploads.addition import Addition
 from trackiod.uploads.cursor import Cursor, File, Place
 from trackiod.uploads.names import Names
@@ -277,7 +276,7 @@ class RunFiles:
             "node": self._node(None), "host": about.get("host") if shown else None, "state": state,
             "started": started, "ended": None if state == "running" else ended, "world_size": worlds, "ranks": ranks,
             "points": points, "refused_points": refused,
-            "config": tables.as_json(config), "summary": tables.as_json(summary),
+            "config": valid_json.dumps(config), "summary": valid_json.dumps(summary),
             **{word: _text(about.get(word)) for word in ("tags", "notes", "job_type")},
         }  # fmt: skip
         with self._made("runs") as writer:

@@ -5,8 +5,6 @@ Long form: a row is one value of one metric, logged by one rank. Strings are dic
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from trackiod import valid_json
 from trackiod.uploads.rows import Points
 from trackiod.views.column import Values
 
@@ -137,23 +136,6 @@ def iso(times: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise(texts, "Z", "")
 
 
-def as_json(value: Any) -> str:
-    """Valid JSON: NaN and the infinities, which it has not, become texts."""
-    try:
-        return json.dumps(value, default=_as_json, allow_nan=False)
-    except ValueError:
-        return json.dumps(finite(value), default=_as_json)
-
-
-def finite(value: Any) -> Any:
-    """A value as JSON has it: NaN and the infinities as texts."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
 def give_back() -> None:
     """Memory that writing files took and nothing needs any more."""
     pa.default_memory_pool().release_unused()
@@ -193,8 +175,4 @@ def _split(value: Any) -> tuple[float | None, str | None]:
             return float(value), None if abs(value) <= _EXACT else str(value)
         case str():
             return None, value
-    return None, as_json(value)
-
-
-def _as_json(value: Any) -> Any:
-    return value.hex() if isinstance(value, bytes) else str(value)
+    return None, valid_json.dumps(value)
