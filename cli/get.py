@@ -13,9 +13,9 @@ from trackiod import catalog
 from trackiod.errors import TrackiodError
 from trackiod.exhibits import Exhibits
 from trackiod.moments import moment_of, timestamp
+from trackiod.run_facts import run_facts
 
 from .output import in_words, print_json, print_long_json, say, table, warn, where
-from .run_facts import run_facts
 
 if TYPE_CHECKING:  # numpy: only where there are points to show
     from trackiod.curves import Series

@@ -1,6 +1,5 @@
 """Copies this host's runs, as plain files, into a folder that all hosts see.
 
-
     <shared>/<host>/<store>/alive                     touched every minute; its text changes when something below does
     <shared>/<host>/<store>/<database>/parts.json     which parts each run of the database has
     <shared>/<host>/<store>/<database>/<digest>.db    a part (`trackiod.store.parts`), named by its content
