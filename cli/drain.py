@@ -7,11 +7,11 @@ import click
 from trackiod import draining
 from trackiod.errors import TrackiodError
 
-from .output import here
+from .output import Seconds, here
 
 
 @click.command()
-@click.option("--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True,
+@click.option("--timeout", type=Seconds(), default=60.0, show_default=True,
               help="Seconds to wait at most; then exit code 1, and a sentence that says what still waits.")  # fmt: skip
 def drain(timeout: float) -> None:
     """Wait until all that was logged on this host is stored, and copied to where it outlives the host."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,21 @@ from trackiod.valid_json import valid
 
 EXIT_INTERRUPTED = 130
 _CELL_CHARS = 60
+
+
+class Seconds(click.FloatRange):
+    """An option's seconds, 0 or more."""
+
+    name = "seconds"
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return seconds
 
 
 class SpokenErrors(click.Group):
@@ -148,8 +164,13 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     value = in_words(value)
-    text = clean(str(value)).replace("\n", " ")
+    text = one_line(str(value))
     return text if len(text) <= _CELL_CHARS else text[: _CELL_CHARS - 1] + "…"
+
+
+def one_line(text: str) -> str:
+    """A user's text where a line is a thing of its own."""
+    return " ".join(clean(text).splitlines())
 
 
 def _is_number(text: str) -> bool:

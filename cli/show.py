@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from trackiod import catalog
+
 from .output import say, where
 from .status import status_facts, text
 
@@ -17,6 +19,8 @@ _RUNS = 10
 @click.option("--project", help="Only this project's runs.")
 def show_command(project: str | None) -> None:
     """The runs in the terminal: there is no dashboard yet."""
+    if project is not None:
+        catalog.open_project(where().projects, project).close()
     show(project)
 
 

@@ -11,31 +11,44 @@ import click
 
 from trackio import targets, waiting
 from trackio.places import Places
+from trackio.targets import Wish
 from trackiod import catalog, control
 from trackiod.errors import TrackiodError
 from trackiod.store import schema
 from trackiod.uploads.target import Target
 
-from .output import duration, here, print_json, say, size, table, warn, where
+from .output import Seconds, duration, here, print_json, say, size, table, warn, where
 
 
 @click.command()
 @click.option("--project", default="", help="Upload this project now. Default: all that have a target.")
 @click.option("--to", "url", help=f"Where to: {targets.FORMS}. All runs of the project go there, from now on.")
-@click.option("--public", is_flag=True, help="A target that is made for it is public. Default: private.")
+@click.option("--public", is_flag=True, help="What is made for --to is public. Default: private.")
+@click.option("--stop", is_flag=True, help="Upload the project to --to no more; what is there stays.")
 @click.option("--retry", is_flag=True, help="Also what was given up: after a login, or when the repository is back.")
 @click.option("--wait", is_flag=True, help="Until all is uploaded, with a bar that shows how far it is.")
-@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait at most; then exit code 1.")
+@click.option("--timeout", type=Seconds(), help="Seconds to --wait at most; then exit code 1.")
 @click.option("--json", "as_json", is_flag=True, help="Valid JSON instead of text.")
 def sync(
-    project: str, url: str | None, public: bool, retry: bool, wait: bool, timeout: float | None, as_json: bool
-) -> None:
+    project: str, url: str | None, public: bool, stop: bool, retry: bool, wait: bool, timeout: float | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Upload runs that have a target, or to one that is named; without options, show the targets and how they stand."""
+    _refuse({
+        "--to needs --project: whose runs are to go there?": url and not project,
+        "--stop needs --to: where is nothing to be uploaded any more?": stop and not url,
+        "--public needs --to: it is for what is made then.": public and not url,
+        "--timeout needs --wait.": timeout is not None and not wait,
+    })  # fmt: skip
     places = here()
-    if project or url or retry or wait:
-        _ask(places, project, url, not public, retry)
-    if wait:
-        _wait(places, project, timeout)
+    try:
+        url = targets.url_of(url) if url else ""
+    except ValueError as error:
+        raise TrackiodError(f"{error}.") from None
+    if project or retry or wait:
+        _ask(places, project, targets.wish(url, not public, None, os.environ, (1, 0)), is_stop=stop, is_retry=retry)
+    if wait and not stop:
+        _wait(places, project, url, timeout)
     uploads = _uploads(places, project)
     if as_json:
         print_json({"targets": uploads})
@@ -43,17 +56,20 @@ def sync(
         say(text(uploads) if uploads else "No project has a target; upload one with: trackio sync --project P --to URL")
 
 
-def _ask(places: Places, project: str, url: str | None, private: bool, retry: bool) -> None:
-    if url and not project:
-        raise TrackiodError("--to needs --project: whose runs are to go there?")
-    try:
-        wish = targets.wish(targets.url_of(url) if url else "", private, None, os.environ, (1, 0))
-    except ValueError as error:
-        raise TrackiodError(f"{error}.") from None
-    if url:
+def _refuse(wrong: dict[str, Any]) -> None:
+    """Raises TrackiodError with the first sentence that is true."""
+    for sentence, is_so in wrong.items():
+        if is_so:
+            raise TrackiodError(sentence)
+
+
+def _ask(places: Places, project: str, wish: Wish, *, is_stop: bool, is_retry: bool) -> None:
+    if is_stop:
+        wish.facts["stop"] = True
+    elif wish.facts:
         _check(project, wish.facts["url"])
     control.start(places)
-    problem = waiting.ask(places, project, wish, is_retry=retry)
+    problem = waiting.ask(places, project, wish, is_retry=is_retry)
     if problem:
         raise TrackiodError(problem)
 
@@ -72,11 +88,11 @@ def _uploads(places: Places, project: str) -> list[dict[str, Any]]:
     return [one for one in found if project in ("", *one["projects"])]
 
 
-def _wait(places: Places, project: str, timeout: float | None) -> None:
+def _wait(places: Places, project: str, url: str, timeout: float | None) -> None:
     deadline = None if timeout is None else time.monotonic() + timeout
     total = done = 0
     with click.progressbar(length=1, label="Uploading", file=sys.stderr) as bar:
-        for now in waiting.progress(places, project):
+        for now in waiting.progress(places, project, url):
             if now.is_parked:
                 raise TrackiodError(now.problem)
             total = max(total, done + now.rows_waiting)
@@ -87,7 +103,7 @@ def _wait(places: Places, project: str, timeout: float | None) -> None:
             if now.is_done:
                 return
             if deadline is not None and time.monotonic() >= deadline:
-                raise TrackiodError(f"{now.rows_waiting:,} rows still wait to be uploaded. {now.problem}".strip())
+                raise TrackiodError(f"Not everything is uploaded yet: {now.rows_waiting:,} rows. {now.problem}".strip())
 
 
 def text(uploads: list[dict[str, Any]]) -> str:

@@ -125,6 +125,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_webhook_that_fails_is_tried_again_by_the_same_daemon(daemon: Host, hook: Hook) -> None:
     hook.answers = [503]
     daemon.run(HEAD + f"trackio.alert('a', webhook_url={hook.url!r})")
+    wait_for(lambda: not hook.answers, what="the first try")
+    assert [a["webhook"] for a in alerts(daemon)] == ["not sent yet"]
     wait_for(lambda: hook.bodies, what="the second try")
     wait_for(lambda: [a["webhook"] for a in alerts(daemon)] == ["sent"], what="its note")
     assert len(hook.bodies) == 1 and hook.answers == []
@@ -136,7 +138,8 @@ def test_a_webhook_that_refuses_is_given_up_and_named(daemon: Host, hook: Hook) 
         "trackio.alert('quiet', level='info'); trackio.alert('a'); trackio.alert('b', webhook_url='file:///etc/hosts')"
     )
     daemon.run(HEAD + code, env={"TRACKIO_WEBHOOK_URL": hook.url, "TRACKIO_WEBHOOK_MIN_LEVEL": "warn"})
-    wait_for(lambda: len([a for a in alerts(daemon) if a["webhook"]]) == 2, what="the ends of both")
+    wait_for(lambda: len([a for a in alerts(daemon) if "answered" in str(a["webhook"])]) == 1, what="the end of one")
+    wait_for(lambda: not [a for a in alerts(daemon) if a["webhook"] == "not sent yet"], what="the ends of both")
     assert {a["title"]: a["webhook"] for a in alerts(daemon)} == {
         "quiet": None,
         "a": "not sent: its webhook answered 404",

@@ -202,6 +202,26 @@ def test_uploads_that_are_not_built_say_so_and_return_none(host: Host) -> None:
     assert done.stdout.strip() == "None None" and done.stderr.count("nothing is uploaded to Spaces yet") == 1
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_finish_waits_for_a_daemon_that_is_not_there_yet(host: Host, ended: bool) -> None:
+    """It is started; and started again, where it was killed."""
+    code = """
+import os, signal, sys, trackio
+from trackio import inquiry, places, wire
+run = trackio.init(project="p", mode="online")
+if sys.argv[1:]:
+    trackio.finish(wait="stored", timeout=60)
+    run = trackio.init(project="p")
+    os.kill(int(sys.argv[1]), signal.SIGKILL)
+trackio.log({"a": 1})
+trackio.finish(wait="stored", timeout=100)
+"""
+    arguments = [str(host.start())] if ended else []
+    done = host.run(code, *arguments, env={"TRACKIO_AUTOSTART": "1"}, seconds=120)
+    assert done.returncode == 0 and "not everything" not in done.stderr, done.stderr
+    assert {run.state.state for run in host.runs("p")} == {"finished"}
+
+
 def test_log_after_finish_reopens_the_run(daemon: Host) -> None:
     outcome(daemon, """
 run = trackio.init(project="p")

@@ -56,6 +56,18 @@ print([(e["path"], e["size"]) for e in a.manifest], a.digest == a.manifest_diges
     assert said[3] == "[('a.bin', 5), ('again/b.bin', 5)] True 64"
 
 
+def test_what_was_just_logged_is_what_is_used(daemon: Host) -> None:
+    """Though the daemon has yet to store it: also the first of a project, and the newest of a loop."""
+    said = run(daemon, """
+for i in range(4):
+    write("m.bin", f"content {i}")
+    trackio.log_artifact("m.bin", name="policy", aliases=["best"])
+    print(open(trackio.use_artifact("policy:best").download(f"out{i}") + "/m.bin").read())
+print(trackio.use_artifact("p/policy").version)
+""")  # fmt: skip
+    assert said == ["content 0", "content 1", "content 2", "content 3", "v3"]
+
+
 def test_a_path_is_an_artifact_and_overwrite_leaves_one_version(daemon: Host) -> None:
     said = run(daemon, """
 write("ckpt 1/x.txt", "1"); write("ckpt 1/sub/y.txt", "2")

@@ -20,6 +20,7 @@ from uploads import (
     REPO,
     hub_environ,
     killed_at,
+    loaded,
     loaded_from_bucket,
     local,
     logged,
@@ -91,6 +92,47 @@ print(trackio.sync("p", timeout=0))
     assert remote(loaded_from_bucket(host, server)) == local(host)
     assert not bucket_of(server).private
     assert [one["projects"] for one in host.cli("sync")["targets"]] == [["p"]]
+
+
+def test_a_target_that_is_parked_holds_no_other_up_and_can_be_dropped(host: Host, server: Hub) -> None:
+    logged(host, "one")
+    host.extra.update(hub_environ(server, host, HF_TOKEN="hf_test", TRACKIO_AUTOSTART="1"))
+    code = """
+import trackio
+print(trackio.sync("p", dataset_id="usr/runs", timeout=60))
+print(trackio.sync("p", dataset_id="user/runs", bucket_id="user/runs", timeout=60))
+"""
+    done = host.run(code)
+    assert done.stdout.split() == ["None", DATASET] and "403" in done.stderr and done.stderr.count("\n") == 1
+    assert remote(loaded_from_bucket(host, server)) == remote(loaded(host, server)) == local(host)
+    done = host.command("trackio", "sync", "--project", "p", "--wait", "--timeout", "60")
+    assert done.returncode == 1 and "403" in done.stderr
+    host.cli("sync", "--project", "p", "--to", "usr/runs", "--stop")
+    done = host.command("trackio", "sync", "--project", "p", "--to", "usr/runs", "--stop")
+    assert done.returncode == 1 and "is not uploaded there" in done.stderr
+    assert {one["target"] for one in host.cli("sync", "--wait")["targets"]} == {DATASET, URL}
+    assert host.run("import trackio\nassert trackio.delete_project('p', force=True)").returncode == 0
+    assert host.cli("sync")["targets"] == [] and not os.listdir(host.places.uploads)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--to", REPO), "--to needs --project"),
+        (("--project", "p", "--stop"), "--stop needs --to"),
+        (("--project", "p", "--public"), "--public needs --to"),
+        (("--timeout", "3"), "--timeout needs --wait"),
+        (("--project", "p", "--to", "runs"), "only a token says"),
+    ],
+)
+def test_what_sync_cannot_mean_is_one_sentence(host: Host, server: Hub, options: tuple[str, ...], said: str) -> None:
+    logged(host, "one")
+    host.extra.update(hub_environ(server, host))
+    done = host.command("trackio", "sync", *options)
+    if done.returncode == 0:
+        done = host.command("trackio", "sync", *options, "--wait", "--timeout", "60")
+    assert done.returncode == 1 and said in done.stderr.removeprefix("Uploading\n")
+    assert done.stderr.removeprefix("Uploading\n").count("\n") == 1
 
 
 def test_a_call_for_a_space_waits_for_nothing(host: Host, server: Hub) -> None:

@@ -310,10 +310,12 @@ def test_an_export_s_readme_says_how_it_is_loaded(daemon: Host, tmp_path: Path, 
     code = """
 import os, trackio
 trackio.init(project="p", name=os.environ["TRACKIO_RUN_ID"])
-trackio.log({"loss": 1.5} if "FIRST" in os.environ else {"loss": float("inf"), "note": os.environ["NOTE"]})
+if "FIRST" in os.environ: trackio.log({"loss": 1e-17 / 3})
+else: trackio.log({"loss": float("inf"), "note": os.environ["NOTE"]})
 trackio.alert("high", text="too high")
 """
     note = "seven" if form == "csv" else "007"
+    infinite = (None, "Infinity") if form == "jsonl" else (float("inf"), None)
     for env in ({"TRACKIO_RUN_ID": first, "FIRST": "1"}, {"TRACKIO_RUN_ID": second, "NOTE": note}):
         assert daemon.run(code, env=env).returncode == 0
         daemon.ended_runs("p")
@@ -333,7 +335,7 @@ print(rows)
         done = subprocess.run([python, "-c", code], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert ast.literal_eval(done.stdout.splitlines()[-1].replace(" inf", " 2e999")) == [
-            (first, "loss", 1.5, None, "UTC"), (second, "loss", float("inf"), None, "UTC"),
+            (first, "loss", 1e-17 / 3, None, "UTC"), (second, "loss", *infinite, "UTC"),
             (second, "note", None, note, "UTC"), ("runs", "one"), ("runs", "two"), ("alerts", "one"), ("alerts", "two"),
         ]  # fmt: skip
 

@@ -304,7 +304,7 @@ def test_status_finds_runs_behind_one_of_many_ranks(host: Host) -> None:
         for run, ranks in (("small1", 1), ("small2", 1), ("large", 700)):
             for rank in range(ranks):
                 store.register(f"{run}-{rank}", {**meta, "run": run, "rank": rank, "started_ns": 1})
-        for number, (stream, _, _) in enumerate(store.open_streams()):
+        for number, (stream, _) in enumerate(store.open_streams()):
             store.end(stream, End("finished", "", explicit=True, time_ns=number + 1000 * stream.startswith("large")))
     store.close()
     assert {row["run_id"] for row in host.cli("status")["runs"]} == {"small1", "small2", "large"}

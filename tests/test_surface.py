@@ -53,6 +53,7 @@ wandb.alert(title="t", text="x", level="WARN")
 assert len(wandb.util.generate_id()) == 8 and wandb.util.generate_id(4) != wandb.util.generate_id(4)
 run.name = "second"
 wandb.finish(exit_code=0, quiet=True)
+assert wandb.run is None
 """)  # fmt: skip
     assert said(done) == ["trackio: WARN t: x (step 5)"] and "secret" not in done.stderr
     daemon.ended_run("w")

@@ -185,9 +185,10 @@ summary = Current(_current_summary)
 
 
 def __getattr__(name: str) -> Any:
-    """`run`, the current run or None, and every name that is loaded at its first use."""
+    """`run`, None before init() and after finish(), and every name that is loaded at its first use."""
     if name == "run":
-        return _current()
+        run = _current()
+        return None if run is None or run.is_finished else run
     found = surface.find(name)
     if name in surface.ELSEWHERE:
         globals()[name] = found

@@ -56,6 +56,10 @@ def checked_path(path: Any) -> str:
     return str(text)
 
 
+_handed_over: dict[tuple[str, str, str], tuple[str, str, int]] = {}
+"""What this process logged last under a name, by data folder, project and name: data folder, stream and number."""
+
+
 class Artifact:
     """Files and references under a name, each content a version of its own: `v0`, `v1` and so on.
 
@@ -138,7 +142,7 @@ class Artifact:
 
     # -- handing over ---------------------------------------------------------------------------------------------
 
-    def _hand_over(self, stream: Stream, data: str, aliases: list[str], *, overwrite: bool) -> list[str]:
+    def _hand_over(self, stream: Stream, data: str, project: str, aliases: list[str], *, overwrite: bool) -> list[str]:
         """Puts its files and itself into the stream; returns a sentence for each file that could not be taken."""
         number = stream.next_artifact()
         problems = []
@@ -155,7 +159,7 @@ class Artifact:
             "overwrite": overwrite,
         }  # fmt: skip
         if stream.note_artifact(number, "output", self.name, facts):
-            self._at = (data, stream.id, number)
+            self._at = _handed_over[data, project, self.name] = (data, stream.id, number)
         else:
             problems.append(f"artifact {self.name!r} found no room and was not logged.")
         return problems
@@ -275,12 +279,17 @@ def _local(path: str, most: int) -> list[tuple[str, str]]:
 
 
 def used(data: str, project: str, artifact_or_name: Any, type_: str | None) -> Artifact:
-    """A logged artifact by `name`, `name:alias`, `name:v3` or `project/name:...`. Raises ValueError if there is none,
-    or it is of another type."""
+    """A logged artifact by `name`, `name:alias`, `name:v3` or `project/name:...`; what this process has logged under
+    that name is waited for. Raises ValueError if there is none, or it is of another type, TimeoutError as `wait()`."""
     if isinstance(artifact_or_name, Artifact):
         artifact_or_name._known()
         return artifact_or_name
-    found = surface.daemons("library").find(data, project, str(artifact_or_name))
+    library = surface.daemons("library")
+    place, _, rest = str(artifact_or_name).rpartition("/")
+    last = _handed_over.get((data, place or project, rest.partition(":")[0]))
+    if last is not None:
+        library.awaited(*last, None)
+    found = library.find(data, project, str(artifact_or_name))
     if type_ is not None and found.type != type_:
         raise ValueError(f"Artifact {artifact_or_name!r} has type {found.type!r}, not {type_!r}.")
     artifact = Artifact(found.name, found.type, found.description, found.metadata)

@@ -121,9 +121,9 @@ def _store(project: str, name: str, rows: Iterable[Row]) -> None:
             stream.log(step, _EXPLICIT, metrics, lambda at=time_ns: at)
         count += 1
         if count % _ROWS_AT_ONCE == 0 and stream is not None:
-            stream.deliver(_SECONDS)
+            stream.deliver(_SECONDS, is_patient=True)
     run.finish()
-    if stream is None or not stream.deliver(_SECONDS):
+    if stream is None or not stream.deliver(_SECONDS, is_patient=True):
         voice.warn("the daemon does not have all of the import yet; it is kept on this host and stored when it can.")
     run.retire()
     voice.say(f"imported {count:,} rows into run {run.name!r} of project {project!r}")

@@ -111,7 +111,7 @@ class Likeness:
             raise ValueError(f"Artifact {artifact.name!r} has no files or references; call add_file first.")
         stream = self._open()
         if stream is not None:
-            for problem in artifact._hand_over(stream, self.dir, wanted, overwrite=bool(overwrite)):
+            for problem in artifact._hand_over(stream, self.dir, self.project, wanted, overwrite=bool(overwrite)):
                 voice.warn_once(problem, problem)
         return artifact
 

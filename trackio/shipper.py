@@ -115,15 +115,16 @@ class Shipper:
         self._thread = thread
         return True
 
-    def deliver(self, shipment: Shipment, seconds: float) -> bool:
-        """Waits a little until the daemon has everything of a stream; True if it has."""
+    def deliver(self, shipment: Shipment, seconds: float, *, is_patient: bool = False) -> bool:
+        """Waits until the daemon has everything of a stream; True if it has. Only who is patient waits on where there
+        is no daemon: for the one that is started."""
         self.ensure_thread()
         self.wanted.set()
         deadline = time.monotonic() + seconds
         while not shipment.is_delivered:
-            if time.monotonic() >= deadline or self._is_alone():
+            if time.monotonic() >= deadline or (self._is_alone() and not is_patient):
                 return False
-            time.sleep(0.001)
+            time.sleep(0.02 if is_patient else 0.001)
         return True
 
     def _is_alone(self) -> bool:

@@ -119,9 +119,9 @@ class Stream:
         """Whether nothing can be logged to it any more."""
         return self.spool.ring.is_retired
 
-    def deliver(self, seconds: float) -> bool:
-        """Waits at most this long until the daemon has everything."""
-        return self._shipper.deliver(self.shipment, seconds)
+    def deliver(self, seconds: float, *, is_patient: bool = False) -> bool:
+        """Waits at most this long until the daemon has everything; where there is none, only who is patient."""
+        return self._shipper.deliver(self.shipment, seconds, is_patient=is_patient)
 
 
 def _parts(step: int, origin: int, metrics: dict[str, Any], now: int) -> Iterator[tuple[bytes, int]]:

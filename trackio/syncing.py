@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from trackio import context_vars, launch, places, process, settings, targets, voice, waiting
@@ -27,9 +28,9 @@ def sync(
     timeout: float = 600.0,
     **others: Any,
 ) -> str | None:
-    """Uploads all runs of a project (default: the current run's), from now on, to a dataset or a bucket on the Hub;
-    without either, what waits for the targets that it has. Waits until all that is stored is there, `timeout` seconds
-    at most, or with `run_in_background` not at all.
+    """Uploads all runs of a project (default: the current run's), from now on, to a dataset or a bucket on the Hub, or
+    to both; without either, what waits for the targets that it has. Waits until all that is stored is there, `timeout`
+    seconds at most, or with `run_in_background` not at all.
 
     Returns the target's URL; None where nothing was asked for or all is not there yet, which is said in one line. What
     is made for it is private unless `private=False`. Spaces are not built: with `space_id` or `sdk` it waits for
@@ -44,17 +45,18 @@ def sync(
     if not project:
         voice.warn("sync() needs project=: whose runs are to be uploaded?")
         return None
+    names = [(name, prefix) for name, prefix in ((dataset_id, targets.DATASETS), (bucket_id, targets.BUCKETS)) if name]
     try:
-        prefix = targets.DATASETS if dataset_id else targets.BUCKETS
-        name = dataset_id or bucket_id
-        wish = targets.wish(targets.url_of(str(name), prefix) if name else "", private, hf_token, os.environ, (1, 0))
+        urls = [targets.url_of(str(name), prefix) for name, prefix in names]
     except ValueError as error:
         voice.warn(f"{error}.")
         return None
-    problem = _problem(project, wish, None if is_space or run_in_background else time.monotonic() + timeout)
+    deadline = None if is_space or run_in_background else time.monotonic() + timeout
+    wishes = [targets.wish(url, private, hf_token, os.environ, (1, 0)) for url in urls or [""]]
+    problem = _problem(project, wishes, deadline)
     if problem:
         voice.warn(problem)
-    return None if problem or is_space else wish.facts.get("url")
+    return None if problem or is_space or not urls else urls[0]
 
 
 def freeze(space_id: str | None = None, project: str | None = None, **where: Any) -> None:
@@ -62,12 +64,15 @@ def freeze(space_id: str | None = None, project: str | None = None, **where: Any
     voice.warn_once("upload", _NO_SPACES)
 
 
-def _problem(project: str, wish: Wish, deadline: float | None) -> str:
+def _problem(project: str, wishes: Sequence[Wish], deadline: float | None) -> str:
     """Uploads; returns why not, in a sentence, or nothing. Without a `deadline` it only asks."""
     ours, _ = settings.of_this_process()
     where = places.of(ours)
     launch.ensure(where, ours, _START_SECONDS)
-    problem = waiting.ask(where, project, wish)
-    if problem or deadline is None:
-        return problem
-    return waiting.uploaded(where, project, deadline)
+    for wish in wishes:
+        if problem := waiting.ask(where, project, wish):
+            return problem
+    if deadline is None:
+        return ""
+    problems = [waiting.uploaded(where, project, deadline, wish.facts.get("url", "")) for wish in wishes]
+    return " ".join(filter(None, problems))

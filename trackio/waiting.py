@@ -23,7 +23,7 @@ class Progress(NamedTuple):
     problem: str
     """what keeps it from going on, for now"""
     is_parked: bool
-    """it does not go on before somebody does something"""
+    """nothing of it goes on before somebody does something"""
     is_done: bool
 
 
@@ -33,7 +33,7 @@ def until(what: str, stream: Stream, project: str, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     if what not in (STORED, UPLOADED):
         voice.warn_once(f"wait={what}", f"wait={what!r} is neither 'stored' nor 'uploaded'; nothing is waited for.")
-    elif not stream.deliver(seconds):
+    elif not stream.deliver(seconds, is_patient=True):
         voice.warn(f"not everything is stored within {seconds:g} s; it is kept, and stored later.")
     elif what == UPLOADED:
         problem = ask(stream.places, project, Wish({}, {})) or uploaded(stream.places, project, deadline)
@@ -41,9 +41,9 @@ def until(what: str, stream: Stream, project: str, seconds: float) -> None:
             voice.warn(f"not everything is uploaded: {problem}")
 
 
-def uploaded(where: Places, project: str, deadline: float) -> str:
-    """Waits until what was asked for is done; returns a sentence if it is not."""
-    for now in progress(where, project):
+def uploaded(where: Places, project: str, deadline: float, target: str = "") -> str:
+    """Waits until what was asked for is done, to one target or to all; returns a sentence if it is not."""
+    for now in progress(where, project, target):
         if now.is_done or now.is_parked:
             break
         if time.monotonic() >= deadline:
@@ -60,21 +60,21 @@ def ask(where: Places, project: str, wish: Wish, *, is_retry: bool = False) -> s
     return "" if answer.done else answer.sentence
 
 
-def progress(where: Places, project: str) -> Iterator[Progress]:
-    """How far what was asked for is, again and again."""
+def progress(where: Places, project: str, target: str = "") -> Iterator[Progress]:
+    """How far what was asked for is, again and again: of one target, or of all that the project has."""
     asked: dict[str, int] = {}
     while True:
         report = inquiry.ask(where, wire.StatusQuery(), _ANSWER_SECONDS)
         if isinstance(report, wire.StatusReport):
-            found = [one for one in report.daemon.get("uploads", ()) if project in ("", *one["projects"])]
+            found = [
+                one for one in report.daemon.get("uploads", ())
+                if project in ("", *one["projects"]) and target in ("", one["target"])
+            ]  # fmt: skip
             asked = asked or {one["target"]: one["asked"] for one in found}
-            parked = [one["problem"] for one in found if one["state"] == "parked"]
-            yield Progress(
-                sum(one["rows_waiting"] for one in found),
-                " ".join(parked or [one["problem"] for one in found if one["problem"]]),
-                bool(parked),
-                all(one["served"] >= asked.get(one["target"], 0) for one in found),
-            )
+            left = [one for one in found if one["served"] < asked.get(one["target"], 0)]
+            problems = [one["problem"] for one in left if one["problem"]]
+            is_parked = bool(left) and all(one["state"] == "parked" for one in left)
+            yield Progress(sum(one["rows_waiting"] for one in left), " ".join(problems), is_parked, not left)
         else:
             yield Progress(0, "trackiod does not answer.", False, False)
         time.sleep(_LOOK_SECONDS)

@@ -21,7 +21,7 @@ from trackio import folder, wire
 from trackio.places import COUNTERS
 from trackiod import incoming, recovery, resuming
 from trackiod.databases import Databases
-from trackiod.editing import edit
+from trackiod.editing import DELETE_PROJECT, edit
 from trackiod.errors import StoreDamaged, StoreError
 from trackiod.exits import verdict
 from trackiod.folding import Folding
@@ -32,6 +32,7 @@ from trackiod.store.project import ProjectStore
 from trackiod.work import (
     AlertSent,
     Append,
+    Deleted,
     Drain,
     Drained,
     Edit,
@@ -73,7 +74,7 @@ class Committer:
     ) -> None:
         """`on_outcome` is called in the thread when outcomes wait in `outcomes`, `on_errand` with everything that is to
         be done beside storing, more than once if need be."""
-        self.outcomes: deque[Reply | Drained | NotDrained] = deque()
+        self.outcomes: deque[Reply | Drained | NotDrained | Deleted] = deque()
         self.problem = ""
         """why nothing can be committed now, or empty"""
         self.commits = 0
@@ -148,7 +149,10 @@ class Committer:
             failed = self._commit(project, items) if items else ""
             for work in all_items:
                 if isinstance(work, Edit):
-                    self.outcomes.append(Reply(work.peer, edit(self._databases, work)))
+                    answer = edit(self._databases, work)
+                    if answer.done and work.action == DELETE_PROJECT:
+                        self.outcomes.append(Deleted(work.project))
+                    self.outcomes.append(Reply(work.peer, answer))
                     self.commits += 1
                     self._on_outcome()
             if failed:

@@ -16,13 +16,15 @@ from trackiod.store import removal, schema
 from trackiod.store.reader import ProjectReader
 from trackiod.work import Edit
 
+DELETE_PROJECT = "delete_project"
+
 
 def edit(databases: Databases, work: Edit) -> wire.Edited:
     """Does it; the answer is one sentence if it cannot be done. Never raises."""
     try:
         if not databases.has(work.project):
             raise NotFound("Project", work.project, "", [])
-        {"delete_project": _delete_project, "delete": _delete, "rename": _rename, "move": _move}[work.action](
+        {DELETE_PROJECT: _delete_project, "delete": _delete, "rename": _rename, "move": _move}[work.action](
             databases, work
         )
         return wire.Edited(True)

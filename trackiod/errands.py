@@ -198,6 +198,9 @@ class _Sending:
             age = time.time() - errand.facts["time_ns"] / 1e9
             if not error.is_final and age < _GIVE_UP_SECONDS:
                 pause = min(_AGAIN_SECONDS * 2**tries, _LONGEST_PAUSE_SECONDS)
+                if not tries:
+                    title = errand.facts["title"]
+                    log.warning("alert %r of project %r is not sent yet: %s", title, errand.project, error)
                 with self._wake:
                     self._due.append((time.monotonic() + pause, tries + 1, errand))
                 return

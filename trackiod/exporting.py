@@ -193,13 +193,14 @@ def _with_iso_times(table: pa.Table) -> pa.Table:
 
 
 def _plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Rows as JSON has them: times as ISO 8601, and NaN and the infinities, which JSON has not, as strings."""
-    columns = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if pa.types.is_timestamp(column.type):
-            columns[name] = tables.iso(column).to_pylist()
-        elif pa.types.is_floating(column.type):
-            columns[name] = [valid(value) for value in column.to_pylist()]
-        else:
-            columns[name] = column.to_pylist()
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    """Rows as JSON has them: times as ISO 8601; NaN and the infinities, which it has not, in `value_text`, since a text
+    among numbers makes readers round the others."""
+    columns = {
+        name: (tables.iso(column) if pa.types.is_timestamp(column.type) else column).to_pylist()
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+    }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for row in rows:
+        if isinstance(text := valid(row.get("value")), str):
+            row |= {"value": None, "value_text": text}
+    return rows

@@ -22,7 +22,7 @@ from trackiod.outlets import Outlets
 from trackiod.peers import Peers
 from trackiod.sampling import Sampling
 from trackiod.streams import LiveStream
-from trackiod.work import Append, Drain, Drained, Edit, Find, NotDrained, Refused, Register, Reply
+from trackiod.work import Append, Deleted, Drain, Drained, Edit, Find, NotDrained, Refused, Register, Reply
 
 log = logging.getLogger("trackiod.server")
 
@@ -241,6 +241,8 @@ class Server:
             elif isinstance(outcome, NotDrained):
                 self._forget(outcome.stream)
                 self._drain_again_at[outcome.stream] = time.monotonic() + _DRAIN_AGAIN_SECONDS
+            elif isinstance(outcome, Deleted):
+                self._outlets.uploading.forget(outcome.project)
             elif isinstance(outcome, Reply):
                 self._note_commit(outcome.message)
                 self._send(outcome.peer, self._introduced(outcome.message))

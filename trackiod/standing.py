@@ -85,9 +85,9 @@ def _run(project: str, view: RunView, report: wire.StatusReport | None) -> dict[
 
 
 def _headline(view: RunView) -> dict[str, Any]:
-    """The few figures that tell how a run does: what the user defined a summary for, else its loss."""
+    """The few figures that tell how a run does: what the user defined a summary for, else its loss, else its first."""
     names = [name for name in view.metric_names if view.definition(name, "summary")]
-    names = names or [name for name in view.metric_names if name.rpartition("/")[2] == "loss"]
+    names = names or [name for name in view.metric_names if name.rpartition("/")[2] == "loss"] or view.metric_names
     overview = Overview(view, names[:_HEADLINES])
     figures = {name: overview.value(name) for name in overview.metrics}
     own = list(view.own_summary.items())[:_HEADLINES]

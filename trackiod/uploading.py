@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -117,7 +118,7 @@ class Uploading:
     ) -> None:
         """A process, or `trackio sync`, says where runs of a project go. `webhook`: where its alerts are sent."""
         try:
-            wanted = _understood(project, facts, is_whole)
+            wanted = target.understood(project, facts, is_whole)
             lanes = self._known.get(wanted.id)
             joined = lanes[ROWS].target.joined(wanted) if lanes else wanted
             lanes = lanes or self._know(joined)
@@ -149,6 +150,9 @@ class Uploading:
                 return wire.Edited(False, f"{error}.")
             if not os.path.exists(schema.readable_path(self._places.projects, asked.project)):
                 return wire.Edited(False, f"Project '{asked.project}' not found.")
+            if asked.target.get("stop"):
+                is_done = self.forget(asked.project, str(asked.target["url"]))
+                return wire.Edited(is_done, "" if is_done else f"Project '{asked.project}' is not uploaded there.")
             self.add(asked.project, asked.target, asked.secrets, is_whole=True)
         of_project = [known for known in self._all() if asked.project in ("", *known.target.projects)]
         if not of_project:
@@ -159,6 +163,26 @@ class Uploading:
             known.not_before = min(known.not_before, time.monotonic())
             known.is_retried = known.is_retried or asked.is_retry
         return wire.Edited(True)
+
+    def forget(self, project: str, url: str = "") -> bool:
+        """Uploads a project no more: to one target, or to any. What is there stays. False if there is none."""
+        meant = [lanes for lanes in self._known.values()
+                 if project in lanes[ROWS].target.projects and url in ("", lanes[ROWS].target.url)]  # fmt: skip
+        for lanes in meant:
+            known = lanes[ROWS]
+            left = known.target.without(project)
+            if left.projects:
+                known.folder.write_target(left)
+                for each in lanes.values():
+                    each.target = left
+                continue
+            for lane in [lane for lane, child in self._children.items() if child.known in lanes.values()]:
+                child = self._children.pop(lane)
+                child.process.kill()
+                child.process.wait()
+            del self._known[left.id]
+            shutil.rmtree(known.folder.of_target, ignore_errors=True)
+        return bool(meant)
 
     @property
     def backlog(self) -> int:
@@ -323,13 +347,3 @@ def _worked(pid: int) -> str:
     except OSError:
         return ""
     return " ".join(fields[11:13])
-
-
-def _understood(project: str, facts: Mapping[str, Any], is_whole: bool) -> Target:
-    """A peer may send anything. Raises ValueError or TypeError."""
-    url = targets.url_of(str(facts.get("url", "")))
-    given = dict(facts.get("environ") or {})
-    environ = {name: value for name, value in given.items() if isinstance(value, str) and targets.travels(name, value)}
-    hosts, node = int(facts.get("hosts") or 1), facts.get("node")
-    number = None if node is None else int(node)
-    return Target(url, {project: is_whole}, facts.get("private") is not False, environ, max(1, hosts), number)

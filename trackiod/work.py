@@ -123,6 +123,12 @@ class Drained(NamedTuple):
     stream: str
 
 
+class Deleted(NamedTuple):
+    """A project is gone."""
+
+    project: str
+
+
 class ToKeep(NamedTuple):
     """A file waits to be kept."""
 

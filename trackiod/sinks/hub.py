@@ -34,6 +34,7 @@ _NETWORK = ("http", "requests", "urllib3")
 """modules whose errors say that nobody answered"""
 SILENT_SECONDS = 120.0
 """without an answer, after which it is asked again later"""
+_LOG_IN = "Set HF_TOKEN or `hf auth login`."
 _AT_ONCE_BYTES = 16 << 20
 _QUOTA_SECONDS = 600.0
 """to wait when the quota of commits is used up, of which the Hub does not say for how long"""
@@ -71,6 +72,8 @@ class HubTarget:
     def title(self) -> str:
         """Its full name."""
         name = self.name.removeprefix(self.prefix)
+        if "/" not in name and not self._token:
+            raise TrackiodError(f"Whose {self.kind} {name} is, only a token says, and there is none. {_LOG_IN}")
         return name if "/" in name else f"{self._api.whoami()['name']}/{name}"
 
     def _get(self, url: str) -> bytes | None:
@@ -166,7 +169,7 @@ def in_turn(items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]
 
 
 _REASONS = {
-    401: "The Hub does not know the token, or there is none: {1} answers 401 for {0}. Set HF_TOKEN or `hf auth login`.",
+    401: "The Hub does not know the token, or there is none: {1} answers 401 for {0}. " + _LOG_IN,
     403: "The Hub does not let this token write to {0} (403): it needs the role `write` there, and room.",
     404: "There is no {2} {0}, and the token may not see or make it (404).",
 }

@@ -36,9 +36,12 @@ def machine_of(meta: Mapping[str, Any]) -> Machine:
     return Machine(str(meta.get("boot_id") or ""), str(meta.get("host") or ""))
 
 
+_WAITS = "not sent yet"
+
+
 class AlertRow(NamedTuple):
     """An alert and the run that raised it, None if it was the node. `sent`: what became of its webhook; None without
-    one, or while it waits."""
+    one."""
 
     time_ns: int
     run: str | None
@@ -162,7 +165,8 @@ class ShelfReader:
 
     def alerts(self, runs: Collection[str] | None = None) -> list[AlertRow]:
         """The alerts of these runs or of all, the newest first."""
-        sql = ("SELECT a.time_ns, r.name, r.id, a.title, a.text, a.level, a.step, a.sent, s.meta FROM alerts a"
+        sent = f"CASE WHEN a.webhook IS NULL THEN a.sent ELSE coalesce(a.sent, '{_WAITS}') END"
+        sql = (f"SELECT a.time_ns, r.name, r.id, a.title, a.text, a.level, a.step, {sent}, s.meta FROM alerts a"
                " JOIN streams s ON s.id = a.stream JOIN runs r ON r.id = s.run")  # fmt: skip
         rows = self._all(sql) if runs is None else self._each(sql + " WHERE r.id IN ({})", runs)
         found = [AlertRow._make((*row[:-1], machine_of(msgpack.unpackb(row[-1])))) for row in rows]

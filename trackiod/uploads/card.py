@@ -16,10 +16,10 @@ metrics = datasets.load_dataset(WHERE)["train"]
 _KINDS = """
 So are "system", "runs" and "alerts" loaded. (Of what has no rows, `datasets` says that it "corresponds to no data".)
 """
-_CSV = """
-CSV has no types: where texts all look like numbers they come back as numbers, and NaN as nothing. Parquet and JSON
-lines (`--format jsonl`) keep them.
-"""
+_OF_FORM = {
+    "csv": "\nCSV has no types: where texts all look like numbers they come back as numbers, and NaN as nothing.\n",
+    "jsonl": "\nJSON has no NaN and no infinities: they stand in `value_text`.\n",
+}
 _COLUMNS = """
 * `metrics`: a row for each value that a rank logged. `value` is a float; `value_text` holds what a float cannot: texts,
   integers beyond 2^53, `true` and `false` (beside 1 and 0), and as JSON everything else. Rows are never changed.
@@ -55,7 +55,7 @@ def card(kind: str, name: str = "path/of/this/folder") -> str:
     bucket = f'"parquet", data_files="hf://buckets/{name}/metrics/**/*.parquet"'
     code = _CODE.replace("WHERE", bucket if kind == "bucket" else f'"{name}", "metrics"')
     form = kind if kind in ("csv", "jsonl") else "parquet"
-    return "".join([_front(form), _HEAD, code, _KINDS, _CSV if form == "csv" else "", _COLUMNS])
+    return "".join([_front(form), _HEAD, code, _KINDS, _OF_FORM.get(form, ""), _COLUMNS])
 
 
 def _front(form: str) -> str:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from trackio import targets
 from trackio.names import derived_id
 from trackio.places import Places, make_private, replace
 from trackio.targets import DATASETS
@@ -58,6 +59,10 @@ class Target(NamedTuple):
             projects[project] = is_all or projects.get(project, False)
         larger = other if other.hosts >= self.hosts else self  # one host must not take what sixteen share
         return other._replace(projects=projects, hosts=larger.hosts, node=larger.node)
+
+    def without(self, project: str) -> Target:
+        """When a project's runs are uploaded there no more."""
+        return self._replace(projects={name: is_all for name, is_all in self.projects.items() if name != project})
 
 
 class Status(NamedTuple):
@@ -162,6 +167,16 @@ class Folder:
         for name in os.listdir(path):
             os.unlink(os.path.join(path, name))
         return path
+
+
+def understood(project: str, facts: Mapping[str, Any], is_whole: bool) -> Target:
+    """What a process says of a target; it may say anything. Raises ValueError or TypeError."""
+    url = targets.url_of(str(facts.get("url", "")))
+    given = dict(facts.get("environ") or {})
+    environ = {name: value for name, value in given.items() if isinstance(value, str) and targets.travels(name, value)}
+    hosts, node = int(facts.get("hosts") or 1), facts.get("node")
+    number = None if node is None else int(node)
+    return Target(url, {project: is_whole}, facts.get("private") is not False, environ, max(1, hosts), number)
 
 
 def known(where: Places) -> Iterator[Target]:
