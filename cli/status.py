@@ -47,7 +47,7 @@ def text(facts: dict[str, Any]) -> str:
     lines = [_daemon_line(facts)]
     lines += [f"Problem: {problem}" for problem in facts["problems"]]
     if facts["waiting"]:
-        lines.append(f"Of {facts['waiting']} more process(es) the data wait on this host to be stored.")
+        lines.append(f"Of {facts['waiting']} process(es) data wait on this host to be stored.")
     if facts["daemon"] and facts["daemon"].get("errands"):
         lines.append(f"{facts['daemon']['errands']} file(s) to keep or alert(s) to send.")
     uploads = (facts["daemon"] or {}).get("uploads")

@@ -232,7 +232,25 @@ def test_status_tells_of_data_that_wait_to_be_stored(host: Host) -> None:
     host.run("import trackio\ntrackio.init(project='p')\ntrackio.log({'a': 1})")
     assert host.cli("status")["waiting"] == 1
     text = host.command("trackio", "status").stdout
-    assert "Of 1 more process(es) the data wait" in text and "No runs yet" not in text
+    assert "Of 1 process(es) data wait" in text and "No runs yet" not in text
+
+
+def test_status_tells_of_data_that_wait_of_a_run_that_is_known(host: Host) -> None:
+    """Its process is dead and so is the daemon that had met it."""
+    code = """
+import os, signal, sys, trackio
+trackio.init(project="p")
+while not os.path.exists(sys.argv[2]): trackio.log({"a": 1})
+os.kill(int(sys.argv[1]), signal.SIGKILL)
+trackio.log({"a": 2})
+os._exit(0)
+"""
+    met = host.data / "met"
+    process = host.python(code, str(host.start()), str(met))
+    wait_for(lambda: any(run.points for run in host.runs("p")), what="its first points")
+    met.touch()
+    process.wait()
+    assert host.cli("status")["waiting"] == 1
 
 
 def test_config_that_differs_between_ranks_is_told(daemon: Host) -> None:

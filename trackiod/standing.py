@@ -23,7 +23,8 @@ def standing(places: Places, recent: int) -> dict[str, Any]:
     problems: list[str] = []
     rows: list[dict[str, Any]] = []
     known: set[str] = set()
-    waiting = {found.id for found in orphans.find(places) if found.meta.get("role") != "sampler"}
+    found = [one for one in orphans.find(places) if one.meta.get("role") != "sampler"]
+    waiting, dead = {one.id for one in found}, {one.id for one in found if not one.is_held}
     has_runs = False
     for path in paths(places.projects):
         try:
@@ -44,7 +45,7 @@ def standing(places: Places, recent: int) -> dict[str, Any]:
         "is_silent": report is None and launch.is_running(places),
         "data": places.data,
         "problems": problems + (_problems(report.daemon) if report else []),
-        "waiting": len(waiting - known),
+        "waiting": len(waiting - known | dead),
         "has_runs": has_runs,
         "runs": rows[:keep],
     }
