@@ -34,7 +34,7 @@ def examine(facts: Facts) -> list[Check]:
     """All checks, in the order in which a user would look."""
     return [
         *_package(facts.installation),
-        *(Check("settings", WARNING, sentence, "Change or unset the variable.") for sentence in facts.settings),
+        *(Check("settings", WARNING, sentence, "Change or remove it, in the environment or in settings.toml.") for sentence in facts.settings),
         *_daemon(facts.daemon, autostart=facts.autostart),
         *_folder(facts),
         _free_space(facts.live),
