@@ -24,7 +24,9 @@ from .output import Seconds, duration, here, print_json, say, size, table, warn,
 @click.option("--project", default="", help="Upload this project now. Default: all that have a target.")
 @click.option("--to", "url", help=f"Where to: {targets.FORMS}. All runs of the project go there, from now on.")
 @click.option("--public", is_flag=True, help="What is made for --to is public. Default: private.")
-@click.option("--stop", is_flag=True, help="Upload the project to --to no more; what is there stays.")
+@click.option(
+    "--stop", is_flag=True, help="Upload the project to --to no more, until a run names it again; what is there stays."
+)
 @click.option("--retry", is_flag=True, help="Also what was given up: after a login, or when the repository is back.")
 @click.option("--wait", is_flag=True, help="Until all is uploaded, with a bar that shows how far it is.")
 @click.option("--timeout", type=Seconds(), help="Seconds to --wait at most; then exit code 1.")

@@ -21,6 +21,9 @@ _LOW_LOCKED_BYTES = 1 << 30
 _REINSTALL = "Remove what is there and install this package again: python -m pip uninstall -y trackio"
 
 
+_SETTING = "Change or remove it, in the environment or in settings.toml."
+
+
 class Check(NamedTuple):
     """One thing that was looked at. `fix` is empty where there is nothing to do."""
 
@@ -34,7 +37,7 @@ def examine(facts: Facts) -> list[Check]:
     """All checks, in the order in which a user would look."""
     return [
         *_package(facts.installation),
-        *(Check("settings", WARNING, sentence, "Change or remove it, in the environment or in settings.toml.") for sentence in facts.settings),
+        *(Check("settings", WARNING, sentence, _SETTING) for sentence in facts.settings),
         *_daemon(facts.daemon, autostart=facts.autostart),
         *_folder(facts),
         _free_space(facts.live),
