@@ -19,8 +19,6 @@ _FILES_A_STREAM = 8
 _LOW_FILES, _LAST_FILES = 1024, 256
 _LOW_LOCKED_BYTES = 1 << 30
 _REINSTALL = "Remove what is there and install this package again: python -m pip uninstall -y trackio"
-
-
 _SETTING = "Change or remove it, in the environment or in settings.toml."
 
 
