@@ -4,6 +4,10 @@
 space and copying. A log() that re-enters on the same thread (a signal handler, `__del__`) never waits for
 it: its bytes queue and the outer call appends them.
 
+A signal handler may log, wait for another thread that logs, and raise, wherever the main thread is in here. So that
+thread takes the lock by `with` alone, which no exception can come between, and every step of it leaves what the next
+append() can go on from; the others wait for it only a moment, and then leave their bytes in the queue, too.
+
 One other thread, the shipper, reads ranges and releases what is acked or spilled.
 """
 
@@ -13,6 +17,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable
+from threading import get_ident
 from zlib import crc32
 
 from trackio.record import COMMITTED, CRC_SLICE, checksum
@@ -40,6 +45,7 @@ class Ring:
         self._counters = counters
         self._provide = provide
         self._lock = threading.RLock()  # a re-entrant call passes, and finds `_busy`
+        self._main = threading.main_thread().ident
         self._busy = False
         self.is_retired = False
         self._queued: deque[tuple[bytes, int | None]] = deque()
@@ -54,49 +60,60 @@ class Ring:
 
     def append(self, payload: bytes, points: int | None) -> bool:
         """Stores one record; False if there was no room. A log() call has `points` and is counted as refused then,
-        a record of another kind has None. Raises Retired.
-
-        A signal handler may log, and may raise, at any place in here: `with` is the one way to take the lock
-        that no exception can come between.
-        """
-        accepted = True
-        if self._busy and not self._is_free_soon():
+        a record of another kind has None. Raises Retired."""
+        if get_ident() == self._main:
+            try:
+                with self._lock:
+                    return self._append(payload, points)
+            finally:
+                if self._queued:
+                    self.append_queued()
+        if not self._lock.acquire(True, _CONTENDED_SECONDS):
             self._queued.append((payload, points))
             return True
         try:
-            with self._lock:
-                if self._busy:  # we are a signal handler or __del__ in the middle of this thread's own append()
-                    self._queued.append((payload, points))
-                    return True
-                self._busy = True
-                try:
-                    accepted = self._put(payload, points)
-                finally:
-                    self._busy = False
+            return self._append(payload, points)
         finally:
+            self._lock.release()
             if self._queued:
                 self.append_queued()
-        return accepted
 
-    def _is_free_soon(self) -> bool:
-        """Whether the thread that is in append() is this one, or will be out of it in a moment. It may not be:
-        its signal handler may be waiting for us."""
-        if not self._lock.acquire(True, _CONTENDED_SECONDS):
-            return False
-        self._lock.release()
-        return True
+    def _append(self, payload: bytes, points: int | None) -> bool:
+        if self._busy:  # we are a signal handler or __del__ in the middle of this thread's own append()
+            self._queued.append((payload, points))
+            return True
+        self._busy = True
+        try:
+            return self._put(payload, points)
+        finally:
+            self._busy = False
 
     def append_queued(self) -> None:
-        """Appends what re-entrant calls left, unless this is one of them."""
-        with self._lock:
-            if self._busy:
-                return
-            self._busy = True
+        """Appends what was left in the queue, unless somebody is in the middle of append()."""
+        if get_ident() == self._main:
+            with self._lock:
+                self._drain()
+        elif self._lock.acquire(True, _CONTENDED_SECONDS):
             try:
-                while self._queued:
-                    self._put(*self._queued.popleft())
+                self._drain()
             finally:
-                self._busy = False
+                self._lock.release()
+
+    def _drain(self) -> None:
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._queued:
+                head, record = self.head, self._queued.popleft()
+                try:
+                    self._put(*record)
+                except BaseException:
+                    if self.head == head:
+                        self._queued.appendleft(record)
+                    raise
+        finally:
+            self._busy = False
 
     def _put(self, payload: bytes, points: int | None) -> bool:
         length = len(payload)
@@ -126,36 +143,42 @@ class Ring:
         """Goes on in a spare that holds `size` bytes; False if there is none to be had. Raises Retired."""
         if self.is_retired:
             raise Retired
-        spare = self._take_spare(size)
+        spare = self._spare_for(size)
         if spare is None and self._provide(size):
-            spare = self._take_spare(size)
+            spare = self._spare_for(size)
         self.wanted.set()
         if spare is None:
             return False
         self._seal()
         self._activate(spare)
+        self._spares.remove(spare)
         return True
 
     def has_spare(self, size: int) -> bool:
         """Whether a spare holds `size` bytes."""
         return any(spare.capacity >= size for spare in self._spares)
 
-    def _take_spare(self, size: int) -> Segment | None:
-        for i, spare in enumerate(self._spares):
-            if spare.capacity >= size:
-                return self._spares.pop(i)
-        return None
+    def _spare_for(self, size: int) -> Segment | None:
+        self._drop_used()
+        return next((spare for spare in self._spares if spare.capacity >= size), None)
+
+    def _drop_used(self) -> None:
+        """Spares no more are those that a roll went on in before something raised in the middle of it."""
+        for spare in [*self._spares]:
+            if spare is self._active or spare in self._sealed:
+                self._spares.remove(spare)
 
     def _seal(self) -> None:
+        """Nothing more fits into the active segment, whatever becomes of the next one."""
+        self._limit = 0
         self._active.end = self.head
-        self._sealed.append(self._active)
+        if not self._sealed or self._sealed[-1] is not self._active:
+            self._sealed.append(self._active)
         self._marks.append(self.head)
 
     def _activate(self, segment: Segment) -> None:
         segment.start_at(self.head)
-        self._active = segment
-        self._map = segment.map
-        self._words = segment.words
+        self._active, self._map, self._words = segment, segment.map, segment.words
         self._position = HEADER_BYTES
         self._limit = HEADER_BYTES + segment.capacity
 
@@ -173,7 +196,7 @@ class Ring:
 
     @property
     def has_queued(self) -> bool:
-        """Whether re-entrant calls left something that nobody has appended yet."""
+        """Whether calls left something that nobody has appended yet."""
         return bool(self._queued)
 
     @property
@@ -188,7 +211,7 @@ class Ring:
 
     def segments(self) -> list[Segment]:
         """All of them, for whoever closes or checks them."""
-        return [*self._sealed, self._active, *self._spares]
+        return list(dict.fromkeys([*self._sealed, self._active, *self._spares]))
 
     def add(self, spare: Segment) -> None:
         """Gives the ring one more segment to go on in."""
@@ -199,6 +222,7 @@ class Ring:
         if not self._lock.acquire(timeout=_CONTENDED_SECONDS):
             return None
         try:
+            self._drop_used()
             if len(self._spares) < 2:
                 return None
             largest = max(self._spares, key=lambda s: s.capacity)
@@ -242,7 +266,7 @@ class Ring:
     def release(self, upto: int) -> list[Segment]:
         """Gives back the sealed segments that lie wholly below `upto`."""
         freed = []
-        while self._sealed and self._sealed[0].end <= upto:
+        while self._sealed and self._sealed[0].end <= upto and self._sealed[0] is not self._active:
             freed.append(self._sealed.popleft())
         while self._marks and self._marks[0] <= self.oldest:
             self._marks.popleft()
@@ -254,6 +278,7 @@ class Ring:
         if not self._lock.acquire(timeout=_CONTENDED_SECONDS):
             return None
         try:
+            self._drop_used()
             spares, self._spares = self._spares, []
             if self.head > self._active.base:
                 self._seal()

@@ -55,7 +55,7 @@ class Spool:
         self.on_pressure: Callable[[], None] = lambda: None
         """called when log() itself needs room: the shipper has not kept up, or has no thread"""
         self._names = 0
-        self._provide_lock = threading.Lock()
+        self._provide_lock = threading.RLock()  # a log() in a signal handler passes
         self._stale: set[int] = set()
         self._next_check = 0.0
         self._quiet_since = time.monotonic()
@@ -141,8 +141,17 @@ class Spool:
     def _provide(self, size: int) -> bool:
         """Makes one more spare, if the host can spare it: ahead of need by the shipper, else by log(), which
         then needs one of `size` bytes."""
+        if threading.get_ident() == threading.main_thread().ident:
+            with self._provide_lock:  # a handler may raise: see `ring`
+                return self._make_spare(size)
         if not self._provide_lock.acquire(timeout=0.05):
             return False
+        try:
+            return self._make_spare(size)
+        finally:
+            self._provide_lock.release()
+
+    def _make_spare(self, size: int) -> bool:
         try:
             held = self.ring.capacity_bytes
             grown = growth.next_segment_bytes(held, self._limit_bytes, self._first_bytes)
@@ -159,8 +168,6 @@ class Spool:
             return True
         except OSError:
             return False
-        finally:
-            self._provide_lock.release()
 
     def _provide_for_log(self, size: int) -> bool:
         self.on_pressure()
