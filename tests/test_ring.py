@@ -203,7 +203,7 @@ def test_a_handler_that_raises_costs_at_most_the_record_it_interrupts(size: int)
             time.sleep(0.001)
 
     threads = [
-        threading.Thread(target=keep_shipping),
+        threading.Thread(target=keep_shipping, daemon=True),
         *(threading.Thread(target=write, args=(n,)) for n in (b"a", b"b")),
     ]
     for thread in threads:
