@@ -7,7 +7,7 @@ demo:
 
 test:
 	@.ci/venv test
-	@TRACKIO_TEST_PATIENCE=$${TRACKIO_TEST_PATIENCE:-2} .venv/bin/python -m pytest -n 2 $(ARGS)
+	@TRACKIO_TEST_PATIENCE=$${TRACKIO_TEST_PATIENCE:-2} .venv/bin/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 lint:
 	@.ci/venv lint

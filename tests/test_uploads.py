@@ -428,7 +428,11 @@ def test_a_project_that_is_deleted_while_it_waits_is_forgotten(host: Host, serve
     logged(host, "one")
     folder = target(host, server)
     host.start()
+    wanted = folder.read_target()
+    assert wanted is not None
     assert host.run("import trackio; trackio.delete_project('p', force=True)").returncode == 0
+    assert folder.read_target() is None
+    folder.write_target(wanted)  # as one has it that is being sent to
     assert upload(host, server, folder).problem == "" and not server.requests(COMMIT)
 
 
