@@ -47,10 +47,11 @@ def sync(
         url = targets.url_of(url) if url else ""
     except ValueError as error:
         raise TrackiodError(f"{error}.") from None
+    wish = targets.wish(url, not public, None, os.environ, (1, 0))
     if project or retry or wait:
-        _ask(places, project, targets.wish(url, not public, None, os.environ, (1, 0)), is_stop=stop, is_retry=retry)
+        _ask(places, project, wish, is_stop=stop, is_retry=retry)
     if wait and not stop:
-        _wait(places, project, url, timeout)
+        _wait(places, project, wish, timeout)
     uploads = _uploads(places, project)
     if as_json:
         print_json({"targets": uploads})
@@ -90,11 +91,11 @@ def _uploads(places: Places, project: str) -> list[dict[str, Any]]:
     return [one for one in found if project in ("", *one["projects"])]
 
 
-def _wait(places: Places, project: str, url: str, timeout: float | None) -> None:
+def _wait(places: Places, project: str, wish: Wish, timeout: float | None) -> None:
     deadline = None if timeout is None else time.monotonic() + timeout
     total = done = 0
     with click.progressbar(length=1, label="Uploading", file=sys.stderr) as bar:
-        for now in waiting.progress(places, project, url):
+        for now in waiting.progress(places, project, wish):
             if now.is_parked:
                 raise TrackiodError(now.problem)
             total = max(total, done + now.rows_waiting)

@@ -79,7 +79,7 @@ def test_a_script_uploads_a_project_afterwards(host: Host, server: Hub) -> None:
     code = f"""
 import trackio
 print(trackio.sync("p", bucket_id={REPO!r}, private=False, timeout=60))
-print(trackio.sync("p", bucket_id="a/b/c"))
+print(trackio.sync("p", bucket_id="a/b/c", hf_token=5))
 print(trackio.sync("q", bucket_id={REPO!r}))
 print(trackio.sync("r"))
 print(trackio.sync("p", timeout=0))

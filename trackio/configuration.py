@@ -77,6 +77,10 @@ class Told(MutableMapping[str, Any]):
     def __repr__(self) -> str:
         return repr(self._values)
 
+    def __reduce__(self) -> Any:
+        """A copy, also a deep or a pickled one, is the user's own: what is set there is told to nobody."""
+        return type(self), (dict(self._values),)
+
 
 class Config(Told):
     """A run's configuration."""

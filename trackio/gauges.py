@@ -8,6 +8,7 @@ from typing import Any
 from trackio import newest, places, settings, voice
 from trackio.host import control_group, covers, devices_group
 from trackio.newest import Sample
+from trackio.values import short_repr
 
 
 def visible_devices() -> str | None:
@@ -20,7 +21,7 @@ def gpus(device: int | None = None) -> dict[str, Any]:
     try:
         return _gpus(_samples(), device)
     except Exception as error:  # noqa: BLE001 the border to the user's process
-        voice.warn_once("log_gpu", f"log_gpu() failed and returns nothing: {error!r}")
+        voice.warn_once("log_gpu", f"log_gpu() failed and returns nothing: {short_repr(error)}")
         return {}
 
 
@@ -47,7 +48,7 @@ def host() -> dict[str, Any]:
     try:
         return _host(_samples())
     except Exception as error:  # noqa: BLE001 the border to the user's process
-        voice.warn_once("log_cpu", f"log_cpu() failed and returns nothing: {error!r}")
+        voice.warn_once("log_cpu", f"log_cpu() failed and returns nothing: {short_repr(error)}")
         return {}
 
 

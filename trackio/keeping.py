@@ -8,7 +8,7 @@ from trackio.figures import is_a, is_animation, is_figure, is_pil, is_plotly
 from trackio.media import Html, Image
 from trackio.rich import Rich, Table
 from trackio.staging import Staging
-from trackio.values import Keep, Unstorable
+from trackio.values import Keep, Unstorable, short_repr
 
 
 def keeper(staging: Staging) -> Keep:
@@ -30,7 +30,7 @@ def keeper(staging: Staging) -> Keep:
         except Unstorable:
             raise
         except Exception as error:
-            raise Unstorable(f"its {type(rich).__name__} could not be kept ({error!r})") from error
+            raise Unstorable(f"its {type(rich).__name__} could not be kept ({short_repr(error)})") from error
 
     return keep
 
@@ -39,4 +39,4 @@ def _made(kind: type[Rich], *contents: Any) -> Rich:
     try:
         return kind(*contents)
     except Exception as error:
-        raise Unstorable(f"no {kind.__name__} could be made of it ({error!r})") from error
+        raise Unstorable(f"no {kind.__name__} could be made of it ({short_repr(error)})") from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from trackio import voice
 from trackio.names import MAX_NAME_CHARS
 from trackio.record import Kind
-from trackio.values import clean_text
+from trackio.values import clean_text, short_repr
 
 if TYPE_CHECKING:
     from trackio.steps import Steps
@@ -47,7 +47,7 @@ class Likeness:
 
     @name.setter
     def name(self, name: str) -> None:
-        self._name = clean_text(str(name))[:MAX_NAME_CHARS]
+        self._name = clean_text(name if isinstance(name, str) else short_repr(name))[:MAX_NAME_CHARS]
         self._note(Kind.NAME, self._name)
 
     @property

@@ -29,7 +29,7 @@ from trackio.request import Misuse, Request
 from trackio.runs import Identity, Run
 from trackio.settings import Settings
 from trackio.stream import Stream
-from trackio.values import clean_text
+from trackio.values import clean_text, short_repr
 
 _ALLOW_SECONDS = 0.05
 _PATIENT_SECONDS = 5.0
@@ -51,7 +51,7 @@ def open_run(
     except Misuse as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # noqa: BLE001 the border to the user's process
-        voice.warn_once("init", f"init() failed ({error!r}); this process logs nothing.")
+        voice.warn_once("init", f"init() failed ({short_repr(error)}); this process logs nothing.")
         return _made_current(_disabled(request.nothing(project)))
 
 

@@ -20,6 +20,7 @@ from trackio.runs import Run
 from trackio.settings import Settings
 from trackio.shipper import Shipper
 from trackio.stream import Stream
+from trackio.values import short_repr
 
 _EXIT_SECONDS = 0.3
 
@@ -140,7 +141,7 @@ def _at_exit() -> None:
     try:
         here.end()
     except Exception as error:  # noqa: BLE001 the border to the user's process
-        voice.warn_once("exit", f"internal error at exit ({error!r}); what was logged is kept on this host.")
+        voice.warn_once("exit", f"internal error at exit ({short_repr(error)}); what was logged is kept on this host.")
 
 
 def _after_fork() -> None:
@@ -150,4 +151,4 @@ def _after_fork() -> None:
         here = here.forked()
     except Exception as error:  # noqa: BLE001 the border to the user's process
         here = Process()
-        voice.warn_once("fork", f"internal error after fork ({error!r}); this child does not log.")
+        voice.warn_once("fork", f"internal error after fork ({short_repr(error)}); this child does not log.")

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from trackio import alerts, targets, voice
+from trackio.border import warn_unknown
 from trackio.configuration import as_mapping
 from trackio.names import HOST, MAX_NAME_CHARS
-from trackio.runs import warn_unknown
 from trackio.settings import LONGEST_SAMPLE_SECONDS, SHORTEST_SAMPLE_SECONDS, Settings
 from trackio.values import clean_text, short_repr
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from trackio import alerts, voice
+from trackio.border import as_dict, is_ours, warn_unknown
 from trackio.configuration import Config, Summary
 from trackio.likeness import Likeness
 from trackio.record import Kind, Origin
@@ -103,7 +104,7 @@ class Run(Likeness):
         it is the highest step so far plus one; `commit=False` leaves that counter where it is. Nested maps
         are flattened with `/`, None is skipped. Raises TypeError if `metrics` is no mapping.
         """
-        self._log(_as_dict(metrics if metrics is not None else data, unknown), step, commit)
+        self._log(as_dict(metrics if metrics is not None else data, unknown), step, commit)
 
     def _log(self, metrics: dict[str, Any], step: int | None, commit: bool | None) -> None:
         """The hot path. Without keywords, whose mere possibility makes a call slow; `metrics` is this call's to keep
@@ -113,10 +114,12 @@ class Run(Likeness):
             stream = self._reopened()
             if stream is None:
                 return
+        runs_theirs = bool(self._watched)
         try:
-            if self._watched:
+            if runs_theirs:
                 metrics = self._with_watched(metrics)
             if not (are_plain(map(type, metrics.values())) and (are_known(metrics) or are_names(metrics))):
+                runs_theirs = True
                 metrics = self._plain(metrics, stream)
             if step is None:
                 steps = self._steps
@@ -132,14 +135,19 @@ class Run(Likeness):
                 step, origin = self._odd_step(step, metrics, commit)
             try:
                 stream.log(step, origin, metrics)
-            except PACK_ERRORS:
+            except PACK_ERRORS as error:
+                if not is_ours(error):
+                    raise
                 self._log_with_care(stream, step, origin, metrics)
             except Retired:
                 self._stream = None
                 if (stream := self._reopened()) is not None:
                     stream.log(step, origin, metrics)
-        except Exception as error:  # noqa: BLE001 the border: training goes on whatever is logged
-            voice.warn_once(f"log {type(error).__name__}", f"log() failed and was skipped: {error!r}")
+        except Exception as error:  # the border: training goes on whatever is logged
+            if not runs_theirs and not is_ours(error):
+                raise  # a time limit of the user's, say: it was meant for what calls us
+            self.refused_values += 1
+            voice.warn_once(f"log {type(error).__name__}", f"log() failed and was skipped: {short_repr(error)}")
 
     def _log_with_care(self, stream: Stream, step: int, origin: int, metrics: dict[str, Any]) -> None:
         """Values that looked plain and did not pack: ints beyond 64 bits, lone surrogates, giant strings."""
@@ -169,7 +177,7 @@ class Run(Likeness):
             try:
                 metrics = {**watch.metrics(), **metrics}
             except Exception as error:  # noqa: BLE001 the user's model
-                voice.warn_once("watch", f"watch() failed and ends: {error!r}")
+                voice.warn_once("watch", f"watch() failed and ends: {short_repr(error)}")
                 self._watched.remove(watch)
         return metrics
 
@@ -201,7 +209,7 @@ class Run(Likeness):
     def log_system(self, metrics: Mapping[str, Any]) -> None:
         """Records metrics of the machine: they have a time and no step. Raises TypeError if `metrics` is no mapping."""
         stream = self._open()
-        if stream is not None and (plain := self._plain(_as_dict(metrics, {}), stream)):
+        if stream is not None and (plain := self._plain(as_dict(metrics, {}), stream)):
             self._note(Kind.SYSTEM, plain)
 
     # -- what readers need to know --------------------------------------------------------------------------
@@ -217,7 +225,7 @@ class Run(Likeness):
             warn_unknown("define_metric", unknown)
         options = {"step_metric": step_metric, "reduce": reduce, "summary": summary, "goal": goal}
         for option, words in _WORDS.items():
-            if options[option] is not None and options[option] not in words:
+            if options[option] is not None and not (isinstance(options[option], str) and options[option] in words):
                 told = f"{option}={short_repr(options[option])}"
                 voice.warn_once(told, f"{told} is none of {', '.join(words)}; it is ignored.")
                 options[option] = None
@@ -238,7 +246,7 @@ class Run(Likeness):
             if self._stream is not None and not self._stream.note(kind, *fields, seconds=seconds):
                 voice.warn_once(f"note {kind}", f"{kind.name.lower()} found no room and was not stored.")
         except Exception as error:  # noqa: BLE001 the border to the user's process
-            voice.warn_once(f"note {kind}", f"{kind.name.lower()} could not be stored: {error!r}")
+            voice.warn_once(f"note {kind}", f"{kind.name.lower()} could not be stored: {short_repr(error)}")
 
     def alert(
         self, title: str, text: str | None = None, level: Any = "warn", step: int | None = None,
@@ -264,7 +272,7 @@ class Run(Likeness):
             if stream is not None and not stream.note(Kind.ALERT, facts, seconds=_FINISH_SECONDS):
                 self._refuse_value("alert", "there was no room for it")
         except Exception as error:  # noqa: BLE001 the border to the user's process
-            voice.warn_once("alert", f"alert() failed and was skipped: {error!r}")
+            voice.warn_once("alert", f"alert() failed and was skipped: {short_repr(error)}")
 
     # -- the end --------------------------------------------------------------------------------------------
 
@@ -273,7 +281,7 @@ class Run(Likeness):
     ) -> None:  # fmt: skip
         """Ends the run; returns within milliseconds, or after at most `timeout` seconds if it is to `wait` until all is
         "stored" or "uploaded". A non-zero `exit_code` makes it a failed one."""
-        state, cause = ("failed", f"exit code {exit_code}") if exit_code else ("finished", "")
+        state, cause = ("failed", f"exit code {short_repr(exit_code)}") if exit_code else ("finished", "")
         self.end(state, cause, explicit=True)
         if self._stream is not None and wait:
             from trackio.waiting import until  # seldom asked for
@@ -327,21 +335,3 @@ class Run(Likeness):
 
     def __hash__(self) -> int:
         return hash(self.id)
-
-
-def _as_dict(metrics: Any, unknown: dict[str, Any]) -> dict[Any, Any]:
-    if unknown:
-        warn_unknown("log", unknown)
-    if type(metrics) is dict:
-        return metrics
-    if metrics is None:
-        return {}
-    if not isinstance(metrics, Mapping):
-        raise TypeError(f"log() takes a mapping of names to values, not a {type(metrics).__name__}")
-    return dict(metrics)
-
-
-def warn_unknown(function: str, keywords: Mapping[str, Any]) -> None:
-    """Names keywords that are taken and ignored: by name only, since a value may be a token."""
-    for name in keywords:
-        voice.warn_once(f"{function} {name}", f"{function}() knows no {name!r}; it is ignored.")

@@ -18,6 +18,7 @@ from trackio.places import Endpoint, Places
 from trackio.shipping import Courier, Held, SayHello, SendData, SendHeartbeat, SpillUpTo
 from trackio.spool import Spool
 from trackio.starter import Starter
+from trackio.values import short_repr
 from trackio.version import __version__
 from trackio.wake import Wake
 
@@ -140,7 +141,7 @@ class Shipper:
                 with self._turn_lock:
                     delay = self._turn(time.monotonic())
             except Exception as error:  # noqa: BLE001 the border to the user's process: never raise, never stop
-                voice.warn_once("shipper", f"internal error while sending ({error!r}); metrics are kept.")
+                voice.warn_once("shipper", f"internal error while sending ({short_repr(error)}); metrics are kept.")
                 self._drop_link()
                 delay = 1.0
             if delay:

@@ -11,6 +11,8 @@ HF_STEP_METRIC = "train/global_step"
 """How every Hugging Face trainer tells the step: as a metric, never as `step=`."""
 _METRIC, _COUNTER = int(Origin.METRIC), int(Origin.COUNTER)
 _INT64 = range(-(1 << 63), 1 << 63)
+_FAR = 1 << 62
+"""steps beyond this do not count as the highest: those that follow would leave 64 bits"""
 
 
 class Steps:
@@ -22,7 +24,7 @@ class Steps:
     __slots__ = ("highest", "rules")
 
     def __init__(self, highest: int = -1) -> None:
-        self.highest = highest
+        self.highest = min(highest, _FAR)
         self.rules: list[tuple[str, str]] = []
 
     def define(self, pattern: str, step_metric: str) -> None:
@@ -54,7 +56,7 @@ class Steps:
     def take(self, step: int) -> None:
         """Notes a step the caller gave."""
         if step > self.highest:
-            self.highest = step
+            self.highest = min(step, _FAR)
 
 
 def _matches_any(pattern: str, metrics: Mapping[str, Any]) -> bool:

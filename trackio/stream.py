@@ -26,8 +26,9 @@ _packers: list[msgpack.Packer] = []
 """Idle packers. One is taken for the time of a pack, so neither threads nor re-entrant calls share one; they
 have no hook, so nothing of the user's runs inside."""
 
-PACK_ERRORS = (TypeError, ValueError, OverflowError, RecursionError, BufferError)
-"""What a hookless Packer raises for values that are not plain, lone surrogates and 65-bit ints included."""
+PACK_ERRORS = (TypeError, ValueError, OverflowError, RuntimeError, BufferError)
+"""What a hookless Packer raises for values that are not plain, lone surrogates and 65-bit ints included, and for a dict
+that another thread changes meanwhile."""
 
 
 class Stream:

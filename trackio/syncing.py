@@ -9,6 +9,7 @@ from typing import Any
 
 from trackio import context_vars, launch, places, process, settings, targets, voice, waiting
 from trackio.targets import Wish
+from trackio.values import clean_text, short_repr
 
 _START_SECONDS = 30.0
 _NO_SPACES = "nothing is uploaded to Spaces yet; datasets and buckets are: trackio.sync(project, dataset_id=...)"
@@ -25,12 +26,12 @@ def sync(
     bucket_id: str | None = None,
     *,
     hf_token: str | None = None,
-    timeout: float = 600.0,
+    timeout: float | None = 600.0,
     **others: Any,
 ) -> str | None:
     """Uploads all runs of a project (default: the current run's), from now on, to a dataset or a bucket on the Hub, or
-    to both; without either, what waits for the targets that it has. Waits until all that is stored is there, `timeout`
-    seconds at most, or with `run_in_background` not at all.
+    to both; without either, what waits for the targets that it has. Waits until all that was logged here or is stored
+    is there, `timeout` seconds at most (None: for ever), or with `run_in_background` not at all.
 
     Returns the target's URL; None where nothing was asked for or all is not there yet, which is said in one line. What
     is made for it is private unless `private=False`. Spaces are not built: with `space_id` or `sdk` it waits for
@@ -40,23 +41,27 @@ def sync(
     if is_space and not dataset_id and not bucket_id:
         voice.warn_once("upload", _NO_SPACES)
         return None
-    run = context_vars.current_run.get() or process.here.latest
-    project = project or (run.project if run else None)
-    if not project:
-        voice.warn("sync() needs project=: whose runs are to be uploaded?")
-        return None
-    names = [(name, prefix) for name, prefix in ((dataset_id, targets.DATASETS), (bucket_id, targets.BUCKETS)) if name]
     try:
-        urls = [targets.url_of(str(name), prefix) for name, prefix in names]
-    except ValueError as error:
-        voice.warn(f"{error}.")
-        return None
-    deadline = None if is_space or run_in_background else time.monotonic() + timeout
-    wishes = [targets.wish(url, private, hf_token, os.environ, (1, 0)) for url in urls or [""]]
-    problem = _problem(project, wishes, deadline)
+        run = context_vars.current_run.get() or process.here.latest
+        name = clean_text(str(project or (run.project if run else "")))
+        if not name:
+            raise ValueError("sync() needs project=: whose runs are to be uploaded?")
+        urls = _urls(dataset_id, bucket_id)
+        token = None if hf_token is None else str(hf_token)
+        wishes = [targets.wish(url, private, token, os.environ, (1, 0)) for url in urls or [""]]
+        seconds = float("inf") if timeout is None else float(timeout)
+        problem = _problem(name, wishes, None if is_space or run_in_background else time.monotonic() + seconds)
+    except Exception as error:  # noqa: BLE001 the border to the user's process
+        urls, problem = [], f"sync() uploads nothing: {error if isinstance(error, ValueError) else short_repr(error)}"
     if problem:
         voice.warn(problem)
     return None if problem or is_space or not urls else urls[0]
+
+
+def _urls(dataset: Any, bucket: Any) -> list[str]:
+    """Raises ValueError for what is no name."""
+    named = ((dataset, targets.DATASETS), (bucket, targets.BUCKETS))
+    return [targets.url_of(str(name), prefix) for name, prefix in named if name]
 
 
 def freeze(space_id: str | None = None, project: str | None = None, **where: Any) -> None:
@@ -67,12 +72,16 @@ def freeze(space_id: str | None = None, project: str | None = None, **where: Any
 def _problem(project: str, wishes: Sequence[Wish], deadline: float | None) -> str:
     """Uploads; returns why not, in a sentence, or nothing. Without a `deadline` it only asks."""
     ours, _ = settings.of_this_process()
+    if ours.mode == "disabled":
+        return "sync() uploads nothing: TRACKIO_MODE is disabled."
     where = places.of(ours)
     launch.ensure(where, ours, _START_SECONDS)
-    for wish in wishes:
-        if problem := waiting.ask(where, project, wish):
-            return problem
     if deadline is None:
-        return ""
-    problems = [waiting.uploaded(where, project, deadline, wish.facts.get("url", "")) for wish in wishes]
+        return next(filter(None, (waiting.ask(where, project, wish) for wish in wishes)), "")
+    for run in process.here.runs:
+        left = deadline - time.monotonic()
+        if run.project == project and run._stream is not None and not run._stream.deliver(left, is_patient=True):
+            return f"not everything of run {run.name!r} is stored yet; the time is over."
+    problems = [waiting.ask(where, project, wish) for wish in wishes]  # all at once, then each
+    problems += [waiting.uploaded(where, project, wish, deadline) for wish in wishes if not any(problems)]
     return " ".join(filter(None, problems))

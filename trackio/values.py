@@ -17,6 +17,8 @@ are_plain = frozenset({float, int, bool, str}).issuperset
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 _MAX_DEPTH = 16
 _MAX_REPR = 1000
+_MOST_VALUES = 100_000
+"""of one call or configuration value: what holds itself has no end"""
 
 _known_names: set[str] = set()
 are_known = _known_names.issuperset
@@ -51,28 +53,69 @@ def plain_metrics(metrics: Mapping[Any, Any], keep: Keep | None = None) -> tuple
     """
     kept: dict[str, Any] = {}
     left_out: list[tuple[str, str]] = []
-    for key, value in _flatten(metrics, "", 0):
-        if value is None:
-            continue
+    budget = Budget()
+    for key, value in _flatten(metrics, "", 0, budget, left_out):
         try:
-            kept[key] = plain(value, 0, keep)
+            if key in kept:
+                raise Unstorable("another value of the call has that name")
+            if (found := plain(value, 0, keep, budget)) is not None:
+                kept[key] = found
         except Unstorable as error:
             why = str(error) or f"a value of type {type(value).__name__} cannot be stored as a metric"
             left_out.append((key, why))
+        except Exception as error:  # noqa: BLE001 the user's types
+            left_out.append((key, f"its value raises {type(error).__name__}"))
     return kept, left_out
 
 
-def _flatten(metrics: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
-    for key, value in list(metrics.items()):
+class Budget:
+    """How many values may still be looked at, and inside of which we are."""
+
+    __slots__ = ("inside", "left")
+
+    def __init__(self) -> None:
+        self.left = _MOST_VALUES
+        self.inside: set[int] = set()
+
+    def spend(self, values: int) -> None:
+        """So many more. Raises Unstorable."""
+        self.left -= values
+        if self.left < 0:
+            raise Unstorable(f"what was logged with it is more than {_MOST_VALUES:,} values")
+
+
+def _flatten(
+    metrics: Mapping[Any, Any], prefix: str, depth: int, budget: Budget, left_out: list[tuple[str, str]]
+) -> Iterator[tuple[str, Any]]:
+    if id(metrics) in budget.inside:
+        left_out.append((prefix.rstrip("/"), "it holds itself"))
+        return
+    budget.inside.add(id(metrics))
+    try:
+        items = list(metrics.items())
+        budget.spend(len(items))
+    except Exception as error:  # noqa: BLE001 the user's types
+        why = str(error) if isinstance(error, Unstorable) else f"it raises {type(error).__name__}"
+        left_out.append((prefix.rstrip("/") or "a call", why))
+        return
+    for key, value in items:
         name = prefix + clean_text(key if isinstance(key, str) else short_repr(key))
-        if isinstance(value, Mapping) and depth < _MAX_DEPTH:
-            yield from _flatten(value, name + "/", depth + 1)
+        if _is_mapping(value) and depth < _MAX_DEPTH:
+            yield from _flatten(value, name + "/", depth + 1, budget, left_out)
         else:
             yield name, value
+    budget.inside.discard(id(metrics))
 
 
-def plain(value: Any, depth: int = 0, keep: Keep | None = None) -> Any:
-    """The plain form of `value`. Raises Unstorable."""
+def _is_mapping(value: Any) -> bool:
+    try:
+        return isinstance(value, Mapping)
+    except Exception:  # noqa: BLE001 the user's `__class__`
+        return False
+
+
+def plain(value: Any, depth: int = 0, keep: Keep | None = None, budget: Budget | None = None) -> Any:
+    """The plain form of `value`. Raises Unstorable, or what the user's type raises."""
     if value is None or type(value) is bool or type(value) is float:
         return value
     if isinstance(value, str):
@@ -84,9 +127,13 @@ def plain(value: Any, depth: int = 0, keep: Keep | None = None) -> Any:
     if isinstance(value, float):
         return float(value)
     if depth < _MAX_DEPTH and isinstance(value, (list, tuple)):
-        return [plain(v, depth + 1, keep) for v in value]
+        budget = budget or Budget()
+        budget.spend(len(value))
+        return [plain(v, depth + 1, keep, budget) for v in value]
     if depth < _MAX_DEPTH and isinstance(value, Mapping):
-        return {_key(k): plain(v, depth + 1, keep) for k, v in value.items()}
+        budget = budget or Budget()
+        budget.spend(len(value))
+        return {_key(k): plain(v, depth + 1, keep, budget) for k, v in value.items()}
     try:
         return _plain_scalar(value, depth)
     except Unstorable:
@@ -150,27 +197,38 @@ def short_repr(value: Any) -> str:
     return clean_text(text if len(text) <= _MAX_REPR else text[: _MAX_REPR - 1] + "…")
 
 
-def plain_config(value: Any, depth: int = 0) -> Any:
+def plain_config(value: Any) -> Any:
     """A configuration value as plain data: `to_dict`, dataclass, pydantic, OmegaConf, Namespace, then repr.
 
     Never raises; what is bottomless or odd ends as its bounded repr.
     """
+    return _plain_config(value, 0, Budget())
+
+
+def _plain_config(value: Any, depth: int, budget: Budget) -> Any:
+    if id(value) in budget.inside:
+        return f"<{type(value).__name__} that holds itself>"
+    budget.inside.add(id(value))
     try:
-        return plain(value)
-    except Unstorable:
-        pass
+        if depth >= _MAX_DEPTH:
+            return short_repr(value)
+        if isinstance(value, (Mapping, list, tuple, set, frozenset)) and len(value) > budget.left:
+            return f"<{type(value).__name__} of {len(value):,}>"
+        if isinstance(value, Mapping):
+            budget.spend(len(value))
+            return {_key(k): _plain_config(v, depth + 1, budget) for k, v in list(value.items())}
+        if isinstance(value, (list, tuple, set, frozenset)):
+            budget.spend(len(value))
+            return [_plain_config(v, depth + 1, budget) for v in value]
+        try:
+            return plain(value, 0, None, budget)
+        except Unstorable:
+            expanded = _expanded(value)
+        return short_repr(value) if expanded is None else _plain_config(expanded, depth + 1, budget)
     except Exception:  # noqa: BLE001 the user's types
         return short_repr(value)
-    if depth >= _MAX_DEPTH:
-        return short_repr(value)
-    if isinstance(value, Mapping):
-        return {_key(k): plain_config(v, depth + 1) for k, v in list(value.items())}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain_config(v, depth + 1) for v in value]
-    expanded = _expanded(value)
-    if expanded is None:
-        return short_repr(value)
-    return plain_config(expanded, depth + 1)
+    finally:
+        budget.inside.discard(id(value))
 
 
 def _expanded(value: Any) -> Mapping[Any, Any] | list[Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 
+_MOST_MATTERS = 1000
 _said: set[str] = set()
 _lock = threading.RLock()  # a signal handler may speak in the middle of it
 quiet = False
@@ -25,16 +26,17 @@ def warn(sentence: str) -> None:
     try:
         sys.stderr.write(f"trackio: {sentence}\n")
         sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):
-        pass  # stderr is closed or absent
+    except Exception:  # noqa: BLE001
+        pass  # stderr is closed, absent, or the user's own
 
 
 def warn_once(matter: str, sentence: str) -> bool:
-    """Prints the sentence the first time this matter comes up in the process; False if it was said before."""
+    """Prints the sentence the first time this matter comes up in the process; False if it was said before, or a
+    thousand others were."""
     if matter in _said:
         return False
     with _lock:
-        if matter in _said:
+        if matter in _said or len(_said) >= _MOST_MATTERS:
             return False
         _said.add(matter)
     warn(sentence)

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trackio import places, settings
@@ -208,8 +209,9 @@ def _be_modest() -> None:
     short (nothing is lost with a daemon), as many descriptors as allowed."""
     _try(lambda: os.nice(5))
     _try(lambda: os.sched_setaffinity(0, range(os.cpu_count() or 1)))
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    _try(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard)))
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS, resource.RLIMIT_CPU):
+        _, hard = resource.getrlimit(limit)
+        _try(partial(resource.setrlimit, limit, (hard, hard)))  # the job's own limits are not for us
     _try(_expect_oom)
 
 
