@@ -222,6 +222,54 @@ trackio.finish(wait="stored", timeout=100)
     assert {run.state.state for run in host.runs("p")} == {"finished"}
 
 
+def test_what_a_signal_handler_raises_in_log_comes_to_the_user(host: Host) -> None:
+    """Were one swallowed, its time limit would never end."""
+    code = """
+import random, signal, trackio
+class Late(Exception): pass
+def late(*_): raise Late
+signal.signal(signal.SIGALRM, late)
+trackio.init(project="p")
+ended = 0
+for _ in range(300):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 1e-3))
+        while True: trackio.log({"loss": 0.5, "text": "x" * 100})
+    except Late:
+        ended += 1
+print(ended)
+"""
+    done = host.run(code)
+    assert done.stdout.split() == ["300"] and "skipped" not in done.stderr, done.stderr
+
+
+def test_a_copy_of_the_configuration_is_the_users_own(daemon: Host) -> None:
+    assert outcome(daemon, """
+import copy, pickle
+run = trackio.init(project="p", config={"lr": [1]})
+for mine in (copy.copy(run.config), copy.deepcopy(run.config), pickle.loads(pickle.dumps(run.config))):
+    assert mine["lr"] == [1]
+    mine["lr"], mine["more"] = 2, 3
+trackio.log({"a": 1})
+out = dict(run.config)
+""")["lr"] == [1]  # fmt: skip
+    assert daemon.ended_run("p").config() == {"lr": [1]}
+
+
+def test_a_stderr_of_the_users_own_may_raise(host: Host) -> None:
+    code = """
+import sys, trackio
+class Stderr:
+    def write(self, text): raise RuntimeError("no")
+sys.stderr = Stderr()
+trackio.init(project="p")
+trackio.log({"a": object()})
+trackio.finish(wait="nonsense")
+print("went on")
+"""
+    assert host.run(code).stdout == "went on\n"
+
+
 def test_log_after_finish_reopens_the_run(daemon: Host) -> None:
     outcome(daemon, """
 run = trackio.init(project="p")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,37 @@ print(trackio.sync("p", dataset_id="user/runs", bucket_id="user/runs", timeout=6
     assert {one["target"] for one in host.cli("sync", "--wait")["targets"]} == {DATASET, URL}
     assert host.run("import trackio\nassert trackio.delete_project('p', force=True)").returncode == 0
     assert host.cli("sync")["targets"] == [] and not os.listdir(host.places.uploads)
+
+
+def test_a_script_that_waits_asks_the_next_daemon_too(host: Host, server: Hub) -> None:
+    """Which knows nothing of what the one before was asked, nor the token that only the script has."""
+    logged(host, "one")
+    host.extra.update(hub_environ(server, host))
+    server.faults.append(Fault(BATCH, 503))  # it is tried again some seconds later
+    pid = host.start()
+    code = f"import trackio; print(trackio.sync('p', bucket_id={REPO!r}, hf_token='hf_test', timeout=100))"
+    process = host.python(code)
+    wait_for(lambda: server.faults[0].times == 0, 60, "the first request")
+    os.kill(pid, signal.SIGKILL)
+    host.start()
+    out, err = process.communicate(timeout=120)
+    assert (out, err) == (URL + "\n", "")
+    assert remote(loaded_from_bucket(host, server)) == local(host)
+
+
+def test_a_script_uploads_what_it_has_just_logged(host: Host, server: Hub) -> None:
+    host.extra.update(hub_environ(server, host, HF_TOKEN="hf_test", TRACKIO_AUTOSTART="1"))
+    code = f"""
+import os, signal, sys, trackio
+trackio.init(project="p")
+for i in range(20_000): trackio.log({{"a": i}})
+print(trackio.sync(bucket_id={REPO!r}, timeout=100))
+sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert host.run(code).stdout.split() == [URL]
+    host.stop()
+    assert len(loaded_from_bucket(host, server)) == 20_000
 
 
 @pytest.mark.parametrize(

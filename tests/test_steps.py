@@ -54,3 +54,10 @@ def test_a_defined_step_metric_goes_before_the_built_in_one() -> None:
 )  # fmt: skip
 def test_a_step_is_a_whole_number_of_64_bits(value: Any, whole: int | None) -> None:
     assert integral(value) == whole
+
+
+def test_after_the_greatest_step_there_still_is_a_next() -> None:
+    for steps in (Steps(), Steps((1 << 63) - 1)):
+        steps.take((1 << 63) - 1)
+        for _ in range(3):
+            assert steps.choose({}, None)[0] < 1 << 63

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -127,4 +128,66 @@ def test_a_config_never_raises_and_is_bounded() -> None:
     loop["self"] = loop
     plain = plain_config({"loop": loop, "hostile": Hostile(), "long": [object() for _ in range(3)]})
     assert plain["hostile"] == "<Hostile>"
-    assert isinstance(plain["loop"]["self"], dict)
+    assert plain["loop"] == {"self": "<dict that holds itself>"}
+
+
+@dataclasses.dataclass
+class Node:
+    parent: Any
+    children: list[Any]
+
+
+def test_what_holds_itself_has_an_end() -> None:
+    """However often it does: each of these would be looked at for hours."""
+    tree = Node(None, [])
+    tree.children = [Node(tree, []) for _ in range(300)]
+    assert plain_config(tree)["children"][7] == {"parent": "<Node that holds itself>", "children": []}
+    many: list[Any] = []
+    many.extend([many] * 10)
+    assert plain_config(many) == ["<list that holds itself>"] * 10
+    loop: dict[str, Any] = {}
+    loop.update(dict.fromkeys("abcdefghij", loop))
+    kept, left_out = plain_metrics({"loop": loop, "many": many, "ok": 1})
+    assert kept == {"ok": 1} and ("loop/a", "it holds itself") in left_out and len(left_out) == 11
+    shared: Any = [1]
+    for _ in range(12):
+        shared = [shared] * 10
+    assert plain_metrics({"shared": shared, "ok": 1})[0] == {"ok": 1}
+    assert plain_config(list(range(1_000_000))) == "<list of 1,000,000>"
+
+
+class Proxy:
+    """As libraries have them that stand for an object which is not there."""
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        raise LookupError("not bound")
+
+
+class OddList(list[Any]):
+    def __iter__(self) -> Any:
+        raise KeyError("x")
+
+
+class OddMapping(dict[str, Any]):
+    def items(self) -> Any:
+        raise OSError("gone")
+
+
+def test_a_value_that_raises_costs_itself_alone_and_is_named() -> None:
+    gone = weakref.proxy(Inner())
+    odd = {"proxy": Proxy(), "list": OddList([1]), "gone": gone, "map": OddMapping(a=1), "ok": 1.5}
+    kept, left_out = plain_metrics(odd)
+    assert kept == {"ok": 1.5}
+    assert dict(left_out) == {
+        "proxy": "its value raises LookupError",
+        "list": "its value raises KeyError",
+        "gone": "its value raises ReferenceError",
+        "map": "it raises OSError",
+    }
+
+
+def test_of_two_values_with_one_name_the_first_is_kept_and_the_other_named() -> None:
+    kept, left_out = plain_metrics({"a/b": 1, "a": {"b": 2}, 1: 3, "1": 4})
+    assert kept == {"a/b": 1, "1": 3}
+    assert left_out == [(name, "another value of the call has that name") for name in ("a/b", "1")]
