@@ -120,12 +120,13 @@ def test_a_script_that_waits_asks_the_next_daemon_too(host: Host, server: Hub) -
     """Which knows nothing of what the one before was asked, nor the token that only the script has."""
     logged(host, "one")
     host.extra.update(hub_environ(server, host))
-    server.faults.append(Fault(BATCH, 503))  # it is tried again some seconds later
+    server.faults.append(Fault(BATCH, 503, times=1000))
     pid = host.start()
     code = f"import trackio; print(trackio.sync('p', bucket_id={REPO!r}, hf_token='hf_test', timeout=100))"
     process = host.python(code)
     wait_for(lambda: (f := host.cli("sync")["targets"]) and f[0]["failures"], 60, "the first try's end")
     os.kill(pid, signal.SIGKILL)
+    server.faults.clear()
     host.start()
     out, err = process.communicate(timeout=120)
     assert (out, err) == (URL + "\n", "")
