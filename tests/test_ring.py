@@ -226,3 +226,39 @@ def test_a_handler_that_raises_costs_at_most_the_record_it_interrupts(size: int)
     assert len(read) == len(set(read)) and set(sent) <= set(read)
     extra = set(read) - set(sent)
     assert len(extra) <= interrupts and all(payload.startswith(b"main-") for payload in extra)
+
+
+def test_a_handler_may_wait_for_a_thread_that_logs() -> None:
+    """Wherever in append() it interrupts the main thread, whose lock the other one wants."""
+    ring, _ = make([1 << 20] * 4)
+    waits, in_vain, logged, is_over = 0, 0, 0, threading.Event()
+
+    def write() -> None:
+        nonlocal logged
+        while not is_over.is_set():
+            ring.append(b"w" * 50, 1)
+            logged += 1
+
+    def handle(*_: object) -> None:
+        nonlocal waits, in_vain
+        waits += 1
+        before, patience = logged, time.monotonic() + 10
+        while logged == before and not in_vain:
+            time.sleep(0.0001)
+            in_vain += time.monotonic() > patience
+
+    thread = threading.Thread(target=write, daemon=True)
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        thread.start()
+        ends = time.monotonic() + 3
+        while time.monotonic() < ends and not in_vain:
+            signal.setitimer(signal.ITIMER_REAL, 1e-4)
+            for _ in range(200):
+                ring.append(b"m" * 50, 1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        is_over.set()
+        thread.join(20)
+    assert waits > 20 and not in_vain
