@@ -218,3 +218,27 @@ def test_streams_may_go_while_they_are_sought(host: Host) -> None:
         process.join()
     assert seen == [["s1"]] * 3000
     kept.close()
+
+
+def test_a_script_that_closes_all_descriptors_keeps_its_own_files_whole(host: Host) -> None:
+    """And nothing is lost: what was to go to disk goes into another file."""
+    code = """
+import os, sys, time, trackio
+run = trackio.init(project="p")
+def log(first):
+    for i in range(first, first + 3000): trackio.log({"a": i, "text": "x" * 1000})
+log(0)
+time.sleep(7)  # it is on disk then
+os.closerange(3, 4096)
+files = [open(os.path.join(sys.argv[1], f"mine{i}"), "w") for i in range(30)]
+log(3000)
+time.sleep(7)
+for file in files: file.write("mine"); file.flush()
+os._exit(0)
+"""
+    folder = host.data.parent
+    assert host.run(code, str(folder)).returncode == 0
+    assert {path.read_text() for path in folder.glob("mine*")} == {"mine"}
+    host.start()
+    host.ended_run("p")
+    assert host.values("p", "a") == list(range(6000))

@@ -43,6 +43,8 @@ class Spill:
         self._files: deque[_File] = deque()
         self._fd = -1
         """the last file's, while it grows"""
+        self._inode = (0, 0)
+        """what that is of: a script may close all descriptors and open files of its own, to which nothing is written"""
 
     @property
     def held_bytes(self) -> int:
@@ -66,7 +68,7 @@ class Spill:
         """Adds a piece that begins at offset `start` and ends at a record border. Raises SpillError.
 
         What SpillError leaves behind in a file is overwritten by the next piece; it never counts. Beside a
-        busy Python thread each system call waits for the GIL, so a piece costs one.
+        busy Python thread each system call waits for the GIL, so a piece costs two.
         """
         try:
             file = self._file_for(start)
@@ -82,7 +84,7 @@ class Spill:
     def _file_for(self, start: int) -> _File:
         """The file that goes on at `start`, open for writing; every 4 MiB a new one."""
         last = self._files[-1] if self._files else None
-        if last is not None and last.end == start and last.end - last.base < _FILE_BYTES and self._fd >= 0:
+        if last is not None and last.end == start and last.end - last.base < _FILE_BYTES and self._is_open():
             return last
         self._close_file()
         self._check_room(2 * _FILE_BYTES)
@@ -91,6 +93,7 @@ class Spill:
             self._files.clear()
         file = _File(os.path.join(self._path, f"{PREFIX}{start:020d}"), start)
         self._fd = os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._inode = _inode_of(self._fd)
         _write_at(self._fd, header(start), 0)
         self._files.append(file)
         return file
@@ -111,10 +114,14 @@ class Spill:
             file.synced = file.end
         return ""
 
+    def _is_open(self) -> bool:
+        return self._fd >= 0 and _inode_of(self._fd) == self._inode
+
     def _close_file(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        is_open, fd = self._is_open(), self._fd
+        self._fd = -1
+        if is_open:
+            os.close(fd)
 
     def _check_room(self, size: int) -> None:
         parent = os.path.dirname(os.path.dirname(self._path))
@@ -167,6 +174,15 @@ class Spill:
         if self._folder is not None:
             self._folder.close()
             self._folder = None
+
+
+def _inode_of(fd: int) -> tuple[int, int]:
+    """What a descriptor is of; nothing if it is closed."""
+    try:
+        info = os.fstat(fd)
+    except OSError:
+        return 0, 0
+    return info.st_dev, info.st_ino
 
 
 def _unlink(path: str) -> None:
