@@ -85,7 +85,10 @@ class Process:
                 run.end("ended" if self.interactive else "finished", cause, explicit=False)
         self._own_up()
         for shipper in self._shippers.values():
-            shipper.close(_EXIT_SECONDS)
+            try:
+                shipper.close(_EXIT_SECONDS)
+            except Exception as error:  # noqa: BLE001 the others are to be closed, too
+                _say_what_failed(error)
 
     def _own_up(self) -> None:
         """The exit line: what was not kept, if anything."""
@@ -141,7 +144,11 @@ def _at_exit() -> None:
     try:
         here.end()
     except Exception as error:  # noqa: BLE001 the border to the user's process
-        voice.warn_once("exit", f"internal error at exit ({short_repr(error)}); what was logged is kept on this host.")
+        _say_what_failed(error)
+
+
+def _say_what_failed(error: Exception) -> None:
+    voice.warn_once("exit", f"internal error at exit ({short_repr(error)}); what was logged is kept on this host.")
 
 
 def _after_fork() -> None:
