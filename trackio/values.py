@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 are_plain = frozenset({float, int, bool, str}).issuperset
 """Whether all of these types are of values that can be packed as they are."""
@@ -82,6 +85,12 @@ class Budget:
         self.left -= values
         if self.left < 0:
             raise Unstorable(f"what was logged with it is more than {_MOST_VALUES:,} values")
+
+    def first(self, values: Iterable[T]) -> list[T]:
+        """As many as may be looked at."""
+        some = list(islice(values, self.left))
+        self.left -= len(some)
+        return some
 
 
 def _flatten(
@@ -200,7 +209,7 @@ def short_repr(value: Any) -> str:
 def plain_config(value: Any) -> Any:
     """A configuration value as plain data: `to_dict`, dataclass, pydantic, OmegaConf, Namespace, then repr.
 
-    Never raises; what is bottomless or odd ends as its bounded repr.
+    Never raises; what is bottomless or odd ends as its bounded repr, and of what is very long the beginning is left.
     """
     return _plain_config(value, 0, Budget())
 
@@ -212,14 +221,11 @@ def _plain_config(value: Any, depth: int, budget: Budget) -> Any:
     try:
         if depth >= _MAX_DEPTH:
             return short_repr(value)
-        if isinstance(value, (Mapping, list, tuple, set, frozenset)) and len(value) > budget.left:
-            return f"<{type(value).__name__} of {len(value):,}>"
         if isinstance(value, Mapping):
-            budget.spend(len(value))
-            return {_key(k): _plain_config(v, depth + 1, budget) for k, v in list(value.items())}
+            pairs = budget.first(value.items())
+            return {_key(k): _plain_config(v, depth + 1, budget) for k, v in pairs}
         if isinstance(value, (list, tuple, set, frozenset)):
-            budget.spend(len(value))
-            return [_plain_config(v, depth + 1, budget) for v in value]
+            return [_plain_config(v, depth + 1, budget) for v in budget.first(value)]
         try:
             return plain(value, 0, None, budget)
         except Unstorable:
