@@ -82,6 +82,9 @@ def test_a_run_that_names_a_dataset_is_uploaded_without_its_process_waiting(host
     assert (facts["target"], facts["projects"], facts["problem"]) == (URL, ["p"], "")
     assert remote(loaded(host, server)) == local(host)
     assert REPO in host.command("trackio", "status").stdout
+    assert host.run(LOG.replace('project="p"', 'project="q"'), "one", "4").returncode == 0
+    host.ended_runs("q")
+    assert sync_facts(host, server)["state"] == "up to date", "what others log is nothing to it"
     server.faults.append(Fault(COMMIT, 503))
     assert host.run(code, "two", "5", env=hub_environ(server, host)).returncode == 0, "the daemon knows the token"
     wait_for(lambda: server.faults[0].times == 0, 60, "the failure")
@@ -396,28 +399,28 @@ def test_an_uploader_that_stands_still_is_ended(host: Host, server: Hub) -> None
     folder = target(host, server)
     hold = Hold()
     server.faults.append(Fault("POST .*/shards", hold=hold))
-    uploads = Uploading(host.places, lambda work: None)
+    uploads = Uploading(host.places, lambda work: None, {"p": 1})
     environ = {**hub_environ(server, host), "HF_HUB_DISABLE_XET": "0"}
     facts = {"url": URL, "environ": environ}
     uploads.add("p", facts, {"token": "hf_test"}, is_whole=True)
     uploads.sync(wire.Sync("p", {}, {}))
     begun = time.monotonic()
-    uploads.check(1, 0, begun)
+    uploads.check(0, begun)
     wait_for(lambda: server.requests("POST .*/shards"), what="the request that is not answered")
     child = uploads._children["rows"].process
     time.sleep(2)
-    uploads.check(1, 0, begun + 10)  # what it has done until now
+    uploads.check(0, begun + 10)  # what it has done until now
     time.sleep(2)
-    uploads.check(1, 0, begun + 1000)
+    uploads.check(0, begun + 1000)
     assert child.poll() is None, "it may take its time"
     for later in range(3000, 60000, 2000):
-        uploads.check(1, 0, begun + later)
+        uploads.check(0, begun + later)
         time.sleep(0.5)
         if child.poll() is not None:
             break
     assert child.wait() == -9
-    uploads.check(1, 0, begun + 60000)
-    (shown,) = uploads.facts(1)
+    uploads.check(0, begun + 60000)
+    (shown,) = uploads.facts()
     assert "was ended" in shown["problem"]
     hold.end(is_taken=False)
     assert upload(host, server, folder).problem == ""
@@ -830,19 +833,19 @@ def test_artifacts_of_a_target_that_is_parked_keep_no_daemon_and_raise_no_second
     host.ended_runs("p")
     host.stop()
     raised: list[Any] = []
-    uploads = Uploading(host.places, raised.append)
+    uploads = Uploading(host.places, raised.append, {"p": 1})
     uploads.add("p", {"url": URL, "environ": hub_environ(server, host)}, {"token": "hf_test"}, is_whole=True)
 
     def is_idle() -> bool:
-        uploads.check(1, 0, time.monotonic())
+        uploads.check(0, time.monotonic())
         return not uploads._children
 
     uploads.sync(wire.Sync("p", {}, {}))
-    uploads.check(1, 0, time.monotonic())
+    uploads.check(0, time.monotonic())
     wait_for(lambda: uploads._children["rows"].process.poll() is not None, 30, "the rows")
     server.tokens.clear()
     wait_for(lambda: is_idle() and raised, 30, "the parking of the artifacts")
-    assert uploads.facts(1)[0]["state"] == "parked" and uploads.backlog == 0
+    assert uploads.facts()[0]["state"] == "parked" and uploads.backlog == 0
     uploads.sync(wire.Sync("p", {}, {}))
     wait_for(is_idle, 30, "the parking of the rows")
     assert uploads.backlog == 0 and len(raised) == 1

@@ -170,8 +170,8 @@ class HostSampler(NamedTuple):
 
 
 class Sync(NamedTuple):
-    """Upload a project to a target (empty: to those it has), now; `is_retry`: also what was given up. Answered by
-    Edited."""
+    """Upload a project to a target (empty: to those it has), now; `is_retry`: also what was given up. A target with
+    `stop` is one to upload it to no more. Answered by Edited."""
 
     project: str
     target: dict[str, Any]

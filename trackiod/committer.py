@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -78,6 +78,8 @@ class Committer:
         self.problem = ""
         """why nothing can be committed now, or empty"""
         self.commits = 0
+        self.of_project: Counter[str] = Counter()
+        """commits that changed a project"""
         self._projects = projects
         self._live = os.path.dirname(projects)
         self._store_id = store_id
@@ -153,7 +155,7 @@ class Committer:
                     if answer.done and work.action == DELETE_PROJECT:
                         self.outcomes.append(Deleted(work.project))
                     self.outcomes.append(Reply(work.peer, answer))
-                    self.commits += 1
+                    self._note_commit(work.project, work.argument)
                     self._on_outcome()
             if failed:
                 problem = failed
@@ -197,7 +199,7 @@ class Committer:
         if not store.is_linked():
             self._databases.close(project)
             return f"the database of project {project!r} was removed; it goes on in a new one."
-        self.commits += 1
+        self._note_commit(project)
         streams = [work.stream for work in items if isinstance(work, OfStream)]
         self._folding.note(project, streams, self._raw_bytes)
         for act in after:
@@ -207,6 +209,10 @@ class Committer:
         self.outcomes.extend(outcomes)
         self._on_outcome()
         return ""
+
+    def _note_commit(self, *projects: str) -> None:
+        self.commits += 1
+        self.of_project.update(projects)
 
     def _commit_apart(self, project: str, items: list[InCommit]) -> str:
         """Finds the piece of work that cannot be done by doing each alone; that one is refused."""

@@ -94,7 +94,7 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, *, ready:
     errands = Errands(where, lambda work: committer.submit(work))
     committer = Committer(where.projects, store_id, lambda: server.wake(), errands.take, ours.sample_bytes)
     idle_seconds = ours.idle_seconds if life == AUTOSTARTED else None
-    outlets = Outlets(where, lambda work: committer.submit(work))
+    outlets = Outlets(where, committer.submit, committer.of_project)
     sampling = Sampling(where, is_allowed=ours.sampling, interval=ours.sample_seconds)
     server = Server(where, committer, idle_seconds=idle_seconds, errands=errands, sampling=sampling, outlets=outlets)
     open_streams = committer.open_streams()

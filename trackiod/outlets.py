@@ -17,11 +17,11 @@ from trackiod.work import Work
 class Outlets:
     """Called from the loop; never waits, but in `end`."""
 
-    def __init__(self, where: Places, submit: Callable[[Work], None]) -> None:
-        """`submit`: hands work to the commit thread."""
+    def __init__(self, where: Places, submit: Callable[[Work], None], commits: Mapping[str, int]) -> None:
+        """`submit`: hands work to the commit thread; `commits`: how often it has changed each project so far."""
         self._copying = Copying(where)
         self.looking = Looking(where)
-        self.uploading = Uploading(where, submit)
+        self.uploading = Uploading(where, submit, commits)
 
     def meet(self, meta: Mapping[str, Any], secrets: Mapping[str, Any]) -> None:
         """A stream said HELLO."""
@@ -33,7 +33,7 @@ class Outlets:
         """Starts what it is time for. `stored`: how often something was stored so far; `ends`: how many streams have
         ended; `is_busy`: whether there are streams, whose host is to be known as alive."""
         self._copying.check(stored, ends, is_busy=is_busy, now=now)
-        self.uploading.check(stored, ends, now)
+        self.uploading.check(ends, now)
         self.looking.check(now)
 
     def copy(self) -> wire.Edited:
@@ -47,7 +47,7 @@ class Outlets:
 
     def facts(self, stored: int) -> dict[str, Any]:
         """What `status` says of both."""
-        return {"copies": self._copying.facts(stored), "uploads": self.uploading.facts(stored)}
+        return {"copies": self._copying.facts(stored), "uploads": self.uploading.facts()}
 
     @property
     def is_copying(self) -> bool:

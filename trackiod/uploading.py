@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trackio import targets, wire
+from trackio.names import HOST
 from trackio.places import Places
 from trackiod import children
 from trackiod.store import schema
@@ -32,7 +33,7 @@ _ENDED_SECONDS = 15.0
 """from one start to the next where processes end one after the other"""
 _GREETING_SECONDS = 20.0
 """after a start of the daemon: processes that live tell their tokens"""
-_UNKNOWN = -1
+_UNKNOWN = (-1, -1)
 
 
 class _Child(NamedTuple):
@@ -40,7 +41,7 @@ class _Child(NamedTuple):
 
     process: subprocess.Popen[bytes]
     known: _Known
-    news: int
+    news: tuple[int, int]
     """of what it sends, when it began"""
     worked: str
     worked_at: float
@@ -71,9 +72,10 @@ class _Known:
         self.has_ended = self.is_retried = False
         self.not_before = 0.0
 
-    def is_behind(self, news: int) -> bool:
-        """Whether something may wait for it."""
-        return self.seen != news or self.status.is_behind or self.asked != self.served
+    def is_behind(self, news: tuple[int, int]) -> bool:
+        """Whether something may wait for it; samples do only while a run goes on."""
+        is_new = self.seen[0] != news[0] or (self.status.is_live and self.seen[1] != news[1])
+        return is_new or self.status.is_behind or self.asked != self.served
 
     def due_at(self, now: float) -> float:
         """When to send what waits, in wall-clock time; a clock that was ahead holds nothing up for long."""
@@ -94,7 +96,7 @@ class _Known:
 class Uploading:
     """Owns the children. Called from the loop; never waits."""
 
-    def __init__(self, where: Places, submit: Callable[[Work], None]) -> None:
+    def __init__(self, where: Places, submit: Callable[[Work], None], commits: Mapping[str, int]) -> None:
         self._places = where
         self._submit = submit
         self._known: dict[str, dict[str, _Known]] = {}
@@ -103,11 +105,11 @@ class Uploading:
                 known.not_before = time.monotonic() + _GREETING_SECONDS
         self._children: dict[str, _Child] = {}
         self._ends = 0
-        self._stored = 0
+        self._commits = commits
 
     def _know(self, wanted: Target) -> dict[str, _Known]:
         made = {lane: _Known(self._places, wanted, lane) for lane in LANES}
-        made[ARTIFACTS].seen = 0
+        made[ARTIFACTS].seen = (0, 0)
         return self._known.setdefault(wanted.id, made)
 
     def _all(self) -> list[_Known]:
@@ -193,18 +195,16 @@ class Uploading:
         """Artifacts come after rows, so they are if these are."""
         return bool(known.status.parked or self._known[known.target.id][ROWS].status.parked)
 
-    def _news(self, known: _Known) -> int:
-        """What changes when there may be something to send: for rows, how often something was stored; for artifacts,
-        how often rows were sent that left some."""
+    def _news(self, known: _Known) -> tuple[int, int]:
+        """What changes when there may be something to send: for rows, how often something of its projects was stored,
+        and of the node's samples; for artifacts, how often rows were sent that left some."""
         if known.folder.lane == ROWS:
-            return self._stored
+            return sum(self._commits.get(name, 0) for name in known.target.projects), self._commits.get(HOST, 0)
         rows = self._known[known.target.id][ROWS]
-        return rows.ends if rows.status.has_artifacts else known.seen
+        return (rows.ends, 0) if rows.status.has_artifacts else known.seen
 
-    def check(self, stored: int, ends: int, now: float) -> None:
-        """Starts a child when it is time. `stored`: how often something was stored so far; `ends`: how many streams
-        have ended."""
-        self._stored = stored
+    def check(self, ends: int, now: float) -> None:
+        """Starts a child when it is time. `ends`: how many streams have ended."""
         for lane in [*self._children]:
             self._look_after(lane, now)
         if ends != self._ends:
@@ -234,9 +234,8 @@ class Uploading:
     def _is_sending(self, known: _Known) -> bool:
         return any(child.known is known for child in self._children.values())
 
-    def facts(self, stored: int) -> list[dict[str, Any]]:
+    def facts(self) -> list[dict[str, Any]]:
         """What `status` says of each target."""
-        self._stored = stored
         return [self._facts(lanes) for lanes in self._known.values()]
 
     def end(self) -> None:

@@ -78,6 +78,8 @@ class Status(NamedTuple):
     rows_waiting: int = 0
     is_behind: bool = False
     """whether something is left to do: rows to send, or files to merge"""
+    is_live: bool = True
+    """whether a run goes on, and so is to be sampled"""
     doubts: tuple[Doubt, ...] = ()
     """runs that are to be looked at again, where changes may be taken in part or late"""
     look_at: float = 0.0

@@ -161,6 +161,7 @@ class Uploader:
         self.status = self.status._replace(
             failures=0, problem="; ".join(dict.fromkeys(self._waiting.problems[:3])),
             rows_waiting=self._count(), has_artifacts=self._has_artifacts(), is_behind=again_at > 0,
+            is_live=self._folder.lane == ROWS and self._waiting.is_live(),
             next_at=max(again_at, now + self._pause()),
         )  # fmt: skip
 

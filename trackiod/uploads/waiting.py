@@ -13,7 +13,7 @@ import msgpack
 
 from trackio.places import Places
 from trackiod.errors import StoreError
-from trackiod.store import parts, schema
+from trackiod.store import parts, removal, schema
 from trackiod.uploads import artifact_files, merging
 from trackiod.uploads.artifact_files import Version
 from trackiod.uploads.run_files import SYSTEM_SECONDS
@@ -125,6 +125,10 @@ class Waiting:
                 is_here = not project.other or artifact_files.is_here(self._places, project.name, version)
                 if is_here and (state is None or state.token != version.digest):
                     yield project, version, state
+
+    def is_live(self) -> bool:
+        """Whether a run of these projects goes on."""
+        return any(removal.is_running(project.connection) for project in self.projects())
 
     def count(self) -> int:
         """How many points are stored and not at the target."""
