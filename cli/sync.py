@@ -48,10 +48,16 @@ def sync(
     except ValueError as error:
         raise TrackiodError(f"{error}.") from None
     wish = targets.wish(url, not public, None, os.environ, (1, 0))
+    if stop:
+        wish.facts["stop"] = True
+    elif url:
+        _check(project, url)
     if project or retry or wait:
-        _ask(places, project, wish, is_stop=stop, is_retry=retry)
+        control.start(places)
     if wait and not stop:
-        _wait(places, project, wish, timeout)
+        _wait(places, project, wish, timeout, is_retry=retry)
+    elif (project or retry) and (problem := waiting.ask(places, project, wish, is_retry=retry)):
+        raise TrackiodError(problem)
     uploads = _uploads(places, project)
     if as_json:
         print_json({"targets": uploads})
@@ -64,17 +70,6 @@ def _refuse(wrong: dict[str, Any]) -> None:
     for sentence, is_so in wrong.items():
         if is_so:
             raise TrackiodError(sentence)
-
-
-def _ask(places: Places, project: str, wish: Wish, *, is_stop: bool, is_retry: bool) -> None:
-    if is_stop:
-        wish.facts["stop"] = True
-    elif wish.facts:
-        _check(project, wish.facts["url"])
-    control.start(places)
-    problem = waiting.ask(places, project, wish, is_retry=is_retry)
-    if problem:
-        raise TrackiodError(problem)
 
 
 def _check(project: str, url: str) -> None:
@@ -91,11 +86,11 @@ def _uploads(places: Places, project: str) -> list[dict[str, Any]]:
     return [one for one in found if project in ("", *one["projects"])]
 
 
-def _wait(places: Places, project: str, wish: Wish, timeout: float | None) -> None:
+def _wait(places: Places, project: str, wish: Wish, timeout: float | None, *, is_retry: bool) -> None:
     deadline = None if timeout is None else time.monotonic() + timeout
     total = done = 0
     with click.progressbar(length=1, label="Uploading", file=sys.stderr) as bar:
-        for now in waiting.progress(places, project, wish):
+        for now in waiting.progress(places, project, wish, is_retry=is_retry):
             if now.is_parked:
                 raise TrackiodError(now.problem)
             total = max(total, done + now.rows_waiting)

@@ -32,6 +32,7 @@ from uploads import (
     upload_alone,
 )
 
+from trackio import targets, waiting
 from trackiod.sinks import hub as sinks_hub
 from trackiod.store import schema
 from trackiod.uploads import doubts
@@ -131,6 +132,12 @@ def test_a_script_that_waits_asks_the_next_daemon_too(host: Host, server: Hub) -
     out, err = process.communicate(timeout=120)
     assert (out, err) == (URL + "\n", "")
     assert remote(loaded_from_bucket(host, server)) == local(host)
+
+
+def test_a_daemon_that_stays_away_is_not_waited_for_for_ever(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_GONE_SECONDS", 0.5)
+    said = waiting.uploaded(host.places, "p", targets.Wish({}, {}), float("inf"))
+    assert "does not answer" in said
 
 
 def test_a_script_uploads_what_it_has_just_logged(host: Host, server: Hub) -> None:

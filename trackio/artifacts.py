@@ -285,8 +285,8 @@ def used(data: str, project: str, artifact_or_name: Any, type_: str | None) -> A
         artifact_or_name._known()
         return artifact_or_name
     library = surface.daemons("library")
-    place, _, rest = str(artifact_or_name).rpartition("/")
-    last = _handed_over.get((data, place or project, rest.partition(":")[0]))
+    its_project, name, _ = library.parted(str(artifact_or_name), project)
+    last = _handed_over.get((data, its_project, name))
     if last is not None:
         library.awaited(*last, None)
     found = library.find(data, project, str(artifact_or_name))

@@ -1,9 +1,8 @@
 """A stream's folder: its facts, its owner's lock, its segments. One lies in the spool, one in the spill.
 
 `stream.meta` is written before anything is logged and removed after all of it, so whatever is found later can be read
-by anyone. The lock
-on `owner` is an fcntl record lock held for life: it is seen across PID namespaces, ends with the process
-and not with its forked children, and cannot be fooled by a reused pid. Closing any other descriptor of that
+by anyone. The lock on `owner` is an fcntl record lock held for life: it is seen across PID namespaces, ends with the
+process and not with its forked children, and cannot be fooled by a reused pid. Closing any other descriptor of that
 file in the owning process would drop it, so it is opened once there and never again.
 """
 

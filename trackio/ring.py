@@ -4,9 +4,9 @@
 space and copying. A log() that re-enters on the same thread (a signal handler, `__del__`) never waits for
 it: its bytes queue and the outer call appends them.
 
-A signal handler may log, wait for another thread that logs, and raise, wherever the main thread is in here. So that
-thread takes the lock by `with` alone, which no exception can come between, and every step of it leaves what the next
-append() can go on from; the others wait for it only a moment, and then leave their bytes in the queue, too.
+A signal handler may log, wait for another thread that logs, and raise, wherever the main thread is in here: the lock is
+taken as `locks` says, and every step leaves what the next append() can go on from. A thread that does not get the lock
+leaves its bytes in the queue, too.
 
 One other thread, the shipper, reads ranges and releases what is acked or spilled.
 """
@@ -20,13 +20,13 @@ from collections.abc import Callable
 from threading import get_ident
 from zlib import crc32
 
+from trackio.locks import CONTENDED_SECONDS, under
 from trackio.record import COMMITTED, CRC_SLICE, checksum
 from trackio.segment import HEADER_BYTES, Segment
 from trackio.wake import Wake
 
 _pack_header = struct.Struct("<II").pack
 _MARK_BYTES = 128 << 10
-_CONTENDED_SECONDS = 0.05
 
 
 class Retired(Exception):
@@ -60,7 +60,7 @@ class Ring:
 
     def append(self, payload: bytes, points: int | None) -> bool:
         """Stores one record; False if there was no room. A log() call has `points` and is counted as refused then,
-        a record of another kind has None. Raises Retired."""
+        a record of another kind has None. Raises Retired. (It takes the lock as `locks.under` does: a call costs.)"""
         if get_ident() == self._main:
             try:
                 with self._lock:
@@ -68,7 +68,7 @@ class Ring:
             finally:
                 if self._queued:
                     self.append_queued()
-        if not self._lock.acquire(True, _CONTENDED_SECONDS):
+        if not self._lock.acquire(True, CONTENDED_SECONDS):
             self._queued.append((payload, points))
             return True
         try:
@@ -90,14 +90,7 @@ class Ring:
 
     def append_queued(self) -> None:
         """Appends what was left in the queue, unless somebody is in the middle of append()."""
-        if get_ident() == self._main:
-            with self._lock:
-                self._drain()
-        elif self._lock.acquire(True, _CONTENDED_SECONDS):
-            try:
-                self._drain()
-            finally:
-                self._lock.release()
+        under(self._lock, self._drain, None)
 
     def _drain(self) -> None:
         if self._busy:
@@ -219,7 +212,7 @@ class Ring:
 
     def drop_spare(self) -> Segment | None:
         """Takes the largest spare away, if another one stays."""
-        if not self._lock.acquire(timeout=_CONTENDED_SECONDS):
+        if not self._lock.acquire(timeout=CONTENDED_SECONDS):
             return None
         try:
             self._drop_used()
@@ -233,7 +226,7 @@ class Ring:
 
     def retire(self, committed: int) -> bool:
         """Ends the ring, if everything in it is committed: from now on append() raises Retired."""
-        if not self._lock.acquire(timeout=_CONTENDED_SECONDS):
+        if not self._lock.acquire(timeout=CONTENDED_SECONDS):
             return False
         try:
             if self._busy or self._queued or self.head != committed:
@@ -275,7 +268,7 @@ class Ring:
     def switch(self, segment: Segment) -> list[Segment] | None:
         """Goes on in `segment` at once and returns the spares, which lie where nothing may lie any more; None
         if somebody holds the lock for too long."""
-        if not self._lock.acquire(timeout=_CONTENDED_SECONDS):
+        if not self._lock.acquire(timeout=CONTENDED_SECONDS):
             return None
         try:
             self._drop_used()

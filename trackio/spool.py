@@ -15,6 +15,7 @@ from typing import Any
 
 from trackio import growth, host, mounts, voice
 from trackio.folder import StreamFolder
+from trackio.locks import under
 from trackio.places import COUNTERS, Places, make_private
 from trackio.ring import Ring
 from trackio.segment import PREFIX, Segment, preallocate
@@ -141,15 +142,7 @@ class Spool:
     def _provide(self, size: int) -> bool:
         """Makes one more spare, if the host can spare it: ahead of need by the shipper, else by log(), which
         then needs one of `size` bytes."""
-        if threading.get_ident() == threading.main_thread().ident:
-            with self._provide_lock:  # a handler may raise: see `ring`
-                return self._make_spare(size)
-        if not self._provide_lock.acquire(timeout=0.05):
-            return False
-        try:
-            return self._make_spare(size)
-        finally:
-            self._provide_lock.release()
+        return under(self._provide_lock, lambda: self._make_spare(size), False)
 
     def _make_spare(self, size: int) -> bool:
         try:

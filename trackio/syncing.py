@@ -77,11 +77,11 @@ def _problem(project: str, wishes: Sequence[Wish], deadline: float | None) -> st
     where = places.of(ours)
     launch.ensure(where, ours, _START_SECONDS)
     if deadline is None:
-        return next(filter(None, (waiting.ask(where, project, wish) for wish in wishes)), "")
-    for run in process.here.runs:
-        left = deadline - time.monotonic()
-        if run.project == project and run._stream is not None and not run._stream.deliver(left, is_patient=True):
-            return f"not everything of run {run.name!r} is stored yet; the time is over."
-    problems = [waiting.ask(where, project, wish) for wish in wishes]  # all at once, then each
-    problems += [waiting.uploaded(where, project, wish, deadline) for wish in wishes if not any(problems)]
-    return " ".join(filter(None, problems))
+        problems = [waiting.ask(where, project, wish) for wish in wishes]
+    else:
+        for run in process.here.runs:
+            left = deadline - time.monotonic()
+            if run.project == project and run._stream is not None and not run._stream.deliver(left, is_patient=True):
+                return f"not everything of run {run.name!r} is stored yet; the time is over."
+        problems = [waiting.uploaded(where, project, wish, deadline) for wish in wishes]
+    return " ".join(dict.fromkeys(filter(None, problems)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from trackio import inquiry, voice, wire
 from trackio.places import Places
@@ -13,6 +13,8 @@ from trackio.targets import Wish
 
 _LOOK_SECONDS = 0.3
 _ANSWER_SECONDS = 5.0
+_GONE_SECONDS = 30.0
+"""of silence, after which no daemon is waited for any more"""
 STORED, UPLOADED = "stored", "uploaded"
 _SILENT = "trackiod does not answer; see: trackiod logs"
 
@@ -65,25 +67,34 @@ def progress(where: Places, project: str, wish: Wish, *, is_retry: bool = False)
     """Asks the daemon to upload, and says how far that is, again and again. Another daemon is asked anew: it knows
     neither what was asked of the one before nor a token that only we have."""
     asked: dict[str, int] = {}
-    life: Any = None
+    life = silent_since = None
     while True:
-        report = inquiry.ask(where, wire.StatusQuery(), _ANSWER_SECONDS)
-        if isinstance(report, wire.StatusReport) and report.daemon.get("started_ns") != life:
-            if problem := ask(where, project, wish, is_retry=is_retry):
-                yield Progress(0, problem, problem != _SILENT, False)
-            else:
-                asked, life = {}, report.daemon.get("started_ns")
-        elif isinstance(report, wire.StatusReport):
-            found = [
-                one for one in report.daemon.get("uploads", ())
-                if project in ("", *one["projects"]) and wish.facts.get("url", one["target"]) == one["target"]
-            ]  # fmt: skip
-            asked = asked or {one["target"]: one["asked"] for one in found}
-            left = [one for one in found if one["served"] < asked.get(one["target"], 0)]
-            problems = [one["problem"] for one in left if one["problem"]]
-            is_parked = bool(left) and all(one["state"] == "parked" for one in left)
-            yield Progress(sum(one["rows_waiting"] for one in left), " ".join(problems), is_parked, not left)
-            time.sleep(_LOOK_SECONDS)
-        else:
-            yield Progress(0, _SILENT, False, False)
-            time.sleep(_LOOK_SECONDS)
+        report, problem = inquiry.ask(where, wire.StatusQuery(), _ANSWER_SECONDS), _SILENT
+        if isinstance(report, wire.StatusReport):
+            if report.daemon["started_ns"] == life:
+                yield _progress(report, project, wish, asked)
+                time.sleep(_LOOK_SECONDS)
+                continue
+            problem = ask(where, project, wish, is_retry=is_retry)
+            if not problem:
+                life, silent_since = report.daemon["started_ns"], None
+                asked.clear()
+                continue
+        silent_since = silent_since or time.monotonic()
+        is_gone = time.monotonic() - silent_since > _GONE_SECONDS
+        yield Progress(0, problem, problem != _SILENT or is_gone, False)
+        time.sleep(_LOOK_SECONDS)
+
+
+def _progress(report: wire.StatusReport, project: str, wish: Wish, asked: dict[str, int]) -> Progress:
+    """`asked` is kept from look to look: what was asked of each target when they began."""
+    found = [
+        one for one in report.daemon.get("uploads", ())
+        if project in ("", *one["projects"]) and wish.facts.get("url", one["target"]) == one["target"]
+    ]  # fmt: skip
+    if not asked:
+        asked.update({one["target"]: one["asked"] for one in found})
+    left = [one for one in found if one["served"] < asked.get(one["target"], 0)]
+    problems = [one["problem"] for one in left if one["problem"]]
+    is_parked = bool(left) and all(one["state"] == "parked" for one in left)
+    return Progress(sum(one["rows_waiting"] for one in left), " ".join(problems), is_parked, not left)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import threading
 
-_CONTENDED_SECONDS = 0.05
+from trackio.locks import under
 
 
 class Wake:
     """As `threading.Event`, whose lock is not re-entrant: there a handler that sets it while its own thread is inside
-    `set` waits for itself for ever.
-
-    Signal handlers run in the main thread, so it takes the lock by `with` alone, and of the lock itself: no exception
-    can come between. Others wait only a moment for it: what holds the main thread up may wait for them.
-    """
+    `set` waits for itself for ever."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -21,15 +17,8 @@ class Wake:
         self._is_set = False
 
     def set(self) -> None:
-        self._is_set = True
-        if threading.get_ident() == threading.main_thread().ident:
-            with self._lock:
-                self._condition.notify_all()
-        elif self._lock.acquire(timeout=_CONTENDED_SECONDS):  # else it is found set when it next looks
-            try:
-                self._condition.notify_all()
-            finally:
-                self._lock.release()
+        self._is_set = True  # also where the lock is not to be had: it is found set at the next look
+        under(self._lock, self._condition.notify_all, None)
 
     def clear(self) -> None:
         self._is_set = False

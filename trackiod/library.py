@@ -50,13 +50,19 @@ def _places(data: str) -> places.Places:
 def find(data: str, project: str, spec: str) -> Version:
     """The version that `name`, `name:alias`, `name:v3` or `project/name:...` means. Raises ValueError."""
     elsewhere.look(_places(data))
-    its_project, _, rest = spec.rpartition("/")
-    name, _, which = rest.partition(":")
+    its_project, name, which = parted(spec, project)
     try:
-        with open_project(_places(data).projects, its_project or project) as reader:
-            return named(reader, data, name, which or "latest")
+        with open_project(_places(data).projects, its_project) as reader:
+            return named(reader, data, name, which)
     except (NotFound, StoreError) as error:
         raise ValueError(f"Artifact {spec!r} does not exist: {error}") from None
+
+
+def parted(spec: str, project: str) -> tuple[str, str, str]:
+    """Project, name, and version or alias of `name`, `name:alias` or `project/name:...`."""
+    its_project, _, rest = spec.rpartition("/")
+    name, _, which = rest.partition(":")
+    return its_project or project, name, which or "latest"
 
 
 def named(reader: ProjectReader, data: str, name: str, which: str = "latest") -> Version:
