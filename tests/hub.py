@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
 import hub_pages
-from hub_pages import Answer, BucketPages, XetPages
+from hub_pages import Answer, BucketPages, XetPages, is_private
 from xet import Xet
 
 REVISION = "main"
@@ -269,7 +269,7 @@ class _Handler(XetPages, BucketPages, BaseHTTPRequestHandler):
         url = f"{self.hub.url}/datasets/{repo}"
         if repo in self.hub.repos:
             raise Answer(409, {"error": "You already created this dataset repo", "url": url})
-        self.hub.add(repo, private=bool(asked.get("private")) or asked.get("visibility") == "private")
+        self.hub.add(repo, private=is_private(asked))
         return {"url": url, "name": repo, "id": repo}
 
     def info(self, query: Any, body: bytes, repo: str, revision: str = REVISION) -> Any:

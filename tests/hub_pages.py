@@ -20,6 +20,11 @@ class Answer(Exception):
         self.status, self.body, self.headers = status, body, headers or {}
 
 
+def is_private(asked: dict[str, Any]) -> bool:
+    """Whether a new repository or bucket is asked to be private, in the way of any release of the Hub's client."""
+    return bool(asked.get("private")) or asked.get("visibility") == "private"
+
+
 class _Pages:
     hub: Hub
     headers: Any
@@ -110,7 +115,7 @@ class BucketPages(_Pages):
             raise Answer(403, {"error": "You don't have the rights to create a bucket under this namespace"})
         if repo in self.hub.buckets:
             raise Answer(409, {"error": "You already created this bucket"})
-        self.hub.add_bucket(repo, private=json.loads(body).get("visibility") == "private")
+        self.hub.add_bucket(repo, private=is_private(json.loads(body)))
         return {"url": f"{self.hub.url}/buckets/{repo}", "name": repo, "id": repo}
 
     def bucket_info(self, query: Any, body: bytes, repo: str) -> Any:

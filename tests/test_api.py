@@ -21,9 +21,9 @@ def outcome(host: Host, code: str, **env: str) -> Any:
 
 
 def test_import_loads_nothing_heavy() -> None:
-    code = "import sys, trackio; print([m for m in ('zmq','numpy','torch','click','sqlite3','psutil','datasets',\
-'huggingface_hub','pynvml','PIL','pandas','trackio.rich','trackio.media','trackiod','asyncio',\
-'multiprocessing','subprocess','dataclasses','json','shutil') if m in sys.modules])"
+    code = "import sys; before = {*sys.modules}; import trackio; new = {*sys.modules} - before; print([m for m in (\
+'zmq','numpy','torch','click','sqlite3','psutil','datasets','huggingface_hub','pynvml','PIL','pandas','trackio.rich',\
+'trackio.media','trackiod','asyncio','multiprocessing','subprocess','dataclasses','json','shutil') if m in new])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -263,8 +263,8 @@ def _mark_overlapped(target: sqlite3.Connection, series: Collection[int]) -> Non
     """What a later chunk hides of one in an earlier part is not known here: such series' sums are not used."""
     for id_ in series:
         target.execute(
-            "UPDATE chunks SET overlapped = 1 WHERE series = ?1 AND overlapped = 0"
-            " AND (SELECT ascending FROM series WHERE id = ?1) = 0", (id_,),
+            "UPDATE chunks SET overlapped = 1 WHERE series = ? AND overlapped = 0"
+            " AND (SELECT ascending FROM series WHERE id = ?) = 0", (id_, id_),
         )  # fmt: skip
 
 

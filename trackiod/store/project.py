@@ -219,8 +219,8 @@ class ProjectStore:
     def is_ripe(self, stream: str) -> bool:
         """Whether a stream's raw batches are due to be folded: they are many, or it ended and they are not few."""
         records, size, has_ended = self._one(
-            "SELECT sum(records), sum(end - start), (SELECT state IS NOT NULL FROM streams WHERE id = ?1)"
-            " FROM batches WHERE stream = ?1", stream,
+            "SELECT sum(records), sum(end - start), (SELECT state IS NOT NULL FROM streams WHERE id = ?)"
+            " FROM batches WHERE stream = ?", stream, stream,
         )  # fmt: skip
         if size is None:
             return False

@@ -134,10 +134,10 @@ class ProjectReader(ShelfReader):
     def members(self, root: RunRow) -> list[RunRow]:
         """A run and those that go on with it, oldest first."""
         rows = self._all(
-            f"SELECT {_RUN} FROM runs WHERE name = ?1 AND resumes AND (created_ns, id) > (?2, ?3) AND NOT EXISTS ("
-            " SELECT 1 FROM runs e WHERE e.name = ?1 AND e.resumes = 0 AND (e.created_ns, e.id) > (?2, ?3)"
+            f"SELECT {_RUN} FROM runs WHERE name = ? AND resumes AND (created_ns, id) > (?, ?) AND NOT EXISTS ("
+            " SELECT 1 FROM runs e WHERE e.name = ? AND e.resumes = 0 AND (e.created_ns, e.id) > (?, ?)"
             " AND (e.created_ns, e.id) < (runs.created_ns, runs.id)) ORDER BY created_ns, id",
-            root.name, root.created_ns, root.id,
+            *2 * (root.name, root.created_ns, root.id),
         )  # fmt: skip
         return [root, *map(RunRow._make, rows)]
 

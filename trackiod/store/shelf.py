@@ -50,8 +50,8 @@ class Shelf:
     def files_to_keep(self, stream: str | None = None) -> list[tuple[str, dict[str, Any]]]:
         """(id, facts) of the files that are to be kept yet, the oldest first; of one stream, or of all."""
         rows = self._connection.execute(
-            "SELECT id, facts FROM files WHERE state IS NULL AND (?1 IS NULL OR stream = ?1) ORDER BY at_ns, id",
-            (stream,),
+            "SELECT id, facts FROM files WHERE state IS NULL AND (? IS NULL OR stream = ?) ORDER BY at_ns, id",
+            (stream, stream),
         )
         return [(row[0], _unpacked(row[1])) for row in rows.fetchall()]
 
@@ -82,8 +82,8 @@ class Shelf:
         rows = self._connection.execute(
             "SELECT a.stream, a.start, a.time_ns, a.step, a.level, a.title, a.text, a.webhook, s.run, r.name"
             " FROM alerts a JOIN streams s ON s.id = a.stream JOIN runs r ON r.id = s.run"
-            " WHERE a.webhook IS NOT NULL AND (?1 IS NULL OR a.stream = ?1) ORDER BY a.time_ns",
-            (stream,),
+            " WHERE a.webhook IS NOT NULL AND (? IS NULL OR a.stream = ?) ORDER BY a.time_ns",
+            (stream, stream),
         )
         names = ("start", "time_ns", "step", "level", "title", "text", "webhook", "run_id", "run")
         return [(row[0], dict(zip(names, row[1:], strict=True))) for row in rows.fetchall()]
@@ -127,8 +127,8 @@ class Shelf:
     ) -> None:
         do = self._connection.execute
         digest = manifest_digest(manifest)
-        highest, known = do("SELECT max(version), max(CASE WHEN digest = ?2 THEN version END) FROM versions"
-                            " WHERE name = ?1", (name, digest)).fetchone()  # fmt: skip
+        highest, known = do("SELECT max(version), max(CASE WHEN digest = ? THEN version END) FROM versions"
+                            " WHERE name = ?", (digest, name)).fetchone()  # fmt: skip
         overwrite = bool(facts.get("overwrite"))
         version = known
         if version is None or overwrite:

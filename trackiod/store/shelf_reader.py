@@ -158,9 +158,9 @@ class ShelfReader:
 
     def machines_at(self, time_ns: int, runs: Collection[str] | None = None) -> set[Machine]:
         """Where these runs, or any, had a process at a time."""
-        sql = "SELECT meta FROM streams WHERE started_ns <= ?1 AND (state IS NULL OR coalesce(ended_ns, last_ns) >= ?1)"
-        found = [self._all(sql, time_ns)] if runs is None else [
-            self._all(sql + " AND run = ?2", time_ns, run) for run in runs]  # fmt: skip
+        sql = "SELECT meta FROM streams WHERE started_ns <= ? AND (state IS NULL OR coalesce(ended_ns, last_ns) >= ?)"
+        found = [self._all(sql, time_ns, time_ns)] if runs is None else [
+            self._all(sql + " AND run = ?", time_ns, time_ns, run) for run in runs]  # fmt: skip
         return {machine_of(msgpack.unpackb(meta)) for rows in found for (meta,) in rows}
 
     def alerts(self, runs: Collection[str] | None = None) -> list[AlertRow]:

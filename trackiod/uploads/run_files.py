@@ -120,8 +120,8 @@ class RunFiles:
         if now - end / 1e9 > _SAMPLES_SECONDS or not os.path.exists(path):
             return True
         with closing(schema.connect_for_reading(path)) as node:
-            sql = "SELECT 1 FROM streams WHERE state IS NULL AND started_ns < ?1 AND coalesce(last_ns, 0) < ?1 LIMIT 1"
-            return node.execute(sql, (end,)).fetchone() is None
+            sql = "SELECT 1 FROM streams WHERE state IS NULL AND started_ns < ? AND coalesce(last_ns, 0) < ? LIMIT 1"
+            return node.execute(sql, (end, end)).fetchone() is None
 
     @property
     def is_running(self) -> bool:
