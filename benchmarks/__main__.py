@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 
-from benchmarks import at_rest, client, folding, gpu, idle, ingest, media, peers, reading, sampling, uploads
+from benchmarks import at_rest, client, folding, idle, ingest, media, peers, reading, sampling, training, uploads
 from benchmarks.report import Figure
 from trackio import places
 from trackio.places import Places
@@ -27,7 +27,7 @@ _PARTS: dict[str, Callable[[Places, int], Iterable[Figure]]] = {
     "ingest": ingest.measure,
     "peers": peers.measure,
     "sampling": lambda where, pid: sampling.measure(where),
-    "gpu": lambda where, pid: gpu.measure(where),
+    "training": lambda where, pid: training.measure(where),
     "uploads": uploads.measure,
     "at_rest": lambda where, pid: at_rest.measure(),
     "reading": lambda where, pid: reading.measure(where),

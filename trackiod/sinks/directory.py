@@ -91,7 +91,6 @@ class _Copier:
                 continue
             try:
                 with closing(schema.connect_for_reading(path)) as source:
-                    schema.check_version(source, path)
                     self._copy_database(source, path)
             except (sqlite3.Error, StoreError, KeyError, TypeError) as error:
                 problems.append(f"{path} cannot be copied: {error}")

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from trackiod.errors import StoreDamaged, StoreError
+from trackiod.errors import StoreDamaged
 from trackiod.store import batch, removal, schema
 from trackiod.store.layout import FACTS, TABLES, VERSION
 
@@ -158,16 +158,10 @@ def opened(path: str) -> sqlite3.Connection:
     """A part, which nobody changes. Raises StoreError or OSError."""
     if not os.path.exists(path):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-    connection = schema.connect_for_reading(path, is_immutable=True)
     try:
-        schema.check_version(connection, path)
-    except StoreError:
-        connection.close()
-        raise
+        return schema.connect_for_reading(path, is_immutable=True)
     except sqlite3.Error as error:
-        connection.close()
         raise StoreDamaged(f"{path} is damaged ({error}).") from error
-    return connection
 
 
 def gathering(path: str, project: str) -> sqlite3.Connection:

@@ -74,12 +74,9 @@ class ProjectReader(ShelfReader):
             schema.open_others(path, store) if store else schema.open_for_reading(path, is_alone=is_alone)
         )
         try:
-            self.project = schema.project_of(self._connection, path)
-        except StoreDamaged:
-            self._connection.close()
-            raise
+            with schema.closed_if_it_fails(self._connection):
+                self.project = schema.project_of(self._connection, path)
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            self._connection.close()
             raise StoreDamaged(f"{path} is damaged ({error}).") from error
 
     def __enter__(self) -> ProjectReader:

@@ -7,7 +7,8 @@ import os
 import re
 import sqlite3
 import uuid
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from urllib.parse import quote
 
 from trackio.names import HOST, project_id
@@ -71,18 +72,15 @@ def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connecti
         _create(path, project, store_id)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS)
     try:
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA journal_size_limit = 67108864")
-        check_version(connection, path)
-        project_of(connection, path)  # what says nothing to a reader must not be written on
-        if _tables_of(connection) != _layout():
-            raise StoreDamaged(f"{path} is damaged (its tables are not those of layout {VERSION}).")
+        with closed_if_it_fails(connection):
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA journal_size_limit = 67108864")
+            check_version(connection, path)
+            project_of(connection, path)  # what says nothing to a reader must not be written on
+            if _tables_of(connection) != _layout():
+                raise StoreDamaged(f"{path} is damaged (its tables are not those of layout {VERSION}).")
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        connection.close()
         raise _named(error, path) from error
-    except StoreError:
-        connection.close()
-        raise
     return connection
 
 
@@ -95,7 +93,6 @@ def open_for_reading(path: str, *, is_alone: bool = False) -> sqlite3.Connection
             break  # an immutable view would miss what the log holds
         try:
             connection = connect_for_reading(path, is_immutable=is_immutable)
-            check_version(connection, path)
             return connection if is_alone else _joined(connection, path)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             last = error
@@ -118,7 +115,6 @@ def others_stores(path: str) -> list[str]:
     if not os.path.exists(others) or os.path.abspath(others) == os.path.abspath(path):
         return []
     with closing(connect_for_reading(others)) as connection:
-        check_version(connection, others)
         keys = connection.execute("SELECT DISTINCT value FROM meta WHERE key GLOB 'stream *'").fetchall()
     stores = {str(key).partition("/")[0] for (key,) in keys}
     return sorted(store for store in stores if re.fullmatch(r"[0-9a-f]{12,64}", store))
@@ -127,17 +123,32 @@ def others_stores(path: str) -> list[str]:
 def open_others(path: str, store: str) -> sqlite3.Connection:
     """What one of them stored of a project, as if there were nothing else. Raises StoreError."""
     connection = open_for_reading(others_path(path), is_alone=True)
-    connection.execute(
-        "CREATE TEMP VIEW streams AS SELECT * FROM main.streams WHERE id IN"
-        f" (SELECT substr(key, 8) FROM main.meta WHERE key GLOB 'stream *' AND value GLOB '{store}/*')"
-    )
+    with closed_if_it_fails(connection):
+        connection.execute(
+            "CREATE TEMP VIEW streams AS SELECT * FROM main.streams WHERE id IN"
+            f" (SELECT substr(key, 8) FROM main.meta WHERE key GLOB 'stream *' AND value GLOB '{store}/*')"
+        )
     return connection
 
 
 def connect_for_reading(path: str, *, is_immutable: bool = False) -> sqlite3.Connection:
-    """This file alone, which is not written. `is_immutable`: nor does anybody else."""
+    """This file alone, which is not written. `is_immutable`: nor does anybody else. Raises StoreTooNew or
+    sqlite3.Error."""
     options = "mode=ro&immutable=1" if is_immutable else "mode=ro"
-    return sqlite3.connect(f"file:{quote(path)}?{options}", uri=True, isolation_level=None, timeout=10)
+    connection = sqlite3.connect(f"file:{quote(path)}?{options}", uri=True, isolation_level=None, timeout=10)
+    with closed_if_it_fails(connection):
+        check_version(connection, path)
+    return connection
+
+
+@contextmanager
+def closed_if_it_fails(connection: sqlite3.Connection) -> Iterator[None]:
+    """For what must succeed before somebody owns a connection."""
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
 
 
 _ALIKE = "chunks versions aliases".split()

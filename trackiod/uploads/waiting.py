@@ -68,7 +68,6 @@ class Waiting:
             try:
                 if os.path.exists(path):  # else it was deleted
                     with closing(schema.connect_for_reading(path)) as connection:
-                        schema.check_version(connection, path)
                         yield Project(project, connection, self._runs(connection, is_whole))
                 for store in schema.others_stores(path) if is_whole and self._target.takes_others else ():
                     with closing(schema.open_others(path, store)) as connection:
