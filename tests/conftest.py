@@ -9,12 +9,13 @@ import atexit
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,13 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = "t
             pytest.fail(f"{what} did not come within {seconds * PATIENCE:g} s")
         time.sleep(0.02)
     return value
+
+
+@contextmanager
+def database(path: str | Path) -> Iterator[sqlite3.Connection]:
+    """A SQLite database, in one transaction that is committed where nothing fails."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        yield connection
 
 
 def clean_environ() -> dict[str, str]:

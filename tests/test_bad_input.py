@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import Host, shown, wait_for
+from conftest import Host, database, shown, wait_for
 
 from trackio import mounts, places
 from trackiod.store import layout
@@ -109,9 +109,8 @@ def test_start_says_why_it_cannot_use_the_folder(host: Host) -> None:
 
 def test_upstreams_databases_are_left_alone(host: Host) -> None:
     theirs = host.data / "demo.db"
-    with sqlite3.connect(theirs) as connection:
+    with database(theirs) as connection:
         connection.execute("CREATE TABLE metrics (id INTEGER)")
-    connection.close()
     before = theirs.read_bytes()
     host.start()
     run_well(host, "trackio.log({'a': 1})")
@@ -125,9 +124,8 @@ def test_a_store_of_a_newer_layout_is_refused_and_the_data_are_kept(daemon: Host
     daemon.ended_run("p")
     daemon.stop()
     path = next(Path(daemon.places.projects).glob("*.db"))
-    with sqlite3.connect(path) as connection:
+    with database(path) as connection:
         connection.execute("PRAGMA user_version = 99")
-    connection.close()
     daemon.start()
     said = run_well(daemon, "import time\ntrackio.log({'b': 2})\ntime.sleep(1)")
     assert len(said) == 1 and "newer trackio" in said[0] and "kept" in said[0]
@@ -135,9 +133,8 @@ def test_a_store_of_a_newer_layout_is_refused_and_the_data_are_kept(daemon: Host
     done = daemon.command("trackio", "list", "runs", "--project", "p")
     assert done.returncode == 1 and "upgrade trackio" in done.stderr
     daemon.stop()
-    with sqlite3.connect(path) as connection:
+    with database(path) as connection:
         connection.execute(f"PRAGMA user_version = {layout.VERSION}")
-    connection.close()
     daemon.start()
     wait_for(lambda: len(daemon.runs("p")) == 2 and all(r.state.state == "finished" for r in daemon.runs("p")))
     assert [p.value for p in shown(daemon.runs("p")[1], "b")] == [2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,13 @@ def calls(first: int, count: int, start: int) -> bytes:
 
 
 @pytest.fixture
-def committer(tmp_path: Path) -> Committer:
+def committer(tmp_path: Path) -> Iterator[Committer]:
     committer = Committer(str(tmp_path), "store", lambda: None)
     committer.open_streams()
     meta = {"run": "r", "name": "r", "role": "rank", "rank": 0, "attempt": "0", "started_ns": 1, "world_size": 1}
     committer.submit(Register("p", "s", meta, None))
-    return committer
+    yield committer
+    committer._databases.close_all()
 
 
 def send(committer: Committer, start: int, *bodies: bytes) -> int:

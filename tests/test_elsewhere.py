@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from conftest import Host, clean_environ, wait_for
+from conftest import Host, clean_environ, database, wait_for
 
 from trackio import launch, mounts, places
 from trackiod import elsewhere
@@ -168,9 +167,10 @@ def test_a_run_is_copied_soon_after_its_end_and_only_what_changed_is_copied(host
 def hidden_chunks(folder: Path) -> set[tuple[Any, ...]]:
     """Those whose sums do not hold."""
     (path,) = (path for path in folder.glob("*.db") if path.stem != "host")
-    return {*sqlite3.connect(path).execute(
-        "SELECT m.name, a.first_step, a.last_step FROM chunks c JOIN axes a ON a.id = c.axis JOIN series m"
-        " ON m.id = c.series WHERE overlapped").fetchall()}  # fmt: skip
+    with database(path) as connection:
+        return {*connection.execute(
+            "SELECT m.name, a.first_step, a.last_step FROM chunks c JOIN axes a ON a.id = c.axis JOIN series m"
+            " ON m.id = c.series WHERE overlapped").fetchall()}  # fmt: skip
 
 
 @pytest.mark.parametrize("part_bytes", [1, 8 << 20])
@@ -281,8 +281,9 @@ trackio.alert("good", webhook_url='{other}')
     assert other.encode() in written, "it is to be sent yet"
     node.stop()
     (part,) = Path(node.extra["TRACKIO_SHARED_DIR"]).rglob("*.db")
-    assert sqlite3.connect(part).execute("SELECT count(*) FROM series").fetchone() == (1,)
-    assert sqlite3.connect(part).execute("SELECT count(*) FROM alerts").fetchone() == (2,)
+    with database(part) as connection:
+        assert connection.execute("SELECT count(*) FROM series").fetchone() == (1,)
+        assert connection.execute("SELECT count(*) FROM alerts").fetchone() == (2,)
     assert url.encode() not in part.read_bytes() and other.encode() not in part.read_bytes()
     assert oct(part.parent.stat().st_mode)[-3:] == "700"
 
@@ -300,13 +301,12 @@ def test_a_run_sees_the_samples_of_the_nodes_it_ran_on(hosts: Callable[[str], Ho
         node.ended_run("p")
         node.stop()
         for project in ("p", "\0host"):
-            with sqlite3.connect(schema.path_of(node.places.projects, project)) as database:
-                for stream, meta in database.execute("SELECT id, meta FROM streams").fetchall():
+            with database(schema.path_of(node.places.projects, project)) as connection:
+                for stream, meta in connection.execute("SELECT id, meta FROM streams").fetchall():
                     packed = msgpack.packb(
                         {**msgpack.unpackb(meta), "boot_id": f"boot {number}", "host": f"node{number}"}
                     )
-                    database.execute("UPDATE streams SET meta = ? WHERE id = ?", (packed, stream))
-            database.close()
+                    connection.execute("UPDATE streams SET meta = ? WHERE id = ?", (packed, stream))
         shutil.rmtree(node.data.parent.parent / "shared" / os.uname().nodename / directory.store_id(node.places))
         assert directory.copy_out(node.places) == []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sqlite3
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import wait_for
+from conftest import database, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -225,11 +224,10 @@ def test_blocks_are_those_of_the_points_that_show_or_are_not_given(
 def test_what_many_records_share_is_stored_once(stream: Stream) -> None:
     stream.log(*((s, {"a": s * 0.5, "b": s}) for s in range(1000)), *((s, {"c": 1.5}) for s in range(1000, 1100)))
     stream.fold()
-    with sqlite3.connect(stream.store.path) as connection:
+    with database(stream.store.path) as connection:
         axes = connection.execute("SELECT count, shown, first_step, last_step FROM axes ORDER BY start").fetchall()
         chunks = connection.execute("SELECT count(*) FROM chunks").fetchone()
         raw = connection.execute("SELECT count(*) FROM batches").fetchone()
-    connection.close()
     assert axes == [(1000, 1000, 0, 999), (100, 100, 1000, 1099)] and chunks == (3,) and raw == (0,)
 
 
@@ -264,7 +262,7 @@ def test_a_chunk_or_page_that_is_damaged_is_named_and_the_rest_is_read(stream: S
     for first in (0, 5000, 10000):
         stream.log(*((s, {"a": math.sin(s), "b": s}) for s in range(first, first + 5000)))
         stream.fold()
-    with sqlite3.connect(stream.store.path) as connection:
+    with database(stream.store.path) as connection:
         ids = [
             row[0]
             for row in connection.execute(
@@ -274,7 +272,6 @@ def test_a_chunk_or_page_that_is_damaged_is_named_and_the_rest_is_read(stream: S
         (blob,) = connection.execute("SELECT data FROM chunks WHERE id = ?", (ids[1],)).fetchone()
         broken = blob[:100] + bytes([blob[100] ^ 1]) + blob[101:]
         connection.execute("UPDATE chunks SET data = ? WHERE id = ?", (broken, ids[1]))
-    connection.close()
     with ProjectReader(stream.store.path) as reader:
         columns = points.columns(reader, "s", frozenset("ab"))
         assert columns["a"].steps.tolist() == [*range(5000), *range(10000, 15000)]
@@ -290,10 +287,9 @@ def test_a_page_of_zeros_costs_what_stood_on_it(stream: Stream) -> None:
     path = Path(stream.store.path)
     stream.store.close()
     data = bytearray(path.read_bytes())
-    with sqlite3.connect(path) as connection:
+    with database(path) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         blobs = connection.execute("SELECT data FROM chunks ORDER BY id").fetchall()
-    connection.close()
     data = bytearray(path.read_bytes())
     position = data.index(blobs[3][0][20000:20100]) // 4096 * 4096  # an overflow page in the middle of a chunk
     data[position : position + 4096] = bytes(4096)
@@ -337,10 +333,9 @@ def test_a_raw_batch_on_a_damaged_page_costs_no_more_than_itself(stream: Stream)
         stream.log(*((s, {"a": math.sin(s)}) for s in range(first, first + 1000)))
     stream.store.close()
     path = Path(stream.store.path)
-    with sqlite3.connect(path) as connection:
+    with database(path) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         blobs = connection.execute("SELECT data FROM batches ORDER BY id").fetchall()
-    connection.close()
     data = bytearray(path.read_bytes())
     position = data.index(blobs[1][0][20000:20100]) // 4096 * 4096
     data[position : position + 4096] = bytes(4096)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PATIENCE, Host, wait_for
+from conftest import PATIENCE, Host, database, wait_for
 
 from trackio.record import Kind, Origin, encode, pack
 from trackiod.store import codec
@@ -197,11 +197,10 @@ def test_a_paused_reader_does_not_hold_the_database(long: Host) -> None:
     os.close(side)
     assert os.read(main, 1)
     path = next(Path(long.places.projects).glob("*.db"))
-    with sqlite3.connect(path) as connection:
+    with database(path) as connection:
         connection.execute("CREATE TABLE later (x)")
         connection.commit()
         assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0, "a reader is in the way"
-    connection.close()
     process.kill()
     process.wait()
     os.close(main)

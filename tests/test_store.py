@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import database
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,9 +75,8 @@ def test_the_layout_is_that_of_version_3(tmp_path: Path) -> None:
 def test_a_newer_layout_and_a_strange_file_are_named(tmp_path: Path) -> None:
     newer, strange, absent = (str(tmp_path / name) for name in ("n.db", "s.db", "a.db"))
     schema.open_for_writing(newer, "p", "s").close()
-    with sqlite3.connect(newer) as connection:
+    with database(newer) as connection:
         connection.execute("PRAGMA user_version = 9")
-    connection.close()
     Path(strange).write_bytes(b"not a database, just text " * 100)
     for path, error in ((newer, StoreTooNew), (strange, StoreDamaged), (absent, StoreError)):
         with pytest.raises(error, match=Path(path).name):
