@@ -7,12 +7,15 @@ import random
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from trackio import record
+from trackio.locks import under
 from trackio.ring import Ring
 from trackio.segment import Segment
 
@@ -226,6 +229,91 @@ def test_a_handler_that_raises_costs_at_most_the_record_it_interrupts(size: int)
     assert len(read) == len(set(read)) and set(sent) <= set(read)
     extra = set(read) - set(sent)
     assert len(extra) <= interrupts and all(payload.startswith(b"main-") for payload in extra)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_what_waits_in_the_queue_is_stored_once_whatever_interrupts_it(moment: str) -> None:
+    """A handler raises as a record is taken off the queue, before or after that."""
+
+    class Queue(deque[tuple[bytes, int]]):
+        is_over = False
+
+        def popleft(self) -> tuple[bytes, int]:
+            if moment == "before" and not self.is_over:
+                self.is_over = True
+                raise Interrupted
+            record = super().popleft()
+            if not self.is_over:
+                self.is_over = True
+                raise Interrupted
+            return record
+
+    ring, _ = make([SMALL])
+    ring._queued = Queue([(b"first", 1), (b"second", 1)])  # other threads', who had no time to wait
+    with pytest.raises(Interrupted):
+        ring.append(b"third", 1)
+    ring.append(b"fourth", 1)
+    assert [r.payload for r in read_all(ring)] == [b"first", b"second", b"third", b"fourth"]
+
+
+class Gap:
+    """A re-entrant lock, in the middle of taking which a handler raises once, as from Python 3.14 on it may."""
+
+    def __init__(self) -> None:
+        lock = threading.RLock()
+        self.acquire, self.release, self.is_armed = lock.acquire, lock.release, False
+
+    def __enter__(self) -> None:
+        self.acquire()
+        if self.is_armed:
+            self.is_armed = False
+            raise Interrupted
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def can_be_taken(lock: Any) -> bool:
+    """By another thread."""
+    taken: list[bool] = []
+
+    def take() -> None:
+        taken.append(lock.acquire(timeout=0.01))
+        if taken[0]:
+            lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return taken[0]
+
+
+def test_a_lock_is_given_back_where_a_handler_raises_as_it_is_taken() -> None:
+    lock: Any = Gap()
+    lock.is_armed = True
+    with pytest.raises(Interrupted):
+        under(lock, lambda: None, None)
+    assert can_be_taken(lock)
+    ring, _ = make([SMALL])
+    ring._lock = lock
+    lock.is_armed = True
+    with pytest.raises(Interrupted):
+        ring.append(b"first", 1)
+    assert can_be_taken(lock) and ring.append(b"second", 1)
+    assert [r.payload for r in read_all(ring)] == [b"second"]
+
+
+def test_who_has_a_lock_keeps_it_whatever_is_raised_further_in() -> None:
+    """A handler logs in the middle of log(), and raises or is interrupted there."""
+    lock: Any = Gap()
+
+    def inner() -> bool:
+        lock.is_armed = True
+        with pytest.raises(Interrupted):
+            under(lock, lambda: None, None)
+        return can_be_taken(lock)
+
+    assert under(lock, inner, True) is False
 
 
 def test_a_handler_may_wait_for_a_thread_that_logs() -> None:

@@ -7,9 +7,11 @@ the runs' ends and gives the daemon a moment.
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -33,36 +35,34 @@ class Process:
         """tells this process from any other, also where pids are used again"""
         self.runs: list[Run] = []
         self.latest: Run | None = None
-        self.inits: dict[tuple[str, str | None], int] = {}
-        """how often init() opened a run of this (project, name)"""
+        self.inits: dict[tuple[str, str | None], Iterator[int]] = {}
+        """counts how often init() opened a run of this (project, name)"""
+        self.projects: dict[str, object] = {}
+        """of which it opened any"""
         self.failure = ""
         self.thread_failure = ""
         self.interactive = False
         self._refused_values = 0
         """of runs that this process has let go of"""
         self._shippers: dict[str, Shipper] = {}
-        self._lock = threading.RLock()  # a signal handler may log in the middle of it
 
     def open_stream(
         self, places: Places, settings: Settings, facts: dict[str, Any], secrets: dict[str, Any] | None = None
     ) -> Stream:
         """A new stream, carried by this process's shipper for the data folder. `secrets` go with it to the daemon, and
         nowhere else."""
-        with self._lock:
-            shipper = self._shippers.get(places.data)
-            if shipper is None:
-                first = facts.get("local_rank", 0) == 0 and facts.get("role") != "worker"
-                shipper = Shipper(places, autostart=settings.autostart, starts_first=first)
-                self._shippers[places.data] = shipper
+        shipper = self._shippers.get(places.data)
+        if shipper is None:
+            first = facts.get("local_rank", 0) == 0 and facts.get("role") != "worker"
+            new = Shipper(places, autostart=settings.autostart, starts_first=first)
+            shipper = self._shippers.setdefault(places.data, new)
         return Stream(shipper, {"process": self.id, **facts}, settings, secrets)
 
     def ordinal(self, project: str, name: str | None) -> tuple[int, bool]:
         """Counts this init(): how many of (project, name) came before, and whether any of the project did."""
-        with self._lock:
-            first = not any(p == project for p, _ in self.inits)
-            count = self.inits.get((project, name), 0)
-            self.inits[(project, name)] = count + 1
-            return count, first
+        mine = object()
+        first = self.projects.setdefault(project, mine) is mine
+        return next(self.inits.setdefault((project, name), itertools.count())), first
 
     def adopt(self, run: Run, rank: str) -> None:
         """Makes it the process's latest run. Children that inherit its `rank` learn that it is not theirs; it
@@ -109,7 +109,8 @@ class Process:
             shipper.abandon()
         for run in self.runs:
             run.become_worker()
-        child.runs, child.latest, child.inits = self.runs, self.latest, self.inits
+        child.runs, child.latest = self.runs, self.latest
+        child.inits, child.projects = self.inits, self.projects
         return child
 
 
@@ -153,7 +154,6 @@ def _say_what_failed(error: Exception) -> None:
 
 def _after_fork() -> None:
     global here
-    voice.after_fork()
     try:
         here = here.forked()
     except Exception as error:  # noqa: BLE001 the border to the user's process

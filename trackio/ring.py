@@ -20,7 +20,7 @@ from collections.abc import Callable
 from threading import get_ident
 from zlib import crc32
 
-from trackio.locks import CONTENDED_SECONDS, under
+from trackio.locks import CONTENDED_SECONDS, free, under
 from trackio.record import COMMITTED, CRC_SLICE, checksum
 from trackio.segment import HEADER_BYTES, Segment
 from trackio.wake import Wake
@@ -49,6 +49,9 @@ class Ring:
         self._busy = False
         self.is_retired = False
         self._queued: deque[tuple[bytes, int | None]] = deque()
+        self._in_hand: tuple[bytes, int | None] | None = None
+        """the one that is being put, whether or not something raised meanwhile; and the head before that"""
+        self._in_hand_from = 0
         self._sealed: deque[Segment] = deque()
         self._spares: list[Segment] = []
         self._marks: deque[int] = deque()
@@ -61,25 +64,30 @@ class Ring:
     def append(self, payload: bytes, points: int | None) -> bool:
         """Stores one record; False if there was no room. A log() call has `points` and is counted as refused then,
         a record of another kind has None. Raises Retired. (It takes the lock as `locks.under` does: a call costs.)"""
+        lock = self._lock
         if get_ident() == self._main:
             try:
-                with self._lock:
+                with lock:
                     return self._append(payload, points)
+            except BaseException:
+                free(lock)
+                raise
             finally:
                 if self._queued:
                     self.append_queued()
-        if not self._lock.acquire(True, CONTENDED_SECONDS):
+        if not lock.acquire(True, CONTENDED_SECONDS):
             self._queued.append((payload, points))
             return True
         try:
             return self._append(payload, points)
         finally:
-            self._lock.release()
+            lock.release()
             if self._queued:
                 self.append_queued()
 
     def _append(self, payload: bytes, points: int | None) -> bool:
-        if self._busy:  # we are a signal handler or __del__ in the middle of this thread's own append()
+        if self._busy or self._queued:
+            # a signal handler or __del__ in the middle of this thread's own append(), or others came first
             self._queued.append((payload, points))
             return True
         self._busy = True
@@ -98,13 +106,13 @@ class Ring:
         self._busy = True
         try:
             while self._queued:
-                head, record = self.head, self._queued.popleft()
-                try:
+                record = self._queued[0]
+                if record is not self._in_hand:
+                    self._in_hand_from = self.head
+                    self._in_hand = record
+                if self.head == self._in_hand_from:  # else it was put before something raised
                     self._put(*record)
-                except BaseException:
-                    if self.head == head:
-                        self._queued.appendleft(record)
-                    raise
+                self._queued.popleft()
         finally:
             self._busy = False
 
@@ -212,30 +220,26 @@ class Ring:
 
     def drop_spare(self) -> Segment | None:
         """Takes the largest spare away, if another one stays."""
-        if not self._lock.acquire(timeout=CONTENDED_SECONDS):
+        return under(self._lock, self._drop_largest, None)
+
+    def _drop_largest(self) -> Segment | None:
+        self._drop_used()
+        if len(self._spares) < 2:
             return None
-        try:
-            self._drop_used()
-            if len(self._spares) < 2:
-                return None
-            largest = max(self._spares, key=lambda s: s.capacity)
-            self._spares.remove(largest)
-            return largest
-        finally:
-            self._lock.release()
+        largest = max(self._spares, key=lambda s: s.capacity)
+        self._spares.remove(largest)
+        return largest
 
     def retire(self, committed: int) -> bool:
         """Ends the ring, if everything in it is committed: from now on append() raises Retired."""
-        if not self._lock.acquire(timeout=CONTENDED_SECONDS):
+        return under(self._lock, lambda: self._retire(committed), False)
+
+    def _retire(self, committed: int) -> bool:
+        if self._busy or self._queued or self.head != committed:
             return False
-        try:
-            if self._busy or self._queued or self.head != committed:
-                return False
-            self.is_retired = True
-            self._limit = 0
-            return True
-        finally:
-            self._lock.release()
+        self.is_retired = True
+        self._limit = 0
+        return True
 
     def range_end(self, start: int, limit_bytes: int) -> int:
         """Where a batch from `start` ends: a record border of one segment, `limit_bytes` on or little more."""
@@ -265,26 +269,19 @@ class Ring:
             self._marks.popleft()
         return freed
 
-    def switch(self, segment: Segment) -> list[Segment] | None:
-        """Goes on in `segment` at once and returns the spares, which lie where nothing may lie any more; None
-        if somebody holds the lock for too long."""
-        if not self._lock.acquire(timeout=CONTENDED_SECONDS):
-            return None
-        try:
-            self._drop_used()
-            spares, self._spares = self._spares, []
-            if self.head > self._active.base:
-                self._seal()
-            else:
-                spares.append(self._active)
-            self._activate(segment)
-            return spares
-        finally:
-            self._lock.release()
+    def switch(self, segment: Segment, counters: memoryview) -> list[Segment] | None:
+        """Goes on in `segment` at once, counts refusals in `counters`, and returns the spares, which lie where nothing
+        may lie any more; None if somebody holds the lock for too long."""
+        return under(self._lock, lambda: self._switch(segment, counters), None)
 
-    def count_in(self, counters: memoryview) -> memoryview:
-        """Counts refusals in other words from now on."""
-        with self._lock:
-            counters[0], counters[1] = self._counters[0], self._counters[1]
-            self._counters = counters
-            return counters
+    def _switch(self, segment: Segment, counters: memoryview) -> list[Segment]:
+        counters[0], counters[1] = self._counters[0], self._counters[1]
+        self._counters = counters
+        self._drop_used()
+        spares, self._spares = self._spares, []
+        if self.head > self._active.base:
+            self._seal()
+        else:
+            spares.append(self._active)
+        self._activate(segment)
+        return spares

@@ -198,26 +198,22 @@ class Spool:
         if self._folder.is_linked() and all(s.is_linked() for s in self.ring.segments()):
             return
         gone, old = self._folder, self.ring.segments()
-        fresh = self._settle()
-        spares = self.ring.switch(fresh)
+        fresh, counters_map = self._settle(), self._open_counters()
+        counters = memoryview(counters_map).cast("Q")
+        spares = self.ring.switch(fresh, counters)
         if spares is None:
             fresh.close()
             return
+        self._counters, self._counters_map = counters, counters_map
         self._stale = {id(s) for s in old}
         for spare in spares:
             spare.close()
         self._provide(0)
-        self._move_counters()
         voice.warn_once(
             "spool-moved",
             f"the spool {gone.path} was removed by somebody; nothing is lost, it goes on elsewhere.",
         )
         self.spill_upto(self.ring.oldest, self.ring.head)
-
-    def _move_counters(self) -> None:
-        fresh = self._open_counters()
-        self._counters = self.ring.count_in(memoryview(fresh).cast("Q"))
-        self._counters_map = fresh
 
     # -- leaving memory ----------------------------------------------------------------------------------
 

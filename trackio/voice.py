@@ -6,11 +6,9 @@ Never through `warnings` (a user may have turned those into errors) and never ra
 from __future__ import annotations
 
 import sys
-import threading
 
 _MOST_MATTERS = 1000
-_said: set[str] = set()
-_lock = threading.RLock()  # a signal handler may speak in the middle of it
+_said: dict[str, object] = {}
 quiet = False
 
 
@@ -33,17 +31,8 @@ def warn(sentence: str) -> None:
 def warn_once(matter: str, sentence: str) -> bool:
     """Prints the sentence the first time this matter comes up in the process; False if it was said before, or a
     thousand others were."""
-    if matter in _said:
+    mine = object()
+    if len(_said) >= _MOST_MATTERS or _said.setdefault(matter, mine) is not mine:
         return False
-    with _lock:
-        if matter in _said or len(_said) >= _MOST_MATTERS:
-            return False
-        _said.add(matter)
     warn(sentence)
     return True
-
-
-def after_fork() -> None:
-    """A child has its own lock; what the parent said counts as said."""
-    global _lock
-    _lock = threading.RLock()
