@@ -96,7 +96,7 @@ _MOST_CALLS = 12
 
 def measure(where: Places) -> list[Figure]:
     """Starts daemons of its own; what samples GPUs is measured where PyTorch has one."""
-    found = [*_steps(where, 256), *_steps(where, 2048)]
+    found = [*_steps(where, 256), *_steps(where, 1024)]
     return [*found, *((*_sampler(where), *_driver()) if _has_gpu() else ())]
 
 
