@@ -38,7 +38,7 @@ def free(lock: threading.RLock) -> None:
     began. Called by who has `lock` as its local name; nothing is done where one further out has it."""
     frame = sys._getframe(1).f_back
     while frame is not None:
-        is_ours = frame.f_globals.get("__name__", "").startswith("trackio.")
+        is_ours = str(frame.f_globals.get("__name__")).startswith("trackio.")
         if is_ours and frame.f_locals.get("lock") is lock:
             return
         frame = frame.f_back
