@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 
+from benchmarks.processes import python
 from benchmarks.report import Figure
 
 _PROCESSES = 9
@@ -67,11 +66,6 @@ print(json.dumps({
 """
 
 
-def _python(code: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[-1]
-
-
 def measure() -> list[Figure]:
     """All of the client's figures; a daemon runs."""
     return [*_imports(), *_lives(), *_logs()]
@@ -79,8 +73,8 @@ def measure() -> list[Figure]:
 
 def _imports() -> list[Figure]:
     def median(module: str) -> float:
-        _python(_IMPORT.format(module=module))  # its bytecode is there now
-        return statistics.median(float(_python(_IMPORT.format(module=module))) for _ in range(_PROCESSES))
+        python(_IMPORT.format(module=module))  # its bytecode is there now
+        return statistics.median(float(python(_IMPORT.format(module=module))) for _ in range(_PROCESSES))
 
     reference = median("typing, socket, hashlib, threading, msgpack")
     return [Figure("import trackio", median("trackio"), "ms", 40, "its standard modules and msgpack alone", reference)]
@@ -88,7 +82,7 @@ def _imports() -> list[Figure]:
 
 def _lives() -> list[Figure]:
     found = {
-        resume: [json.loads(_python(_LIFE, f"life-{resume}", resume)) for _ in range(_PROCESSES)]
+        resume: [json.loads(python(_LIFE, f"life-{resume}", resume)) for _ in range(_PROCESSES)]
         for resume in ("never", "allow")
     }
 
@@ -117,5 +111,5 @@ def _logs() -> list[Figure]:
 
 def _medians(count: int, width: int) -> dict[str, float]:
     """The median over several processes of each figure: a noisy neighbour spoils one of them, not all."""
-    found = [json.loads(_python(_LOG, str(count), str(width))) for _ in range(_LOG_PROCESSES)]
+    found = [json.loads(python(_LOG, str(count), str(width))) for _ in range(_LOG_PROCESSES)]
     return {key: statistics.median(each[key] for each in found) for key in found[0]}

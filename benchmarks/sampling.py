@@ -14,8 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from benchmarks import processes
 from benchmarks.report import Figure
 from trackio.names import HOST
 from trackio.places import Places
@@ -55,11 +54,11 @@ def measure(where: Places) -> list[Figure]:
 def _at_the_default(where: Places, script: Any) -> list[Figure]:
     daemon = control.start(where).pid
     ranks = _start(script)
-    sampler = _sampler(where)
+    sampler = processes.sampler(where)
     time.sleep(10)
-    before, before_daemon = _cpu(sampler.pid), _cpu(daemon)
+    before, before_daemon = processes.cpu_seconds(sampler.pid), processes.cpu_seconds(daemon)
     time.sleep(_SECONDS)
-    used, used_by_daemon = _cpu(sampler.pid) - before, _cpu(daemon) - before_daemon
+    used, used_by_daemon = processes.cpu_seconds(sampler.pid) - before, processes.cpu_seconds(daemon) - before_daemon
     memory = sampler.memory_info().rss
     _end(ranks)
     control.stop(where, "benchmark")
@@ -81,7 +80,7 @@ def _at_rest(where: Places, script: Any) -> list[Figure]:
     try:
         control.start(where)
         ranks = _start(script)
-        _sampler(where)
+        processes.sampler(where)
         time.sleep(_DENSE_SECONDS)
         control.stop(where, "benchmark")
         _end(ranks)
@@ -122,21 +121,6 @@ def _start(script: Any) -> list[subprocess.Popen[str]]:
 def _end(ranks: list[subprocess.Popen[str]]) -> None:
     for rank in ranks:
         rank.communicate()
-
-
-def _sampler(where: Places) -> psutil.Process:
-    while True:
-        report = control.status(where)
-        facts = report.daemon["sampler"] if report else None
-        if facts and facts["pids"] and facts["pids"][0]:
-            return psutil.Process(facts["pids"][0])
-        time.sleep(0.1)
-
-
-def _cpu(pid: int) -> float:
-    """Seconds that a process has run, all threads, to the nanosecond."""
-    folder = Path(f"/proc/{pid}/task")
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in folder.iterdir()) / 1e9
 
 
 def _standin() -> Any:

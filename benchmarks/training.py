@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 
-import psutil
-
+from benchmarks import processes
+from benchmarks.processes import python
 from benchmarks.report import Figure
 from trackio.places import Places
 from trackiod import control
@@ -53,13 +53,12 @@ while clock() < end:
         times = []
         for _ in range(100):
             start = clock(); run(); times.append(clock() - start)
-        means[way].append((sum(times) / len(times), sorted(times)[50]))
+        means[way].append(sum(times) / len(times))
 trackio.finish()
-pairs = {way: [(a[0] - b[0]) for a, b in zip(means[way], means["plain"])] for way in ways}
+more = {way: [a - b for a, b in zip(means[way], means["plain"])] for way in ways}
 median = lambda values: sorted(values)[len(values) // 2] * 1e6
-print(json.dumps({"device": device, "stretches": len(means["plain"]),
-    **{way: median([m for m, _ in means[way]]) for way in ways},
-    **{f"more_{way}": median(pairs[way]) for way in ("number", "tensor")}}))
+print(json.dumps({"device": device, **{way: median(means[way]) for way in ways},
+    **{f"more_{way}": median(more[way]) for way in ("number", "tensor")}}))
 """
 
 _SAMPLED = """
@@ -101,12 +100,12 @@ def measure(where: Places) -> list[Figure]:
 
 
 def _has_gpu() -> bool:
-    return _python("import torch; print(torch.cuda.is_available())") == "True"
+    return python("import torch; print(torch.cuda.is_available())") == "True"
 
 
 def _steps(where: Places, width: int) -> list[Figure]:
     _restart(where, None)
-    found = [json.loads(_python(_STEPS, str(width), str(_SECONDS))) for _ in range(_PROCESSES)]
+    found = [json.loads(python(_STEPS, str(width), str(_SECONDS))) for _ in range(_PROCESSES)]
 
     def median(key: str) -> float:
         return statistics.median(one[key] for one in found)
@@ -131,11 +130,11 @@ def _sampler(where: Places) -> list[Figure]:
         )
         assert trainer.stdout is not None
         trainer.stdout.readline()
-        sampler = _process(where)
+        sampler = processes.sampler(where)
         time.sleep(5)
-        before = sum(sampler.cpu_times()[:2])
+        before = processes.cpu_seconds(sampler.pid)
         time.sleep(_IDLE_SECONDS)
-        used = sum(sampler.cpu_times()[:2]) - before
+        used = processes.cpu_seconds(sampler.pid) - before
         found += [
             Figure(f"one GPU every {interval} s: the sampler's CPU", 100 * used / _IDLE_SECONDS, "% of a core"),
             Figure(f"one GPU every {interval} s: its memory", sampler.memory_info().rss / 1e6, "MB"),
@@ -146,13 +145,8 @@ def _sampler(where: Places) -> list[Figure]:
 
 def _driver() -> list[Figure]:
     """The driver's calls and fields that take the longest, for one device."""
-    found = sorted(json.loads(_python(_DRIVER)).items(), key=lambda pair: -pair[1])
+    found = sorted(json.loads(python(_DRIVER)).items(), key=lambda pair: -pair[1])
     return [Figure(f"one sample of a device: {name}", ms, "ms") for name, ms in found[:_MOST_CALLS]]
-
-
-def _python(code: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[-1]
 
 
 def _restart(where: Places, interval: str | None) -> None:
@@ -163,12 +157,3 @@ def _restart(where: Places, interval: str | None) -> None:
     if interval is not None:
         os.environ["TRACKIO_SAMPLE_SECONDS"] = interval
     control.start(where)
-
-
-def _process(where: Places) -> psutil.Process:
-    while True:
-        report = control.status(where)
-        facts = report.daemon["sampler"] if report else None
-        if facts and facts["pids"] and facts["pids"][0]:
-            return psutil.Process(facts["pids"][0])
-        time.sleep(0.1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +21,7 @@ from trackiod.store import schema
 from trackiod.store.digest import End, Tally, digest, log_records
 from trackiod.store.sums import Sums, sums_of
 
+ROOT = Path(__file__).parent.parent
 LAYOUT_3 = {
     "alerts": ["stream", "start", "time_ns", "step", "level", "title", "text", "webhook", "sent"],
     "aliases": ["name", "alias", "version"],
@@ -79,8 +82,17 @@ def test_a_newer_layout_and_a_strange_file_are_named(tmp_path: Path) -> None:
         connection.execute("PRAGMA user_version = 9")
     Path(strange).write_bytes(b"not a database, just text " * 100)
     for path, error in ((newer, StoreTooNew), (strange, StoreDamaged), (absent, StoreError)):
-        with pytest.raises(error, match=Path(path).name):
+        with pytest.raises(error, match=Path(path).name) as caught:
             schema.open_for_reading(path)
+        held = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+        assert caught and os.path.realpath(path) not in held  # nor does who keeps the error keep the file open
+
+
+def test_no_statement_binds_a_number_of_its_own() -> None:
+    """`?1` with a sequence of values is an error from Python 3.14 on."""
+    sources = [path for package in ("trackio", "trackiod", "cli") for path in (ROOT / package).rglob("*.py")]
+    assert len(sources) > 100
+    assert not [path for path in sources if re.search(r"[ =(]\?[0-9]", path.read_text())]
 
 
 def test_a_store_is_read_where_it_cannot_be_written(tmp_path: Path) -> None:
