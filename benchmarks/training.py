@@ -152,8 +152,10 @@ def _driver() -> list[Figure]:
 def _restart(where: Places, interval: str | None) -> None:
     """A new daemon, that samples so often."""
     control.stop(where, "benchmark")
-    os.environ.pop("TRACKIO_SAMPLE_SECONDS", None)
-    os.environ["TRACKIO_SAMPLING"] = "0" if interval is None else "1"
-    if interval is not None:
-        os.environ["TRACKIO_SAMPLE_SECONDS"] = interval
-    control.start(where)
+    its_own = {"TRACKIO_SAMPLING": "0"} if interval is None else {"TRACKIO_SAMPLE_SECONDS": interval}
+    os.environ |= its_own
+    try:
+        control.start(where)
+    finally:
+        for name in its_own:
+            del os.environ[name]
