@@ -130,9 +130,18 @@ class Host:
     # -- the daemon ----------------------------------------------------------------------------------
 
     def start(self) -> int:
-        """Starts the daemon; returns its pid."""
+        """Starts the daemon; returns its pid. What is in `extra` for the loader (`Failing.environ`) reaches it too."""
         with _environment(self.environ()):
+            if "LD_PRELOAD" in self.extra:
+                self._start_preloaded()
             return control.start(self.places, 60 * PATIENCE).pid
+
+    def _start_preloaded(self) -> None:
+        """Starts the daemon with this environment as it is: a job's LD_PRELOAD is otherwise kept from the daemon."""
+        places.make_private(self.places.live)
+        with open(self.places.log, "a") as log:
+            command = [sys.executable, "-P", "-m", "trackiod", "run", "--detach"]
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=60 * PATIENCE)
 
     def stop(self) -> bool:
         """Stops the daemon. What was read before cannot be read on."""
