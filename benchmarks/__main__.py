@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 
-from benchmarks import at_rest, client, folding, idle, ingest, media, peers, reading, sampling, training, uploads
+from benchmarks import at_rest, client, ends, folding, idle, ingest, media, peers, reading, sampling, training, uploads
 from benchmarks.report import Figure
 from trackio import places
 from trackio.places import Places
@@ -24,6 +24,7 @@ _PARTS: dict[str, Callable[[Places, int], Iterable[Figure]]] = {
     "media": media.measure,
     "idle": lambda where, pid: idle.measure(_restarted(where)),
     "folding": folding.measure,
+    "ends": ends.measure,
     "ingest": ingest.measure,
     "peers": peers.measure,
     "sampling": lambda where, pid: sampling.measure(where),

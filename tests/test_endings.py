@@ -244,3 +244,34 @@ trackio.finish()
     assert all("AF_UNIX" in call for call in calls if call.startswith("socket("))
     run = daemon.ended_run("p")
     assert run.records == 20_000 and run.refused_records == 0
+
+
+MANY = """
+import os, sys, trackio
+runs = [trackio.init(project="p", name=f"{sys.argv[1]}{i}", reinit="create_new") for i in range(int(sys.argv[2]))]
+for run in runs: run.log({"a": 1})
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace, which .ci/run installs")
+def test_the_end_of_a_stream_looks_at_its_own_folders_only(host: Host, tmp_path: Path) -> None:
+    """However many others are open: what is looked at does not grow with them."""
+    trace = tmp_path / "trace"
+    command = ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=openat", sys.executable, "-m", "trackiod", "run"]
+    daemon = subprocess.Popen(command, env=host.environ(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(host.status)
+        others, ending = (host.python(MANY, name, str(n), stdin=subprocess.PIPE) for name, n in (("o", 10), ("e", 20)))
+        wait_for(lambda: len(host.status().streams) == 30, 60)
+        opened = {stream["stream"] for stream in host.status().streams if stream["pid"] == others.pid}
+        ending.kill()
+        wait_for(lambda: sum(run.state.state != "running" for run in host.runs("p")) == 20, 60)
+        others.kill()
+    finally:
+        host.stop()
+        daemon.wait(20 * PATIENCE)
+    metas = [line for line in trace.read_text().splitlines() if "stream.meta" in line]
+    assert len(opened) == 10
+    assert len([line for line in metas if any(stream in line for stream in opened)]) < 20, "each end looked at all"

@@ -9,11 +9,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from conftest import Host
 
 from trackio import places, record, segment, wire
-from trackio.folder import write_meta
+from trackio.folder import packed_meta, unpacked_meta
 from trackio.places import COUNTERS, Endpoint
 from trackio.record import Kind, Origin
 
@@ -119,7 +120,7 @@ def leave(parent: str, base: int, data: bytes) -> None:
     """A stream's folder as a dead process leaves it: its facts, its counters, one segment."""
     path = f"{parent}/{META['stream']}"
     places.make_private(path)
-    write_meta(path, META)
+    Path(path, places.STREAM_META).write_bytes(msgpack.packb(META))  # the first release wrote no checksum
     header = bytes.fromhex("74726b7365670001") + base.to_bytes(8, "little") + bytes(48)
     Path(path, "seg-000001").write_bytes(header + data)
     Path(path, COUNTERS).write_bytes((2).to_bytes(8, "little") + (3).to_bytes(8, "little") + bytes(4080))
@@ -139,6 +140,13 @@ def test_what_the_first_release_left_behind_is_stored(host: Host) -> None:
     assert run.config() == {"lr": 0.1, "layers": [1, 2]} and run.holes == []
     assert host.values("p", "loss") == [0.5] and host.values("p", "t") == ["é"]
     assert (run.records, run.refused_records, run.refused_points) == (1, 2, 3)
+
+
+def test_the_facts_of_a_stream_have_the_bytes_of_version_1_and_a_checksum() -> None:
+    golden = bytes.fromhex("83a372756ea172a472616e6b00a3637263ce")
+    packed = packed_meta({"run": "r", "rank": 0})
+    assert packed[:-4] == golden and unpacked_meta(packed) == {"run": "r", "rank": 0}
+    assert packed[-4:].hex() == "6466940c", "the checksum of what is before its name"
 
 
 def test_a_segments_name_and_marks_are_those_of_version_1() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,6 +60,26 @@ def test_salvage_ends_on_any_bytes_and_covers_them(data: bytes, offset: int) -> 
         assert item.start == position and item.end > item.start
         position = item.end
     assert position == offset + len(data)
+
+
+@given(
+    payloads, offsets, st.lists(st.sampled_from([bytes(8), bytes(5000), b"\xff" * 64, b"\1" + bytes(7)]), max_size=6)
+)
+def test_what_lies_behind_damage_is_found_wherever_it_is(parts: list[bytes], offset: int, junk: list[bytes]) -> None:
+    damage = b"".join(junk)
+    whole = laid_out(parts, offset + len(damage))
+    items = list(record.salvage(damage + whole, offset))
+    assert [i for i in items if isinstance(i, Record)] == list(record.records(whole, offset + len(damage)))
+
+
+def test_a_long_stretch_without_records_is_passed_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a short run leaves of its first segment: a record, and 256 KiB of zeros."""
+    looked = []
+    at = record.record_at
+    monkeypatch.setattr(record, "record_at", lambda *where: looked.append(where[1]) or at(*where))
+    data = record.encode(0, b"one") + bytes(256 << 10)
+    assert len(list(record.salvage(data, 0))) == 2
+    assert len(looked) < 10
 
 
 def test_a_cut_record_is_not_read() -> None:

@@ -12,12 +12,24 @@ import fcntl
 import os
 import struct
 from typing import Any
+from zlib import crc32
 
 import msgpack
 
+from trackio.lookup import unless_absent
 from trackio.places import OWNER, STREAM_META, make_private, replace
 
 _FLOCK = struct.Struct("hhqqi4x")
+_MAX_META_BYTES = 4 << 20
+_CRC = "crc"
+_WIDEST = (1 << 32) - 1
+"""packs to as many bytes as any checksum, if it is packed as wide"""
+_CRC_MARK = b"\xa3crc\xce"
+_CRC_BYTES = len(_CRC_MARK) + 4
+
+
+class DamagedMeta(ValueError):
+    """A `stream.meta` that says nothing which can be trusted. The message says why."""
 
 
 class StreamFolder:
@@ -67,17 +79,43 @@ class StreamFolder:
 
 def write_meta(path: str, meta: dict[str, Any]) -> None:
     """Writes `stream.meta` so that it is there whole or not at all."""
-    replace(os.path.join(path, STREAM_META), msgpack.packb(meta))
+    replace(os.path.join(path, STREAM_META), packed_meta(meta))
+
+
+def packed_meta(meta: dict[str, Any]) -> bytes:
+    """Return a stream's facts as `stream.meta` holds them: a map whose last entry is the checksum of what is before."""
+    body: bytes = msgpack.packb({**meta, _CRC: _WIDEST})[:-_CRC_BYTES]
+    return body + _CRC_MARK + crc32(body).to_bytes(4, "big")
 
 
 def read_meta(path: str) -> dict[str, Any] | None:
-    """The stream's facts, or None if they cannot be read."""
+    """Return the stream's facts, or None if there are none. Raises DamagedMeta or OSError."""
+    path = os.path.join(path, STREAM_META)
+    data = unless_absent(lambda: _read(path), path)
+    return None if data is None else unpacked_meta(data)
+
+
+def unpacked_meta(data: bytes) -> dict[str, Any]:
+    """Return the facts in the bytes of `stream.meta`. Raises DamagedMeta.
+
+    The first release wrote no checksum; what has none is believed.
+    """
+    tail = data[-_CRC_BYTES:]
+    if tail.startswith(_CRC_MARK) and crc32(data[:-_CRC_BYTES]) != int.from_bytes(tail[-4:], "big"):
+        raise DamagedMeta(f"{STREAM_META} does not match its checksum")
     try:
-        with open(os.path.join(path, STREAM_META), "rb") as file:
-            meta = msgpack.unpackb(file.read())
-    except Exception:  # noqa: BLE001 absent, torn or not msgpack: the folder tells us nothing
-        return None
-    return meta if isinstance(meta, dict) else None
+        meta = msgpack.unpackb(data)
+    except Exception as error:  # msgpack raises many kinds
+        raise DamagedMeta(f"{STREAM_META} cannot be unpacked ({type(error).__name__})") from error
+    if not isinstance(meta, dict):
+        raise DamagedMeta(f"{STREAM_META} does not hold a map")
+    meta.pop(_CRC, None)
+    return meta
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_MAX_META_BYTES)
 
 
 def remove(path: str) -> None:

@@ -1,16 +1,22 @@
 """Finding streams on this host that nobody told the daemon about: orphans of dead processes, and the living.
 
-Sought in every candidate folder, since each environment may have chosen another one.
+Sought in every candidate folder, since each environment may have chosen another one. What cannot be read is neither
+there nor absent: it is told apart, since a stream of which only a part is found must not be drained.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 from trackio import folder
-from trackio.places import OWNER, Places
+from trackio.lookup import list_folder, unless_absent
+from trackio.places import OWNER, STREAM_META, Places
+from trackio.segment import PREFIX
+
+MAX_ID_CHARS = 128
 
 
 class Found(NamedTuple):
@@ -23,46 +29,109 @@ class Found(NamedTuple):
     """whether a process holds one of its owner files"""
 
 
+class Damaged(NamedTuple):
+    """A stream's folders that say nothing that can be trusted, though they hold segments and nobody holds them."""
+
+    id: str
+    folders: tuple[str, ...]
+    cause: str
+
+
+class Scan(NamedTuple):
+    """What lies on this host."""
+
+    found: list[Found]
+    damaged: list[Damaged]
+    unreadable: dict[str, OSError]
+    """why nothing can be said of a stream, or of all that lie in a folder"""
+
+
 def find(places: Places) -> list[Found]:
-    """All streams of this data folder that lie on this host, with all of their folders."""
-    folders: dict[str, list[str]] = {}
+    """All streams of this data folder that lie on this host and can be read, with all of their folders."""
+    return scan(places).found
+
+
+def scan(places: Places, but: Container[str] = ()) -> Scan:
+    """Look for all streams of this data folder on this host, `but` these, of which nothing is read."""
+    names: dict[str, None] = {}
+    result = Scan([], [], {})
     for parent in places.stream_folders:
         try:
-            names = os.listdir(parent)
-        except OSError:
+            names.update(dict.fromkeys(list_folder(parent)))
+        except OSError as error:
+            if not _is_foreign(parent):
+                result.unreadable[parent] = error
+    for name in names:
+        if name in but or not is_id(name):
             continue
-        for name in names:
-            path = os.path.join(parent, name)
-            if _is_ours(path):
-                folders.setdefault(name, []).append(path)
-    found = []
-    for name, paths in folders.items():
-        meta = next((m for m in map(folder.read_meta, paths) if m is not None), None)
-        if meta is not None and meta.get("stream") == name:
-            found.append(Found(name, meta, tuple(paths), any(map(_is_held, paths))))
-    return found
+        try:
+            _add(result, name, folders_of(places, name))
+        except OSError as error:
+            result.unreadable[name] = error
+    return result
+
+
+def folders_of(places: Places, stream: str) -> tuple[str, ...]:
+    """The folders of one stream, and no other's are looked at. Raises OSError."""
+    paths = [os.path.join(parent, stream) for parent in places.stream_folders] if is_id(stream) else []
+    return tuple(path for path in paths if _is_ours(path))
+
+
+def is_id(name: str) -> bool:
+    """Whether a stream can be called so: its folders are, and a peer may say anything."""
+    return 0 < len(name) <= MAX_ID_CHARS and name not in (".", "..") and "/" not in name and name.isprintable()
+
+
+def _add(result: Scan, name: str, paths: tuple[str, ...]) -> None:
+    """Adds a stream to what is found. Raises OSError."""
+    meta, causes = None, []
+    for path in paths:
+        try:
+            meta = meta or folder.read_meta(path)
+        except folder.DamagedMeta as error:
+            causes.append(str(error))
+    if meta is not None and meta.get("stream") != name:
+        causes.append(f"{STREAM_META} is that of another stream")
+        meta = None
+    is_held = any(map(_is_held, paths))
+    if meta is not None:
+        result.found.append(Found(name, meta, paths, is_held))
+    elif not is_held and _has_segments(paths):
+        result.damaged.append(Damaged(name, paths, "; ".join(causes) or f"{STREAM_META} is missing"))
+
+
+def _has_segments(paths: tuple[str, ...]) -> bool:
+    return any(name.startswith(PREFIX) for path in paths for name in list_folder(path))
 
 
 def _is_ours(path: str) -> bool:
-    """Whether it is a folder of this user's; one that went while we looked is not."""
+    """Whether it is a folder of this user's; one that went while we looked is not. Raises OSError."""
     try:
-        info = os.lstat(path)
-    except OSError:
-        return False
-    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
+        info = unless_absent(lambda: os.lstat(path), path)
+    except PermissionError:
+        if _is_foreign(path):
+            return False
+        raise
+    return info is not None and stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
+
+
+def _is_foreign(path: str) -> bool:
+    """Whether a path that cannot be looked at lies in a folder of another user's."""
+    while path != (path := os.path.dirname(path)):
+        try:
+            return os.lstat(path).st_uid not in (0, os.geteuid())
+        except OSError:
+            continue
+    return False
 
 
 def _is_held(path: str) -> bool:
-    """Whether a process holds the owner file; in doubt it does."""
-    try:
-        fd = os.open(os.path.join(path, OWNER), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    """Whether a process holds the owner file. Raises OSError."""
+    owner = os.path.join(path, OWNER)
+    fd = unless_absent(lambda: os.open(owner, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW), owner)
+    if fd is None:
         return False
-    except OSError:
-        return True
     try:
         return folder.holder(fd) is not None
-    except OSError:
-        return True
     finally:
         os.close(fd)

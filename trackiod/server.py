@@ -292,10 +292,13 @@ class Server:
 
     def _drain_dead(self, stream: LiveStream) -> None:
         """The process is gone: everything it left is stored, then its stream ends."""
+        try:
+            folders = tuple(dict.fromkeys((*stream.folders, *orphans.folders_of(self._places, stream.id))))
+        except OSError as error:
+            log.warning("what stream %s left cannot be found now: %s", stream.id, error)
+            return
         del self._streams[stream.id]
         self._draining[stream.id] = stream
-        found = next((f for f in orphans.find(self._places) if f.id == stream.id), None)
-        folders = tuple(dict.fromkeys((*stream.folders, *(found.folders if found else ()))))
         stream.folders = list(folders)
         ended = stream.exit().cause or "nobody tells how"
         log.info("%s of run %s (%s) ended: %s", stream.name, stream.meta["run"], stream.id, ended)
@@ -303,8 +306,8 @@ class Server:
 
     def drain_orphans(self) -> None:
         """Streams of dead processes that we never met, or met in a former life."""
-        for found in orphans.find(self._places):
-            if found.id in self._streams or found.id in self._draining or found.is_held:
+        for found in orphans.scan(self._places, but=self._streams.keys() | self._draining.keys()).found:
+            if found.is_held:
                 continue
             if time.monotonic() < self._drain_again_at.get(found.id, 0.0):
                 continue
