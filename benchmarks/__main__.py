@@ -13,7 +13,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 
-from benchmarks import at_rest, client, ends, folding, idle, ingest, media, peers, reading, sampling, training, uploads
+from benchmarks import (
+    at_rest,
+    client,
+    commits,
+    ends,
+    folding,
+    idle,
+    ingest,
+    media,
+    peers,
+    reading,
+    sampling,
+    training,
+    uploads,
+)
 from benchmarks.report import Figure
 from trackio import places
 from trackio.places import Places
@@ -25,6 +39,7 @@ _PARTS: dict[str, Callable[[Places, int], Iterable[Figure]]] = {
     "idle": lambda where, pid: idle.measure(_restarted(where)),
     "folding": folding.measure,
     "ends": ends.measure,
+    "commits": commits.measure,
     "ingest": ingest.measure,
     "peers": peers.measure,
     "sampling": lambda where, pid: sampling.measure(where),

@@ -85,7 +85,7 @@ def send(committer: Committer, start: int, *bodies: bytes) -> int:
         start += len(body)
     committer.outcomes.clear()
     while committer.backlog:
-        assert committer._commit_some()
+        committer.commit_all()
     last = committer.outcomes[-1]
     assert isinstance(last, Reply) and last.message == wire.Ack("s", start)
     return start

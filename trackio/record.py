@@ -32,6 +32,7 @@ CRC_SLICE = 4096  # zlib gives the GIL away above 5 KB; a slice keeps it, so log
 _ALIGN = 8
 _WORD_BYTES = 8
 _ZEROS = bytes(4096)
+_SHORT_BYTES = 512
 
 
 class Kind(IntEnum):
@@ -144,6 +145,15 @@ def records(data: bytes, offset: int) -> Iterator[Record]:
     while (record := record_at(data, position, offset + position)) is not None:
         yield record
         position = record.end - offset
+
+
+def kind_of_last(data: bytes | memoryview, offset: int) -> int | None:
+    """Return the kind of the record that ends `data`, which begins at `offset`; None if it is not a short one."""
+    for position in range(len(data) - HEADER_BYTES - _ALIGN, max(-1, len(data) - _SHORT_BYTES), -_ALIGN):
+        word, length, _ = HEADER.unpack_from(data, position)
+        if word == offset + position | COMMITTED and position + framed_bytes(length) == len(data):
+            return int(data[position + HEADER_BYTES + 1])  # behind the array's own byte
+    return None
 
 
 def salvage(data: bytes, offset: int) -> Iterator[Record | Damage]:

@@ -1,13 +1,14 @@
 """The commit thread: the one place that writes. Takes work from the loop, gives back outcomes.
 
-Everything that waits for the disk happens here, so the loop never does. All work that has queued up is
-committed together, one transaction a project. A full or failing disk rolls back, acks nothing, and the
-same work is tried again later; meanwhile the senders keep their data.
+Everything that waits for the disk happens here, so the loop never does. What has queued up for a project is committed
+together, when `Backlog` says so. A full or failing disk rolls back, acks nothing, and is tried again later with a part
+of the work; meanwhile the senders keep their data.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import sqlite3
@@ -20,15 +21,18 @@ from typing import Any
 from trackio import folder, wire
 from trackio.places import COUNTERS
 from trackiod import incoming, recovery, resuming
+from trackiod.backlog import Backlog
+from trackiod.causes import cause_of
 from trackiod.databases import Databases
 from trackiod.editing import DELETE_PROJECT, edit
 from trackiod.errors import StoreDamaged, StoreError
 from trackiod.exits import verdict
 from trackiod.folding import Folding
 from trackiod.ingest import Duplicate, Refuse, judge
-from trackiod.store import finding
+from trackiod.store import finding, schema
 from trackiod.store.digest import End
 from trackiod.store.project import ProjectStore
+from trackiod.troubles import Troubles
 from trackiod.work import (
     AlertSent,
     Append,
@@ -37,6 +41,7 @@ from trackiod.work import (
     Drained,
     Edit,
     Errand,
+    Failing,
     FileKept,
     Find,
     InCommit,
@@ -54,8 +59,6 @@ from trackiod.work import (
 
 log = logging.getLogger("trackiod.committer")
 
-_RETRY_SECONDS = 1.0
-_MAX_WORK_A_COMMIT = 512
 _PORTION_BYTES = 32 << 20
 """of a long spill in one transaction"""
 _DAMAGED = "the spool was damaged or deleted"
@@ -74,9 +77,9 @@ class Committer:
     ) -> None:
         """`on_outcome` is called in the thread when outcomes wait in `outcomes`, `on_errand` with everything that is to
         be done beside storing, more than once if need be."""
-        self.outcomes: deque[Reply | Drained | NotDrained | Deleted] = deque()
+        self.outcomes: deque[Reply | Drained | NotDrained | Deleted | Failing] = deque()
         self.problem = ""
-        """why nothing can be committed now, or empty"""
+        """why something cannot be committed now, or empty"""
         self.commits = 0
         self.of_project: Counter[str] = Counter()
         """commits that changed a project"""
@@ -91,7 +94,9 @@ class Committer:
         """of what the transaction in hand stored, to be folded later"""
         self._errands: list[Errand] = []
         """what is to be done beside storing what the transaction in hand stored"""
-        self._work: deque[Work] = deque()
+        self._backlog = Backlog()
+        self._backlog_lock = threading.Lock()
+        self._troubles = Troubles()
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
@@ -101,13 +106,32 @@ class Committer:
         self._thread.start()
 
     def submit(self, work: Work) -> None:
-        self._work.append(work)
-        self._wake.set()
+        """Takes work from any thread."""
+        with self._backlog_lock:
+            is_sooner = self._backlog.add(work, time.monotonic())
+        if is_sooner:
+            self._wake.set()
+
+    def submit_batch(self, work: Append) -> bool:
+        """The same; False if it is not taken now: commits of its project fail, or the disk is behind."""
+        with self._backlog_lock:
+            if self._backlog.room(work.project) < len(work.data.body):
+                return False
+            is_sooner = self._backlog.add(work, time.monotonic())
+        if is_sooner:
+            self._wake.set()
+        return True
+
+    def room(self, project: str) -> int:
+        """How many bytes of batches of a project would be taken now."""
+        with self._backlog_lock:
+            return self._backlog.room(project)
 
     @property
     def backlog(self) -> int:
         """Pieces of work not yet done."""
-        return len(self._work)
+        with self._backlog_lock:
+            return len(self._backlog)
 
     def stop(self, seconds: float) -> bool:
         """Commits what is queued, closes the databases; False if the disk took too long."""
@@ -125,46 +149,65 @@ class Committer:
     # -- the thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            self._wake.wait(0 if self._work else self._folding.seconds_until_due())
-            self._wake.clear()
-            while self._work:
-                if not self._commit_some():
-                    break
+        while not self._stopping:
+            self._wait()
+            while self._commit_next():
                 for _ in range(self._folding.slices_beside_ingest()):
                     self._folding.step()
-            if self._stopping:
-                break
-            if self._folding.is_due():
+            if self._folding.is_due() and not self._stopping:
                 self._folding.step()
+        self.commit_all()
         self._databases.close_all()
 
-    def _commit_some(self) -> bool:
-        """Commits what is queued, a project at a time. False if the disk refused."""
-        taken = [self._work.popleft() for _ in range(min(len(self._work), _MAX_WORK_A_COMMIT))]
-        by_project: dict[str, list[Work]] = {}
+    def _wait(self) -> None:
+        with self._backlog_lock:
+            until_due = self._backlog.seconds_until_due(time.monotonic())
+        seconds = [s for s in (until_due, self._folding.seconds_until_due()) if s is not None]
+        self._wake.wait(min(seconds, default=None))
+        self._wake.clear()
+
+    def commit_all(self) -> None:
+        """Commits what is queued, whether it is due or not; what fails stays queued. In the thread, or without it."""
+        with self._backlog_lock:
+            self._backlog.hurry(is_last_try=True)
+        while self._commit_next():
+            with self._backlog_lock:
+                self._backlog.hurry()
+
+    def _commit_next(self) -> bool:
+        """Commits the work that is due of one project. False if none is."""
+        with self._backlog_lock:
+            taken = self._backlog.take(time.monotonic())
+        if not taken:
+            return False
+        project = taken[0].project
+        items: list[InCommit] = [work for work in taken if not isinstance(work, Edit)]
+        failed = self._commit(project, items) if items else ""
         for work in taken:
-            by_project.setdefault(work.project, []).append(work)
-        problem = ""
-        for project, all_items in by_project.items():
-            items: list[InCommit] = [work for work in all_items if not isinstance(work, Edit)]
-            failed = self._commit(project, items) if items else ""
-            for work in all_items:
-                if isinstance(work, Edit):
-                    answer = edit(self._databases, work)
-                    if answer.done and work.action == DELETE_PROJECT:
-                        self.outcomes.append(Deleted(work.project))
-                    self.outcomes.append(Reply(work.peer, answer))
-                    self._note_commit(work.project, work.argument)
-                    self._on_outcome()
+            if isinstance(work, Edit):
+                self._edit(work)
+        with self._backlog_lock:
             if failed:
-                problem = failed
-                log.warning("%s", failed)
-                self._work.extendleft(reversed(items))
-        self.problem = problem
-        if problem and not self._stopping:
-            time.sleep(_RETRY_SECONDS)
-        return not problem
+                self._backlog.put_back(project, items, math.inf if self._stopping else time.monotonic())
+            else:
+                self._backlog.done(project, time.monotonic())
+        if failed:
+            self._note_failure(project, failed)
+            self.outcomes.append(Failing(project))
+        self.problem = self._troubles.summary
+        self._on_outcome()
+        return True
+
+    def _edit(self, work: Edit) -> None:
+        answer = edit(self._databases, work)
+        if answer.done and work.action == DELETE_PROJECT:
+            self.outcomes.append(Deleted(work.project))
+        self.outcomes.append(Reply(work.peer, answer))
+        self._note_commit(work.project, work.argument)
+
+    def _note_failure(self, project: str, sentence: str) -> None:
+        if message := self._troubles.note(project, sentence, time.monotonic()):
+            log.warning("%s", message)
 
     def _commit(self, project: str, items: list[InCommit]) -> str:
         """One transaction over one project's work. Returns why it could not be done, or ""."""
@@ -173,10 +216,11 @@ class Committer:
         except StoreDamaged as error:
             return self._databases.set_aside(project, str(error))
         except StoreError as error:
-            self._refuse(items, str(error))
+            self._refuse(project, items, str(error))
             return ""
         except (sqlite3.Error, OSError) as error:
-            return f"project {project!r} cannot be opened: {error}"
+            path = schema.path_of(self._projects, project)
+            return f"project {project!r} cannot be opened: {cause_of(error, path)}."
         self._raw_bytes = 0
         self._errands = []
         outcomes: list[Reply | Drained] = []
@@ -192,7 +236,7 @@ class Committer:
             self._databases.close(project)
             if is_damaged:
                 return self._databases.set_aside(project, f"{store.path} is damaged ({error}).")
-            return f"project {project!r} cannot be written: {error}"
+            return f"project {project!r} cannot be written: {cause_of(error, store.path)}."
         except Exception:  # the border of the commit thread: one odd piece of work must not stop the others
             log.exception("internal error in project %r", project)
             return self._commit_apart(project, items)
@@ -200,6 +244,8 @@ class Committer:
             self._databases.close(project)
             return f"the database of project {project!r} was removed; it goes on in a new one."
         self._note_commit(project)
+        if message := self._troubles.clear(project, time.monotonic()):
+            log.info("%s", message)
         streams = [work.stream for work in items if isinstance(work, OfStream)]
         self._folding.note(project, streams, self._raw_bytes)
         for act in after:
@@ -217,7 +263,7 @@ class Committer:
     def _commit_apart(self, project: str, items: list[InCommit]) -> str:
         """Finds the piece of work that cannot be done by doing each alone; that one is refused."""
         if len(items) == 1:
-            self._refuse(items, "internal error in trackiod, see its log.")
+            self._refuse(project, items, "internal error in trackiod, see its log.")
             return ""
         for i, work in enumerate(items):
             failed = self._commit(project, [work])
@@ -226,9 +272,9 @@ class Committer:
                 return failed
         return ""
 
-    def _refuse(self, items: list[InCommit], reason: str) -> None:
+    def _refuse(self, project: str, items: list[InCommit], reason: str) -> None:
         """The project cannot be written by us at all: its senders keep their data."""
-        log.warning("%s", reason)
+        self._note_failure(project, reason)
         for work in items:
             if isinstance(work, (Register, Append)):
                 self.outcomes.append(Reply(work.peer, wire.Refusal(work.stream, reason)))

@@ -13,8 +13,10 @@ import zmq
 
 from trackio import wire
 from trackio.places import Places
+from trackio.shipping import WINDOW_BYTES
 from trackio.version import __version__
 from trackiod import orphans, streams
+from trackiod.admission import Admission
 from trackiod.committer import Committer
 from trackiod.errands import Errands
 from trackiod.exits import Exit
@@ -22,7 +24,7 @@ from trackiod.outlets import Outlets
 from trackiod.peers import Peers
 from trackiod.sampling import Sampling
 from trackiod.streams import LiveStream
-from trackiod.work import Append, Deleted, Drain, Drained, Edit, Find, NotDrained, Refused, Register, Reply
+from trackiod.work import Append, Deleted, Drain, Drained, Edit, Failing, Find, NotDrained, Refused, Register, Reply
 
 log = logging.getLogger("trackiod.server")
 
@@ -31,7 +33,8 @@ _LOOK_SECONDS = 0.05
 """from tick to tick while somebody waits for what other hosts copied"""
 _SCAN_SECONDS = 5.0
 _DRAIN_AGAIN_SECONDS = 60.0
-_RECEIVE_HWM = 8
+_RECEIVE_HWM = 2
+"""Messages of a peer, up to 2 MiB each, that libzmq holds where the loop is slow."""
 _MAX_MESSAGES_A_TURN = 256
 
 
@@ -61,6 +64,7 @@ class Server:
         self._draining: dict[str, LiveStream | None] = {}
         self._drain_again_at: dict[str, float] = {}
         self._peers = Peers()
+        self._admission = Admission()
         self._nonsense = 0
         self._complained_at = 0.0
         self._started_at = self._busy_at = time.monotonic()
@@ -196,6 +200,7 @@ class Server:
         stream.watch(os.fsdecode(spool) if isinstance(spool, (bytes, str)) else "")
         stream.is_alive(pid)
         self._outlets.meet(hello.meta, hello.secrets)
+        self._admission.forget(stream.id)  # the WELCOME says where it goes on
         self._committer.submit(Register(stream.project, stream.id, hello.meta, peer))
 
     def _on_data(self, peer: bytes, data: wire.Data) -> None:
@@ -204,7 +209,10 @@ class Server:
             self._send(peer, wire.Unknown(data.stream))
             return
         self._hear(stream, data.end, data.refused)
-        self._committer.submit(Append(stream.project, stream.id, data, peer))
+        if not self._admission.accepts(stream.id, data.start, data.oldest):
+            return
+        if not self._committer.submit_batch(Append(stream.project, stream.id, data, peer)):
+            self._admission.drop(stream.id)
 
     def _on_heartbeat(self, peer: bytes, beat: wire.Heartbeat) -> None:
         stream = self._streams.get(beat.stream)
@@ -213,7 +221,8 @@ class Server:
             return
         if self._hear(stream, beat.head, beat.refused):
             self._committer.submit(Refused(stream.project, stream.id, *stream.refused))
-        self._send(peer, wire.Ack(stream.id, stream.committed))
+        if not self._admission.is_dropped(stream.id):  # else it would send again what cannot be taken
+            self._send(peer, wire.Ack(stream.id, stream.committed))
 
     @staticmethod
     def _hear(stream: LiveStream, head: int, refused: list[int]) -> bool:
@@ -243,9 +252,30 @@ class Server:
                 self._drain_again_at[outcome.stream] = time.monotonic() + _DRAIN_AGAIN_SECONDS
             elif isinstance(outcome, Deleted):
                 self._outlets.uploading.forget(outcome.project)
+            elif isinstance(outcome, Failing):
+                self._drop_batches(outcome.project)
             elif isinstance(outcome, Reply):
                 self._note_commit(outcome.message)
                 self._send(outcome.peer, self._introduced(outcome.message))
+        self._resume_dropped()
+
+    def _drop_batches(self, project: str) -> None:
+        """Commits of a project fail: what its senders have sent is dropped here, they keep it."""
+        for stream in self._streams.values():
+            if stream.project == project:
+                self._admission.drop(stream.id)
+
+    def _resume_dropped(self) -> None:
+        """Asks senders whose batches were dropped to go on, as many as there is room for."""
+        promised = 0
+        for stream_id in self._admission.dropped:
+            stream = self._streams.get(stream_id)
+            if stream is None:
+                self._admission.forget(stream_id)
+            elif self._committer.room(stream.project) - promised >= WINDOW_BYTES:
+                promised += WINDOW_BYTES
+                self._admission.resume(stream_id, stream.committed)
+                self._send(stream.peer, wire.Ack(stream_id, stream.committed, rewind=True))
 
     def _note_commit(self, message: wire.Message) -> None:
         if isinstance(message, (wire.Ack, wire.Welcome)) and message.stream in self._streams:
@@ -298,6 +328,7 @@ class Server:
             log.warning("what stream %s left cannot be found now: %s", stream.id, error)
             return
         del self._streams[stream.id]
+        self._admission.forget(stream.id)
         self._draining[stream.id] = stream
         stream.folders = list(folders)
         ended = stream.exit().cause or "nobody tells how"

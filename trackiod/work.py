@@ -129,6 +129,12 @@ class Deleted(NamedTuple):
     project: str
 
 
+class Failing(NamedTuple):
+    """A project cannot be committed now: batches of it are not taken until it can."""
+
+    project: str
+
+
 class ToKeep(NamedTuple):
     """A file waits to be kept."""
 
