@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trackio import context_vars, gauges, opening, process, surface, voice
+from trackio import context_vars, gauges, opening, process, surface, values, voice
 from trackio.alerts import AlertLevel
 from trackio.configuration import Config, Current, Summary
 from trackio.runs import Run
@@ -146,7 +146,7 @@ def save(glob_str: Any, base_path: Any = None, policy: str | None = None, *, pro
     """Keeps the files that a path or pattern names with the current run: `Run.save`. Returns the folder that they come
     to lie in. Raises ValueError if there is none, RuntimeError before any `init()`."""
     run = _needed("save")
-    if project not in (None, run.project):
+    if project is not None and values.text_of(project) != run.project:
         voice.warn_once("save project", f"save() keeps files with the current run, whose project is {run.project!r}.")
     return run.save(glob_str, base_path, policy)
 
@@ -161,7 +161,7 @@ def _current() -> Run | None:
 
 
 def _needed(function: str, run: Run | None = None) -> Run:
-    run = run or _current()
+    run = run if run is not None else _current()
     if run is None:
         raise RuntimeError(f"Call trackio.init() before trackio.{function}().")
     return run

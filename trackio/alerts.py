@@ -5,7 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from trackio.values import clean_text
+from trackio.interrupts import hand_on
+from trackio.values import short_repr, text_of
 
 MOST_CHARS = 20_000
 """of a title or text; more is cut"""
@@ -53,21 +54,25 @@ def level_of(level: Any) -> AlertLevel:
     """The level of that name, in any case; wandb's and logging's words too. Raises ValueError."""
     if isinstance(level, AlertLevel):
         return level
-    word = str(getattr(level, "value", level)).strip().lower()
+    try:
+        word = text_of(getattr(level, "value", level)).strip().lower()
+    except Exception as error:  # noqa: BLE001 the user's type
+        hand_on(error)
+        word = text_of(level)
     try:
         return AlertLevel(_OTHER_WORDS.get(word, word))
     except ValueError:
-        raise ValueError(f"Invalid alert level {level!r}. Expected one of: info, warn, error.") from None
+        raise ValueError(f"Invalid alert level {short_repr(level)}. Expected one of: info, warn, error.") from None
 
 
 def facts(level: AlertLevel, title: Any, text: Any, step: int | None, webhook: str | None) -> dict[str, Any]:
     """What a record of an alert holds."""
     return {
         "level": level.value,
-        "title": clean_text(str(title))[:MOST_CHARS],
-        "text": None if text is None else clean_text(str(text))[:MOST_CHARS],
+        "title": text_of(title)[:MOST_CHARS],
+        "text": None if text is None else text_of(text)[:MOST_CHARS],
         "step": step,
-        "webhook": None if webhook is None else clean_text(str(webhook))[:MOST_CHARS],
+        "webhook": None if webhook is None else text_of(webhook)[:MOST_CHARS],
     }
 
 

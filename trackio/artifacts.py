@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from trackio import surface, voice
+from trackio.border import raises_only
+from trackio.configuration import as_mapping
 from trackio.staging import sha256_of
-from trackio.values import Unstorable, plain_config
+from trackio.values import Unstorable, clean_text, is_given, is_mapping, plain_config, short_repr, text_of
 
 if TYPE_CHECKING:
     from trackio.stream import Stream
@@ -53,7 +55,14 @@ def checked_path(path: Any) -> str:
         raise ValueError(
             f"Invalid artifact path {str(text)[:140]!r}: it must be relative, without '..' and backslashes."
         )
-    return str(text)
+    return clean_path(text)
+
+
+def clean_path(path: str) -> str:
+    """A path on this host as one in an artifact: what is not UTF-8 is written as in URLs, `caf%E9.txt`, and so is a
+    backslash, which separates folders elsewhere."""
+    odd = (c for c in {*path} if c == "\\" or 0xD800 <= ord(c) < 0xE000)
+    return str.__str__(path).translate({ord(c): f"%{ord(c) & 0xFF:02X}" for c in odd})
 
 
 _handed_over: dict[tuple[str, str, str], tuple[str, str, int]] = {}
@@ -68,13 +77,14 @@ class Artifact:
     Raises ValueError for a name that is none.
     """
 
+    @raises_only(ValueError)
     def __init__(
         self, name: str, type: str = "unspecified", description: str | None = None, metadata: Any = None
     ) -> None:
         self.name = checked_name(name)
-        self.type = str(type)
-        self.description = description
-        self.metadata: dict[str, Any] = dict(metadata) if metadata else {}
+        self.type = text_of(type)
+        self.description = None if description is None else text_of(description)
+        self.metadata: dict[str, Any] = _metadata(metadata)
         self._files: list[tuple[str, str]] = []
         self._references: list[dict[str, Any]] = []
         self._at: tuple[str, str, int] | None = None
@@ -84,35 +94,39 @@ class Artifact:
 
     # -- collecting ---------------------------------------------------------------------------------------------
 
+    @raises_only(ValueError, RuntimeError)
     def add_file(self, local_path: Any, name: Any = None, **unused: Any) -> None:
         """Adds a file, under its own name or another. Raises ValueError if it is none, or the name is taken."""
-        path = os.path.realpath(os.fspath(local_path))
+        path = os.path.realpath(os.fsdecode(local_path))
         if not os.path.isfile(path):
-            raise ValueError(f"Not a regular file: {local_path}")
-        self._add(path, checked_path(name if name is not None else os.path.basename(path)))
+            raise ValueError(f"Not a regular file: {clean_text(path)}")
+        self._add(path, checked_path(name if name is not None else clean_path(os.path.basename(path))))
 
+    @raises_only(ValueError, RuntimeError)
     def add_dir(self, local_dir: Any, name: Any = None, **unused: Any) -> None:
         """Adds every regular file below a folder; links are left out. Raises ValueError if it is none."""
-        root = os.path.realpath(os.fspath(local_dir))
+        root = os.path.realpath(os.fsdecode(local_dir))
         if not os.path.isdir(root):
-            raise ValueError(f"Not a directory: {local_dir}")
+            raise ValueError(f"Not a directory: {clean_text(root)}")
         prefix = checked_path(str(name).rstrip("/")) + "/" if name else ""
         for folder, folders, names in os.walk(root):
             folders.sort()
             for each in sorted(names):
                 path = os.path.join(folder, each)
                 if os.path.isfile(path) and not os.path.islink(path):
-                    self._add(path, checked_path(prefix + os.path.relpath(path, root)))
+                    self._add(path, checked_path(prefix + clean_path(os.path.relpath(path, root))))
 
+    @raises_only(ValueError, RuntimeError)
     def add_reference(self, uri: str, name: Any = None, checksum: bool = True, max_objects: int | None = None) -> None:
         """Adds an address without its bytes. What `file://` addresses name is looked at, a folder file by file (at most
         `max_objects`, 10,000 without); others are recorded as they are, and their address stands for their content.
         Raises ValueError for what is no address or names nothing."""
         self._check_open()
-        parts = urlsplit(str(uri))
+        uri = text_of(uri)
+        parts = urlsplit(uri)
         if not parts.scheme or not (parts.netloc or parts.path):
-            raise ValueError(f"Invalid reference URI {str(uri)[:200]!r}: it has no scheme.")
-        if _SIGNED.search(str(uri)):
+            raise ValueError(f"Invalid reference URI {uri[:200]!r}: it has no scheme.")
+        if _SIGNED.search(uri):
             voice.warn_once("signed", "a reference looks like a signed address; it is recorded whole, secret included.")
         if parts.scheme != "file":
             self._refer(checked_path(name or parts.path.rstrip("/").rpartition("/")[2] or parts.netloc), uri, uri, 0)
@@ -129,7 +143,9 @@ class Artifact:
 
     def _refer(self, inside: str, uri: str, digest: str, size: int) -> None:
         self._check_free(inside)
-        self._references.append({"path": inside, "ref": str(uri), "digest": str(digest), "size": size})
+        self._references.append(
+            {"path": inside, "ref": clean_text(uri), "digest": clean_text(str(digest)), "size": size}
+        )
 
     def _check_open(self) -> None:
         if self._at is not None or self._found is not None:
@@ -241,13 +257,19 @@ class Artifact:
         return f"<Artifact {self.name!r} of type {self.type!r}>"
 
 
+def _metadata(given: Any) -> dict[Any, Any]:
+    if not is_given(given):
+        return {}
+    return as_mapping(given) if is_mapping(given) else dict(given)
+
+
 def made_of(artifact_or_path: Any, name: str | None, type_: str | None) -> Artifact:
     """The artifact, or one made of a file or folder. Raises ValueError."""
     if isinstance(artifact_or_path, Artifact):
         if name is not None or type_ is not None:
             raise ValueError("name/type can only be passed when logging a path; set them on the Artifact instead.")
         return artifact_or_path
-    path = os.fspath(artifact_or_path)
+    path = os.fsdecode(artifact_or_path)
     base = os.path.basename(os.path.abspath(path))
     artifact = Artifact(name or re.sub(r"[^A-Za-z0-9._-]", "_", base)[:128], type_ or "unspecified")
     if os.path.isdir(path):
@@ -285,13 +307,13 @@ def used(data: str, project: str, artifact_or_name: Any, type_: str | None) -> A
         artifact_or_name._known()
         return artifact_or_name
     library = surface.daemons("library")
-    its_project, name, _ = library.parted(str(artifact_or_name), project)
+    its_project, name, _ = library.parted(text_of(artifact_or_name), project)
     last = _handed_over.get((data, its_project, name))
     if last is not None:
         library.awaited(*last, None)
-    found = library.find(data, project, str(artifact_or_name))
-    if type_ is not None and found.type != type_:
-        raise ValueError(f"Artifact {artifact_or_name!r} has type {found.type!r}, not {type_!r}.")
+    found = library.find(data, project, text_of(artifact_or_name))
+    if type_ is not None and found.type != text_of(type_):
+        raise ValueError(f"Artifact {short_repr(artifact_or_name)} has type {found.type!r}, not {short_repr(type_)}.")
     artifact = Artifact(found.name, found.type, found.description, found.metadata)
     artifact._found = found
     return artifact

@@ -9,6 +9,8 @@ from typing import Any
 from trackio.media import Media
 from trackio.rich import as_array
 from trackio.staging import Staged, Staging
+from trackio.steps import integral
+from trackio.values import clean_text, is_given, short_repr, text_of
 
 _MAX_POINTS = 300_000
 
@@ -26,16 +28,17 @@ class Audio(Media):
         self, value: Any, caption: str | None = None, sample_rate: int | None = None, format: str | None = None
     ) -> None:
         super().__init__(value, caption)
-        self._sample_rate = sample_rate
+        self._sample_rate: int | None = None
         if self._is_path:
             return
         if sample_rate is None:
             raise ValueError("Sample rate is required when value is an ndarray")
-        if not isinstance(sample_rate, int) or not 0 < sample_rate < 1 << 31:
-            raise ValueError(f"Invalid sample_rate: {sample_rate}")
-        self._format = format or "wav"
+        self._sample_rate = integral(sample_rate)
+        if self._sample_rate is None or not 0 < self._sample_rate < 1 << 31:
+            raise ValueError(f"Invalid sample_rate: {short_repr(sample_rate)}")
+        self._format = text_of(format) if is_given(format) else "wav"
         if self._format not in ("wav", "mp3"):
-            raise ValueError(f"Unsupported format: {format}. Supported: wav, mp3")
+            raise ValueError(f"Unsupported format: {self._format}. Supported: wav, mp3")
         self._value = _pcm(value)
 
     def _write(self, staging: Staging) -> Staged:
@@ -85,20 +88,20 @@ class Video(Media):
         self, value: Any, caption: str | None = None, fps: float | None = None, format: str | None = None, **unused: Any
     ) -> None:
         super().__init__(value, caption)
-        self._fps = 24 if fps is None else fps
         if self._is_path:
             return
-        self._format = format or "gif"
+        self._format = text_of(format) if is_given(format) else "gif"
         if self._format not in ("gif", "mp4", "webm"):
-            raise ValueError(f"Unsupported format: {format}. Supported: gif, mp4, webm")
+            raise ValueError(f"Unsupported format: {self._format}. Supported: gif, mp4, webm")
+        self._fps = 24.0 if fps is None else float(fps)
         if not 0 < self._fps <= 1000:
-            raise ValueError(f"Invalid fps: {fps}")
+            raise ValueError(f"Invalid fps: {short_repr(fps)}")
         self._value = _frames(value)
 
     def _write(self, staging: Staging) -> Staged:
         _, height, width, _ = self._value.shape
         data = self._value.tobytes()
-        return staging.write([data], f".{self._format}", encode="video", size_px=(width, height), fps=float(self._fps))
+        return staging.write([data], f".{self._format}", encode="video", size_px=(width, height), fps=self._fps)
 
 
 def _frames(value: Any) -> Any:
@@ -140,9 +143,10 @@ class Object3D(Media):
         self.original_point_count: int | None = None
         self.rendered_point_count: int | None = None
         if self._is_path:
-            self._format = os.path.splitext(os.fspath(path_or_array))[1][1:].lower()
+            self._format = os.path.splitext(self._value)[1][1:].lower()
             if self._format not in self._FORMATS:
-                raise ValueError(f"Unsupported 3D format '{self._format}'. Supported: {', '.join(self._FORMATS)}")
+                known = ", ".join(self._FORMATS)
+                raise ValueError(f"Unsupported 3D format '{clean_text(self._format)}'. Supported: {known}")
             self.kind = "gaussian_splat" if self._format == "splat" else "mesh"
             return
         self._format, self.kind = "ply", "point_cloud"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from trackio.values import clean_text, plain_config
+from trackio.border import never_raises
+from trackio.interrupts import hand_on
+from trackio.values import is_mapping, key_text, pairs_of, plain_config, short_repr
 
 _CONTROL_WORDS = frozenset({"allow_val_change"})
 """Words that wandb's `update` takes beside values: readable afterwards, never stored."""
@@ -24,10 +26,15 @@ class Told(MutableMapping[str, Any]):
         """From now on `on_change` gets the plain form of what is set."""
         object.__setattr__(self, "_on_change", on_change)
 
-    def _change(self, values: Mapping[str, Any]) -> None:
-        self._values.update(values)
-        self._set.update(values)
-        stored = {clean_text(str(k)): plain_config(v) for k, v in values.items() if k not in _CONTROL_WORDS}
+    @never_raises(None)
+    def _change(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+        stored: dict[str, Any] = {}
+        for key, value in pairs:
+            name = key_text(key)
+            key = _usable(key, name)
+            self._values[key] = self._set[key] = value
+            if name not in _CONTROL_WORDS:
+                stored[name] = plain_config(value)
         if self._on_change is not None and stored:
             self._on_change(stored)
 
@@ -35,13 +42,13 @@ class Told(MutableMapping[str, Any]):
         return self._values[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._change({key: value})
+        self._change([(key, value)])
 
     def __delitem__(self, key: str) -> None:
         del self._values[key]
         self._set.pop(key, None)
         if self._on_change is not None:
-            self._on_change({key: None})
+            self._on_change({key_text(key): None})
 
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._values))
@@ -58,24 +65,28 @@ class Told(MutableMapping[str, Any]):
             raise AttributeError(f"the {type(self).__name__.lower()} has no {name!r}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._change({name: value})
+        self._change([(name, value)])
 
     def __delattr__(self, name: str) -> None:
         del self[name]
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """As `dict.update`; objects that hold a configuration (`Namespace`, dataclass) are taken too."""
-        values: dict[str, Any] = {}
+        """As `dict.update`; objects that hold a configuration (`Namespace`, dataclass) are taken too. Raises nothing:
+        a value that cannot be read is named in its place."""
         for source in args:
-            values.update(source if isinstance(source, Mapping) else as_mapping(source))
-        self._change(values | kwargs)
+            self._change(as_mapping(source).items())
+        self._change(kwargs.items())
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, as wandb has it."""
         return dict(self._values)
 
     def __repr__(self) -> str:
-        return repr(self._values)
+        try:
+            return repr(self._values)
+        except Exception as error:  # noqa: BLE001 the user's values
+            hand_on(error)
+            return "{" + ", ".join(f"{key!r}: {short_repr(value)}" for key, value in self._values.items()) + "}"
 
     def __reduce__(self) -> Any:
         """A copy, also a deep or a pickled one, is the user's own: what is set there is told to nobody."""
@@ -102,14 +113,29 @@ class Summary(Told):
     least, greatest and mean values of what was logged, which they work out themselves."""
 
 
-def as_mapping(source: Any) -> dict[str, Any]:
-    """A configuration object as a dict; one that cannot be read as one becomes `{"config": ...}`."""
+def as_mapping(source: Any) -> dict[Any, Any]:
+    """A configuration object as a dict; one that cannot be read as one becomes `{"config": ...}`. Never raises."""
     if source is None:
         return {}
-    if isinstance(source, Mapping):
-        return dict(source)
+    if is_mapping(source):
+        try:
+            return {_usable(key, key_text(key)): value for key, value in pairs_of(source)}
+        except Exception as error:  # noqa: BLE001 the user's type
+            hand_on(error)
     plain = plain_config(source)
     return plain if isinstance(plain, dict) else {"config": plain}
+
+
+def _usable(key: Any, name: str) -> Any:
+    """The key, if a dict can hold it, else its `name`."""
+    if isinstance(key, str):
+        return str.__str__(key)
+    try:
+        _ = {key: None, name: None}[key]
+    except Exception as error:  # noqa: BLE001 the user's type
+        hand_on(error)
+        return name
+    return key
 
 
 class Current(MutableMapping[str, Any]):

@@ -7,6 +7,7 @@ from typing import Any
 
 from trackio import newest, places, settings, voice
 from trackio.host import control_group, covers, devices_group
+from trackio.interrupts import hand_on
 from trackio.newest import Sample
 from trackio.values import short_repr
 
@@ -21,6 +22,7 @@ def gpus(device: int | None = None) -> dict[str, Any]:
     try:
         return _gpus(_samples(), device)
     except Exception as error:  # noqa: BLE001 the border to the user's process
+        hand_on(error)
         voice.warn_once("log_gpu", f"log_gpu() failed and returns nothing: {short_repr(error)}")
         return {}
 
@@ -48,6 +50,7 @@ def host() -> dict[str, Any]:
     try:
         return _host(_samples())
     except Exception as error:  # noqa: BLE001 the border to the user's process
+        hand_on(error)
         voice.warn_once("log_cpu", f"log_cpu() failed and returns nothing: {short_repr(error)}")
         return {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trackio.figures import is_a, is_animation, is_figure, is_pil, is_plotly
+from trackio.interrupts import hand_on
 from trackio.media import Html, Image
 from trackio.rich import Rich, Table
 from trackio.staging import Staging
@@ -30,6 +31,7 @@ def keeper(staging: Staging) -> Keep:
         except Unstorable:
             raise
         except Exception as error:
+            hand_on(error)
             raise Unstorable(f"its {type(rich).__name__} could not be kept ({short_repr(error)})") from error
 
     return keep
@@ -39,4 +41,5 @@ def _made(kind: type[Rich], *contents: Any) -> Rich:
     try:
         return kind(*contents)
     except Exception as error:
+        hand_on(error)
         raise Unstorable(f"no {kind.__name__} could be made of it ({short_repr(error)})") from error

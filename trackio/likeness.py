@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from trackio import voice
+from trackio.border import never_raises, raises_only
 from trackio.names import MAX_NAME_CHARS
 from trackio.record import Kind
-from trackio.values import clean_text, short_repr
+from trackio.values import is_given, key_text
 
 if TYPE_CHECKING:
     from trackio.steps import Steps
@@ -47,7 +48,7 @@ class Likeness:
 
     @name.setter
     def name(self, name: str) -> None:
-        self._name = clean_text(name if isinstance(name, str) else short_repr(name))[:MAX_NAME_CHARS]
+        self._name = key_text(name)[:MAX_NAME_CHARS]
         self._note(Kind.NAME, self._name)
 
     @property
@@ -84,17 +85,20 @@ class Likeness:
     def project_name(self) -> str:
         return self.project
 
+    @never_raises(None, RuntimeError)
     def watch(self, models: Any, **options: Any) -> None:
         """As `trackio.watch`, for this run."""
         from trackio.watching import watch
 
         watch(models, **options)
 
+    @never_raises(None)
     def unwatch(self, models: Any = None) -> None:
         from trackio.watching import unwatch
 
         unwatch(models)
 
+    @raises_only(ValueError, RuntimeError)
     def log_artifact(
         self, artifact_or_path: Any, name: str | None = None, type: str | None = None, aliases: Any = None,
         overwrite: bool = False, **unused: Any,
@@ -111,10 +115,11 @@ class Likeness:
             raise ValueError(f"Artifact {artifact.name!r} has no files or references; call add_file first.")
         stream = self._open()
         if stream is not None:
-            for problem in artifact._hand_over(stream, self.dir, self.project, wanted, overwrite=bool(overwrite)):
+            for problem in artifact._hand_over(stream, self.dir, self.project, wanted, overwrite=is_given(overwrite)):
                 voice.warn_once(problem, problem)
         return artifact
 
+    @raises_only(ValueError, RuntimeError, TimeoutError)
     def use_artifact(self, artifact_or_name: Any, type: str | None = None, **unused: Any) -> Any:
         """A logged artifact by `name` (its latest version), `name:alias` or `name:v3`, also of another project as
         `project/name:v3`; notes that this run used it. Raises ValueError if there is none, or of another type."""
@@ -126,6 +131,7 @@ class Likeness:
             stream.note_artifact(stream.next_artifact(), "input", artifact.name, dict(artifacts.use_facts(artifact)))
         return artifact
 
+    @raises_only(ValueError)
     def save(self, glob_str: Any, base_path: Any = None, policy: str | None = None) -> str:
         """Keeps the files that a path or a pattern (`**` too) names, each under its path below `base_path`, else below
         the working folder; as they are now, whatever `policy` says. Returns the folder they come to lie in. Raises

@@ -12,7 +12,7 @@ from typing import Any
 from trackio.figures import is_figure, is_pil, is_plotly, png_of, svg_of
 from trackio.rich import Rich, as_array
 from trackio.staging import Staged, Staging
-from trackio.values import Keep, clean_text
+from trackio.values import Keep, clean_text, is_given, text_of, type_name
 
 _OVERSHOOT = 0.01
 """what a decoder's output may be beyond 0 and 1"""
@@ -25,11 +25,13 @@ class Media(Rich):
         """Raises ValueError if `value` is a path and there is no such file."""
         self.caption = caption
         self._value = value
+        if self._is_path:
+            self._value = os.fsdecode(value)
         self._format: str | None = None
         self._staged: Staged | None = None
         self._staged_for = ""
-        if self._is_path and not os.path.isfile(value):
-            raise ValueError(f"File not found: {value}")
+        if self._is_path and not os.path.isfile(self._value):
+            raise ValueError(f"File not found: {clean_text(self._value)}")
 
     @property
     def _is_path(self) -> bool:
@@ -37,9 +39,9 @@ class Media(Rich):
 
     def _stored(self, staging: Staging, keep: Keep) -> dict[str, Any]:
         if self._staged is None or self._staged_for != staging.stream:
-            self._staged = staging.take(os.fspath(self._value)) if self._is_path else self._write(staging)
+            self._staged = staging.take(self._value) if self._is_path else self._write(staging)
             self._staged_for = staging.stream
-        caption = None if self.caption is None else clean_text(str(self.caption))
+        caption = None if self.caption is None else text_of(self.caption)
         return {"_type": self.TYPE, "file": self._staged.id, "caption": caption, **self._facts()}
 
     def _write(self, staging: Staging) -> Staged:
@@ -95,7 +97,7 @@ class Image(Media):
         if is_figure(value):
             return
         if not hasattr(value, "__array__") and not hasattr(value, "detach"):
-            raise ValueError(f"An Image is made of a path, an array or a PIL image, not of a {type(value).__name__}.")
+            raise ValueError(f"An Image is made of a path, an array or a PIL image, not of a {type_name(value)}.")
         self._value = _image_array(value)
 
     @property
@@ -137,7 +139,7 @@ class Html(Media):
     ) -> None:
         super().__init__(None, caption)
         self._format = "html"
-        self._html = _as_page(_html_of(data, data_is_not_path), inject)
+        self._html = _as_page(_html_of(data, is_given(data_is_not_path)), is_given(inject))
 
     def _write(self, staging: Staging) -> Staged:
         return staging.write([self._html.encode("utf-8", "backslashreplace")], ".html")
@@ -152,10 +154,10 @@ def _html_of(data: Any, is_text: bool) -> str:
         return str(data.to_jshtml())
     if hasattr(data, "read"):
         content = data.read()
-        return content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
+        return content.decode("utf-8", "replace") if isinstance(content, bytes) else text_of(content)
     if not isinstance(data, (str, os.PathLike)):
-        raise ValueError(f"Html is made of text, a path, an open file or a figure, not of a {type(data).__name__}.")
-    path = os.fspath(data)
+        raise ValueError(f"Html is made of text, a path, an open file or a figure, not of a {type_name(data)}.")
+    path = os.fsdecode(data)
     if not is_text and len(path) < 4096 and path.lower().endswith((".html", ".htm")) and "\0" not in path:
         try:
             with open(path, encoding="utf-8", errors="replace") as file:

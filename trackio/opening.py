@@ -24,12 +24,13 @@ from trackio import (
 )
 from trackio.configuration import Config
 from trackio.identity import Job, Rank
+from trackio.interrupts import hand_on
 from trackio.places import Places
 from trackio.request import Misuse, Request
 from trackio.runs import Identity, Run
 from trackio.settings import Settings
 from trackio.stream import Stream
-from trackio.values import clean_text, short_repr
+from trackio.values import clean_text, plain_config, short_repr
 
 _ALLOW_SECONDS = 0.05
 _PATIENT_SECONDS = 5.0
@@ -51,6 +52,7 @@ def open_run(
     except Misuse as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # noqa: BLE001 the border to the user's process
+        hand_on(error)
         voice.warn_once("init", f"init() failed ({short_repr(error)}); this process logs nothing.")
         return _made_current(_disabled(request.nothing(project)))
 
@@ -62,7 +64,14 @@ def _opened(
     voice.quiet = ours.quiet
     for problem in problems:
         voice.warn_once(problem, problem)
-    asked = request.understood(project, name, group, config, resume, mode, others, ours)
+    try:
+        asked = request.understood(project, name, group, config, resume, mode, others, ours)
+    except Misuse:
+        raise
+    except Exception as error:  # noqa: BLE001 what is odd in a call is no reason to log nothing
+        hand_on(error)
+        voice.warn_once("arguments", f"init() cannot use its arguments ({short_repr(error)}); the project alone is.")
+        asked = request.nothing(project, ours)
     if asked.mode == "disabled":
         return _made_current(_disabled(asked))
     if (run := _continued(asked)) is not None:
@@ -162,7 +171,7 @@ def _new_run(asked: Request, ours: Settings, *, is_ours: bool = True) -> Run:
 
     config = {**pending_config._take(), **asked.config}
     run = Run(
-        Identity(resumed, name, asked.project, asked.group, stream_facts),
+        Identity(resumed, name, asked.project, asked.group, {k: plain_config(v) for k, v in stream_facts.items()}),
         open_stream,
         highest_step=highest_step,
         config=config,

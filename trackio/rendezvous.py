@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from trackio.interrupts import hand_on
+
 _WAIT_SECONDS = 5
 
 
@@ -26,6 +28,7 @@ def shared_id(mine: str, key: str, rank: int) -> tuple[str | None, str]:
         value: bytes = store.get(f"trackio/{key}")
         return value.decode(), ""
     except Exception as error:  # noqa: BLE001 torch raises its own types; the caller goes on with a run per node
+        hand_on(error)
         return None, f"torch's store does not tell the nodes which run this is ({type(error).__name__})"
 
 
@@ -36,5 +39,6 @@ def _store() -> Any:
         if distributed is None or not distributed.is_available() or not distributed.is_initialized():
             return None
         return distributed.distributed_c10d._get_default_store()
-    except Exception:  # noqa: BLE001 another torch: no store then
+    except Exception as error:  # noqa: BLE001 another torch: no store then
+        hand_on(error)
         return None

@@ -11,8 +11,22 @@ from typing import Any, ClassVar
 
 import msgpack
 
+from trackio.border import raises_only
+from trackio.interrupts import hand_on
 from trackio.staging import Staging
-from trackio.values import Keep, Unstorable, are_plain, clean_text, plain, short_repr
+from trackio.steps import integral
+from trackio.values import (
+    Keep,
+    Unstorable,
+    are_plain,
+    clean_text,
+    is_mapping,
+    key_text,
+    plain,
+    short_repr,
+    text_of,
+    type_name,
+)
 
 _INLINE_BYTES = 32 << 10
 """What a value holds up to this size stands in the record itself; more lies in a file."""
@@ -21,9 +35,15 @@ _DEFAULT_BINS = 64
 
 
 class Rich:
-    """A value with a `_type`. Subclasses say how they are stored."""
+    """A value with a `_type`. Subclasses say how they are stored. Their constructors raise ValueError or TypeError, and
+    nothing else, for what they cannot be made of."""
 
     TYPE: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        if "__init__" in cls.__dict__:
+            guarded: Any = raises_only(ValueError, TypeError)(cls.__dict__["__init__"])
+            type.__setattr__(cls, "__init__", guarded)
 
     def _stored(self, staging: Staging, keep: Keep) -> dict[str, Any]:
         """The plain map that stands for it; its files go to `staging`. Raises Unstorable."""
@@ -66,7 +86,7 @@ class Table(Rich):
         allow_mixed_types: bool = False,
         log_mode: str | None = "IMMUTABLE",
     ) -> None:
-        self._columns: list[Any] = list(columns) if columns is not None else []
+        self._columns: list[Any] = [_column(name) for name in columns] if columns is not None else []
         self._rows: list[list[Any]] = []
         if dataframe is not None:
             self._take_dataframe(dataframe)
@@ -80,7 +100,7 @@ class Table(Rich):
         if hasattr(data, "tolist"):
             data = data.tolist()
         if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
-            raise TypeError(f"Table data must be a list of rows, not a {type(data).__name__}.")
+            raise TypeError(f"Table data must be a list of rows, not a {type_name(data)}.")
         if isinstance(data, list) and all(type(row) is list and len(row) == len(self._columns) for row in data):
             self._rows = [row.copy() for row in data]
             return
@@ -89,21 +109,24 @@ class Table(Rich):
 
     def _take_dataframe(self, dataframe: Any) -> None:
         try:
-            self._columns = list(dataframe.columns)
-            lists = [dataframe[name].tolist() for name in self._columns]
+            names = list(dataframe.columns)
+            lists = [_cells_of(dataframe, name, place) for place, name in enumerate(names)]
+            self._rows = [list(row) for row in zip(*lists, strict=True)]
         except Exception as error:
+            hand_on(error)
             raise TypeError("Table(dataframe=) takes a pandas.DataFrame, or what has its columns.") from error
-        self._rows = [list(row) for row in zip(*lists, strict=True)]
+        self._columns = _distinct(names)
 
     def _take_row(self, row: Any) -> None:
         if isinstance(row, Mapping):
-            for name in row:
+            cells_by_name = {_column(name): value for name, value in row.items()}
+            for name in cells_by_name:
                 if name not in self._columns:
                     self._add_column(name)
-            self._rows.append([row.get(name) for name in self._columns])
+            self._rows.append([cells_by_name.get(name) for name in self._columns])
             return
         if isinstance(row, (str, bytes)) or not isinstance(row, Iterable):
-            raise TypeError(f"A row of a Table must be a list or a map, not a {type(row).__name__}.")
+            raise TypeError(f"A row of a Table must be a list or a map, not a {type_name(row)}.")
         cells = list(row)
         for number in range(len(self._columns), len(cells)):
             self._add_column(number)
@@ -124,27 +147,31 @@ class Table(Rich):
         """The rows, each a map of column to cell (as upstream; wandb's are lists)."""
         return [dict(zip(self._columns, row, strict=True)) for row in self._rows]
 
+    @raises_only(ValueError, TypeError)
     def add_data(self, *cells: Any) -> None:
         """Adds a row."""
         self._take_row(cells)
 
+    @raises_only(ValueError, TypeError)
     def add_row(self, *cells: Any) -> None:
         """Adds a row, as `add_data`."""
         self._take_row(cells)
 
+    @raises_only(ValueError, TypeError)
     def add_column(self, name: Any, data: Iterable[Any]) -> None:
         """Adds a column. Raises ValueError if it has not as many cells as there are rows."""
         cells = list(data)
         if self._rows and len(cells) != len(self._rows):
-            raise ValueError(f"Column {name!r} has {len(cells)} cells and the Table {len(self._rows)} rows.")
+            raise ValueError(f"Column {short_repr(name)} has {len(cells)} cells and the Table {len(self._rows)} rows.")
         self._rows = self._rows or [[] for _ in cells]
-        self._columns.append(name)
+        self._columns.append(_column(name))
         for row, cell in zip(self._rows, cells, strict=True):
             row.append(cell)
 
+    @raises_only(ValueError, TypeError)
     def get_column(self, name: Any, convert_to: str | None = None) -> Any:
         """A column's cells. Raises ValueError if there is none of that name."""
-        place = self._columns.index(name)
+        place = self._columns.index(_column(name))
         cells = [row[place] for row in self._rows]
         if convert_to == "numpy":
             import numpy as np
@@ -156,7 +183,7 @@ class Table(Rich):
         return len(self._rows)
 
     def _stored(self, staging: Staging, keep: Keep) -> dict[str, Any]:
-        columns = [clean_text(name if isinstance(name, str) else str(name)) for name in self._columns]
+        columns = [text_of(name) for name in self._columns]
         rows = [row if are_plain(map(type, row)) else [cell(value, keep) for value in row] for row in self._rows]
         value = {"_type": self.TYPE, "rows_count": len(rows)}
         try:
@@ -166,6 +193,31 @@ class Table(Rich):
             return inline_or_file(value, {"columns": columns, "rows": rows}, staging)
 
 
+def _column(name: Any) -> Any:
+    """A column's name: as it is if it is plain, else as text, so that nothing of the user's runs in comparing it."""
+    return name if type(name) in (str, int, float, bool) else text_of(name)
+
+
+def _cells_of(dataframe: Any, name: Any, place: int) -> list[Any]:
+    """A column's cells, by its place where it can be had so: several may have the same name."""
+    by_place = getattr(dataframe, "iloc", None)
+    column = dataframe[name] if by_place is None else by_place[:, place]
+    cells: list[Any] = column.tolist() if hasattr(column, "tolist") else column.to_list()
+    return cells
+
+
+def _distinct(names: list[Any]) -> list[Any]:
+    """Names of columns; one that is there already gets a number: `loss`, `loss_2`."""
+    found: list[Any] = []
+    for name in map(_column, names):
+        new, number = name, 1
+        while new in found:
+            number += 1
+            new = f"{name}_{number}"
+        found.append(new)
+    return found
+
+
 def cell(value: Any, keep: Keep) -> Any:
     """What a table or trace holds: the plain form, or the bounded repr of what has none."""
     try:
@@ -173,6 +225,9 @@ def cell(value: Any, keep: Keep) -> Any:
     except Unstorable:
         if isinstance(value, Rich):
             raise
+        return short_repr(value)
+    except Exception as error:  # noqa: BLE001 the user's type
+        hand_on(error)
         return short_repr(value)
 
 
@@ -199,11 +254,9 @@ class Trace(Rich):
 
 def _tree(value: Any, keep: Keep, depth: int = 0) -> Any:
     """Nested maps and lists in plain form, the odd leaf as its repr."""
-    if depth < 16 and isinstance(value, Mapping):
-        return {
-            clean_text(k if isinstance(k, str) else short_repr(k)): _tree(v, keep, depth + 1) for k, v in value.items()
-        }
-    if depth < 16 and isinstance(value, (list, tuple)):
+    if depth < 16 and is_mapping(value):
+        return {key_text(k): _tree(v, keep, depth + 1) for k, v in value.items()}
+    if depth < 16 and type(value) in (list, tuple):
         return [_tree(item, keep, depth + 1) for item in value]
     return cell(value, keep)
 
@@ -238,7 +291,12 @@ class Histogram(Rich):
                 raise ValueError(f"A Histogram has at most {_MOST_BINS} bins, not {len(self.histogram)}.")
             return
         try:
-            data = np.asarray(as_array(sequence), np.float64).ravel()
+            data = as_array(sequence)
+            if isinstance(data, np.ma.MaskedArray):
+                data = data.compressed()
+            if np.iscomplexobj(data):
+                raise ValueError("complex ones have no order")
+            data = np.asarray(data, np.float64).ravel()
         except (TypeError, ValueError) as error:
             raise ValueError(f"A Histogram is made of numbers ({error}).") from error
         finite = np.isfinite(data)
@@ -246,7 +304,10 @@ class Histogram(Rich):
         data = data[finite]
         self.histogram, self.bins = np.array([]), np.array([])
         if len(data):
-            bins = min(_DEFAULT_BINS if num_bins is None else int(num_bins), _MOST_BINS)
+            wanted = _DEFAULT_BINS if num_bins is None else integral(num_bins)
+            if wanted is None:
+                raise ValueError(f"num_bins is not a whole number: {short_repr(num_bins)}")
+            bins = min(wanted, _MOST_BINS)
             with np.errstate(all="ignore"):
                 try:
                     self.histogram, self.bins = np.histogram(data, bins=max(1, bins))
@@ -262,6 +323,8 @@ def as_array(value: Any) -> Any:
     """A tensor as an array on the CPU, of a type numpy has; anything else as it is."""
     if hasattr(value, "detach") and hasattr(value, "cpu"):
         value = value.detach().cpu()
+        if getattr(value, "is_sparse", False):
+            value = value.to_dense()
         if "bfloat16" in str(value.dtype) or "float8" in str(value.dtype):
             value = value.float()
         return value.numpy()
@@ -276,7 +339,7 @@ class Markdown(Rich):
     def __init__(self, text: str = "") -> None:
         if not isinstance(text, str):
             raise ValueError("Markdown text must be a string")
-        self.text = text
+        self.text = clean_text(text)
 
     def _stored(self, staging: Staging, keep: Keep) -> dict[str, Any]:
-        return inline_or_file({"_type": self.TYPE}, {"_value": clean_text(self.text)}, staging)
+        return inline_or_file({"_type": self.TYPE}, {"_value": self.text}, staging)

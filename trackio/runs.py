@@ -11,14 +11,25 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from trackio import alerts, voice
-from trackio.border import as_dict, is_ours, warn_unknown
+from trackio.border import as_dict, never_raises, seconds_of, warn_unknown
 from trackio.configuration import Config, Summary
+from trackio.interrupts import hand_on, is_foreign, is_interrupt
 from trackio.likeness import Likeness
 from trackio.record import Kind, Origin
 from trackio.ring import Retired
 from trackio.steps import HF_STEP_METRIC, Steps, integral
 from trackio.stream import PACK_ERRORS, Stream
-from trackio.values import are_known, are_names, are_plain, plain_metrics, short_repr
+from trackio.values import (
+    are_known,
+    are_names,
+    are_plain,
+    clean_text,
+    is_given,
+    plain_metrics,
+    short_repr,
+    text_of,
+    type_name,
+)
 
 _WORDS = {
     "reduce": ("mean", "min", "max", "sum", "first", "last"),
@@ -29,6 +40,10 @@ _WORDS = {
 _FINISH_SECONDS = 0.04
 _MAX_TOLD_CHARS = 100_000
 _EXPLICIT, _COUNTER = int(Origin.EXPLICIT), int(Origin.COUNTER)
+
+
+def _are_text(metrics: Mapping[Any, Any]) -> bool:
+    return {str}.issuperset(map(type, metrics))
 
 
 class Identity(NamedTuple):
@@ -136,7 +151,7 @@ class Run(Likeness):
             try:
                 stream.log(step, origin, metrics)
             except PACK_ERRORS as error:
-                if not is_ours(error):
+                if is_interrupt(error):
                     raise
                 self._log_with_care(stream, step, origin, metrics)
             except Retired:
@@ -144,10 +159,14 @@ class Run(Likeness):
                 if (stream := self._reopened()) is not None:
                     stream.log(step, origin, metrics)
         except Exception as error:  # the border: training goes on whatever is logged
-            if not runs_theirs and not is_ours(error):
+            are_odd = not runs_theirs and not _are_text(metrics)  # comparing such keys runs code of theirs
+            if is_interrupt(error) or (not runs_theirs and not are_odd and is_foreign(error)):
                 raise  # a time limit of the user's, say: it was meant for what calls us
+            if are_odd and stream is not None:
+                self._log(self._plain(metrics, stream), step, commit)
+                return
             self.refused_values += 1
-            voice.warn_once(f"log {type(error).__name__}", f"log() failed and was skipped: {short_repr(error)}")
+            voice.warn_once(f"log {type_name(error)}", f"log() failed and was skipped: {short_repr(error)}")
 
     def _log_with_care(self, stream: Stream, step: int, origin: int, metrics: dict[str, Any]) -> None:
         """Values that looked plain and did not pack: ints beyond 64 bits, lone surrogates, giant strings."""
@@ -159,7 +178,7 @@ class Run(Likeness):
                 try:
                     stream.log(step, origin, {key: value})
                 except PACK_ERRORS:
-                    self._refuse_value(key, f"a value of type {type(value).__name__} of this size cannot be stored")
+                    self._refuse_value(key, f"a value of type {type_name(value)} of this size cannot be stored")
 
     def _plain(self, metrics: Mapping[Any, Any], stream: Stream) -> dict[str, Any]:
         def keep(value: Any) -> Any:
@@ -177,6 +196,7 @@ class Run(Likeness):
             try:
                 metrics = {**watch.metrics(), **metrics}
             except Exception as error:  # noqa: BLE001 the user's model
+                hand_on(error)
                 voice.warn_once("watch", f"watch() failed and ends: {short_repr(error)}")
                 self._watched.remove(watch)
         return metrics
@@ -206,6 +226,7 @@ class Run(Likeness):
         stream = self._stream
         return self._reopened() if stream is None or stream.is_retired else stream
 
+    @never_raises(None, TypeError)
     def log_system(self, metrics: Mapping[str, Any]) -> None:
         """Records metrics of the machine: they have a time and no step. Raises TypeError if `metrics` is no mapping."""
         stream = self._open()
@@ -214,6 +235,7 @@ class Run(Likeness):
 
     # -- what readers need to know --------------------------------------------------------------------------
 
+    @never_raises(None)
     def define_metric(
         self, name: str, step_metric: str | None = None, *, reduce: str | None = None, summary: str | None = None,
         goal: str | None = None, **unknown: Any,
@@ -223,15 +245,19 @@ class Run(Likeness):
         mean or best), and whether the best is to `minimize` or `maximize` them: the `goal`."""
         if unknown:
             warn_unknown("define_metric", unknown)
-        options = {"step_metric": step_metric, "reduce": reduce, "summary": summary, "goal": goal}
+        named = text_of(step_metric) if is_given(step_metric) else None
+        options: dict[str, Any] = {"step_metric": named, "reduce": reduce, "summary": summary, "goal": goal}
         for option, words in _WORDS.items():
+            if isinstance(options[option], str):
+                options[option] = clean_text(options[option])  # a subclass's too
             if options[option] is not None and not (isinstance(options[option], str) and options[option] in words):
                 told = f"{option}={short_repr(options[option])}"
                 voice.warn_once(told, f"{told} is none of {', '.join(words)}; it is ignored.")
                 options[option] = None
-        if step_metric:
-            self._steps.define(name, step_metric)
-        self._note(Kind.DEFINE, str(name), {k: v for k, v in options.items() if v is not None})
+        pattern = text_of(name)
+        if named:
+            self._steps.define(pattern, named)
+        self._note(Kind.DEFINE, pattern, {k: v for k, v in options.items() if v is not None})
 
     def _store(self, kind: Kind, values: dict[str, Any]) -> None:
         for key, value in values.items():
@@ -246,8 +272,10 @@ class Run(Likeness):
             if self._stream is not None and not self._stream.note(kind, *fields, seconds=seconds):
                 voice.warn_once(f"note {kind}", f"{kind.name.lower()} found no room and was not stored.")
         except Exception as error:  # noqa: BLE001 the border to the user's process
+            hand_on(error)
             voice.warn_once(f"note {kind}", f"{kind.name.lower()} could not be stored: {short_repr(error)}")
 
+    @never_raises(None)
     def alert(
         self, title: str, text: str | None = None, level: Any = "warn", step: int | None = None,
         webhook_url: str | None = None, **unknown: Any,
@@ -257,39 +285,39 @@ class Run(Likeness):
         if unknown:
             warn_unknown("alert", unknown)
         try:
-            try:
-                grade = alerts.level_of(level)
-            except ValueError as error:
-                voice.warn_once(str(error), f"{error} The alert is kept as a warning.")
-                grade = alerts.AlertLevel.WARN
-            if max(len(str(title)), len(str(text))) > alerts.MOST_CHARS:
-                voice.warn_once("long alert", f"an alert is cut to {alerts.MOST_CHARS:,} characters.")
-            hook = webhook_url or (self._webhook.url if grade >= self._webhook.least else None)
-            last = self._steps.highest if self._steps.highest >= 0 else None
-            facts = alerts.facts(grade, title, text, last if step is None else integral(step), hook)
-            voice.say(alerts.line(facts))
-            stream = self._open()
-            if stream is not None and not stream.note(Kind.ALERT, facts, seconds=_FINISH_SECONDS):
-                self._refuse_value("alert", "there was no room for it")
-        except Exception as error:  # noqa: BLE001 the border to the user's process
-            voice.warn_once("alert", f"alert() failed and was skipped: {short_repr(error)}")
+            grade = alerts.level_of(level)
+        except ValueError as error:
+            voice.warn_once(str(error), f"{error} The alert is kept as a warning.")
+            grade = alerts.AlertLevel.WARN
+        title, text = text_of(title), None if text is None else text_of(text)
+        if max(len(title), len(text or "")) > alerts.MOST_CHARS:
+            voice.warn_once("long alert", f"an alert is cut to {alerts.MOST_CHARS:,} characters.")
+        hook = webhook_url if is_given(webhook_url) else self._webhook.url if grade >= self._webhook.least else None
+        last = self._steps.highest if self._steps.highest >= 0 else None
+        facts = alerts.facts(grade, title, text, last if step is None else integral(step), hook)
+        voice.say(alerts.line(facts))
+        stream = self._open()
+        if stream is not None and not stream.note(Kind.ALERT, facts, seconds=_FINISH_SECONDS):
+            self._refuse_value("alert", "there was no room for it")
 
     # -- the end --------------------------------------------------------------------------------------------
 
+    @never_raises(None)
     def finish(
         self, exit_code: int | None = None, quiet: bool | None = None, *, wait: str = "", timeout: float = 600.0
     ) -> None:  # fmt: skip
         """Ends the run; returns within milliseconds, or after at most `timeout` seconds if it is to `wait` until all is
         "stored" or "uploaded". A non-zero `exit_code` makes it a failed one."""
-        state, cause = ("failed", f"exit code {short_repr(exit_code)}") if exit_code else ("finished", "")
-        self.end(state, cause, explicit=True)
-        if self._stream is not None and wait:
+        is_failed = is_given(exit_code)
+        self.end("failed" if is_failed else "finished", f"exit code {short_repr(exit_code)}" * is_failed, explicit=True)
+        if self._stream is not None and is_given(wait):
             from trackio.waiting import until  # seldom asked for
 
-            until(wait, self._stream, self.project, timeout)
+            until(text_of(wait), self._stream, self.project, seconds_of(timeout, "finish timeout", 600.0))
         elif self._stream is not None:
             self._stream.deliver(_FINISH_SECONDS)
 
+    @never_raises(None)
     def end(self, state: str, cause: str, *, explicit: bool) -> None:
         """Writes the run's end into the stream, once."""
         if self.is_finished or self._stream is None:
@@ -331,7 +359,7 @@ class Run(Likeness):
         return f"<trackio.Run {self.name!r} ({self.id}) in project {self.project!r}>"
 
     def __eq__(self, other: object) -> bool:
-        return self.id == other if isinstance(other, str) else self is other
+        return self is other or (isinstance(other, str) and self.id == other)
 
     def __hash__(self) -> int:
         return hash(self.id)

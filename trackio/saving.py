@@ -7,24 +7,25 @@ import os
 from typing import Any
 
 from trackio import voice
+from trackio.artifacts import clean_path
 from trackio.stream import Stream
-from trackio.values import Unstorable, clean_text
+from trackio.values import Unstorable, text_of
 
 
 def save(glob_str: Any, base_path: Any, project: str, stream: Stream | None) -> str:
     """Hands over every file that matches; `Run.save` says the rest. Raises ValueError without a match."""
-    pattern = os.path.abspath(os.path.expanduser(os.fspath(glob_str)))
+    pattern = os.path.abspath(os.path.expanduser(os.fsdecode(glob_str)))
     found = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
     if not found:
-        raise ValueError(f"No files found matching pattern: {glob_str}")
-    base = os.path.abspath(os.fspath(base_path)) if base_path is not None else os.getcwd()
+        raise ValueError(f"No files found matching pattern: {text_of(glob_str)}")
+    base = os.path.abspath(os.fsdecode(base_path)) if base_path is not None else os.getcwd()
     if stream is None:
         return ""
     for path in found:
         name = os.path.relpath(path, base)
         name = os.path.basename(path) if name.startswith("..") else name
         try:
-            stream.staging.take(path, saved=clean_text(name))
+            stream.staging.take(path, saved=clean_path(name))
         except Unstorable as error:
             voice.warn_once(f"save {path}", f"{name!r} was not saved: {error}.")
     return stream.staging.kept_in(project)

@@ -136,6 +136,9 @@ class Staging:
     def _told(self, number: int, path: str, facts: dict[str, Any]) -> Staged:
         try:
             is_told = self._note(number, facts)
+        except (ValueError, TypeError, OverflowError) as error:
+            _forget(path)
+            raise Unstorable(f"it cannot be described ({error})") from error
         except BaseException:
             _forget(path)
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trackio.interrupts import hand_on
 from trackio.record import Origin
 
 HF_STEP_METRIC = "train/global_step"
@@ -72,7 +73,8 @@ def integral(value: Any) -> int | None:
             number = value.item() if hasattr(value, "item") else value
             if isinstance(number, str) or int(number) != number:
                 return None
-            value = int(number)
-        except Exception:  # noqa: BLE001 the user's type, NaN, infinity
+            value = int.__int__(int(number))
+        except Exception as error:  # noqa: BLE001 the user's type, NaN, infinity
+            hand_on(error)
             return None
     return value if value in _INT64 else None

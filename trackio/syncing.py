@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from trackio import context_vars, launch, places, process, settings, targets, voice, waiting
+from trackio.border import seconds_of
+from trackio.interrupts import hand_on
 from trackio.targets import Wish
-from trackio.values import clean_text, short_repr
+from trackio.values import is_given, short_repr, text_of
 
 _START_SECONDS = 30.0
 _NO_SPACES = "nothing is uploaded to Spaces yet; datasets and buckets are: trackio.sync(project, dataset_id=...)"
@@ -37,21 +39,24 @@ def sync(
     is made for it is private unless `private=False`. Spaces are not built: with `space_id` or `sdk` it waits for
     nothing and returns None. Raises nothing.
     """
-    is_space = bool(space_id or sdk)
-    if is_space and not dataset_id and not bucket_id:
+    is_space = is_given(space_id) or is_given(sdk)
+    if is_space and not is_given(dataset_id) and not is_given(bucket_id):
         voice.warn_once("upload", _NO_SPACES)
         return None
     try:
         run = context_vars.current_run.get() or process.here.latest
-        name = clean_text(str(project or (run.project if run else "")))
+        name = text_of(project) if is_given(project) else run.project if run is not None else ""
         if not name:
             raise ValueError("sync() needs project=: whose runs are to be uploaded?")
         urls = _urls(dataset_id, bucket_id)
-        token = None if hf_token is None else str(hf_token)
-        wishes = [targets.wish(url, private, token, os.environ, (1, 0)) for url in urls or [""]]
-        seconds = float("inf") if timeout is None else float(timeout)
-        problem = _problem(name, wishes, None if is_space or run_in_background else time.monotonic() + seconds)
+        token = None if hf_token is None else text_of(hf_token)
+        is_private = None if private is None else is_given(private)
+        wishes = [targets.wish(url, is_private, token, os.environ, (1, 0)) for url in urls or [""]]
+        seconds = float("inf") if timeout is None else seconds_of(timeout, "sync timeout", 600.0)
+        waits = not is_space and not is_given(run_in_background)
+        problem = _problem(name, wishes, time.monotonic() + seconds if waits else None)
     except Exception as error:  # noqa: BLE001 the border to the user's process
+        hand_on(error)
         urls, problem = [], f"sync() uploads nothing: {error if isinstance(error, ValueError) else short_repr(error)}"
     if problem:
         voice.warn(problem)
@@ -61,7 +66,7 @@ def sync(
 def _urls(dataset: Any, bucket: Any) -> list[str]:
     """Raises ValueError for what is no name."""
     named = ((dataset, targets.DATASETS), (bucket, targets.BUCKETS))
-    return [targets.url_of(str(name), prefix) for name, prefix in named if name]
+    return [targets.url_of(text_of(name), prefix) for name, prefix in named if is_given(name)]
 
 
 def freeze(space_id: str | None = None, project: str | None = None, **where: Any) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeVar
 
+from trackio.interrupts import hand_on
+
 T = TypeVar("T")
 
 are_plain = frozenset({float, int, bool, str}).issuperset
@@ -26,6 +28,7 @@ _MOST_VALUES = 100_000
 _known_names: set[str] = set()
 are_known = _known_names.issuperset
 """Whether all of these were seen to be text: half as long as a look at each."""
+_name_of = type.__dict__["__name__"]
 _MOST_KNOWN_NAMES = 10_000
 
 
@@ -64,10 +67,11 @@ def plain_metrics(metrics: Mapping[Any, Any], keep: Keep | None = None) -> tuple
             if (found := plain(value, 0, keep, budget)) is not None:
                 kept[key] = found
         except Unstorable as error:
-            why = str(error) or f"a value of type {type(value).__name__} cannot be stored as a metric"
+            why = str(error) or f"a value of type {type_name(value)} cannot be stored as a metric"
             left_out.append((key, why))
         except Exception as error:  # noqa: BLE001 the user's types
-            left_out.append((key, f"its value raises {type(error).__name__}"))
+            hand_on(error)
+            left_out.append((key, f"its value raises {type_name(error)}"))
     return kept, left_out
 
 
@@ -101,25 +105,28 @@ def _flatten(
         return
     budget.inside.add(id(metrics))
     try:
-        items = list(metrics.items())
+        items = list(islice(metrics.items(), budget.left + 1))
         budget.spend(len(items))
     except Exception as error:  # noqa: BLE001 the user's types
-        why = str(error) if isinstance(error, Unstorable) else f"it raises {type(error).__name__}"
+        hand_on(error)
+        why = str(error) if isinstance(error, Unstorable) else f"it raises {type_name(error)}"
         left_out.append((prefix.rstrip("/") or "a call", why))
         return
     for key, value in items:
-        name = prefix + clean_text(key if isinstance(key, str) else short_repr(key))
-        if _is_mapping(value) and depth < _MAX_DEPTH:
+        name = prefix + key_text(key)
+        if is_mapping(value) and depth < _MAX_DEPTH:
             yield from _flatten(value, name + "/", depth + 1, budget, left_out)
         else:
             yield name, value
     budget.inside.discard(id(metrics))
 
 
-def _is_mapping(value: Any) -> bool:
+def is_mapping(value: Any) -> bool:
+    """Whether it says that it is one; never raises."""
     try:
         return isinstance(value, Mapping)
-    except Exception:  # noqa: BLE001 the user's `__class__`
+    except Exception as error:  # noqa: BLE001 the user's `__class__`
+        hand_on(error)
         return False
 
 
@@ -132,17 +139,19 @@ def plain(value: Any, depth: int = 0, keep: Keep | None = None, budget: Budget |
     if isinstance(value, bool):
         return bool(value)
     if isinstance(value, int):
-        return _plain_int(int(value))
+        return _plain_int(int.__int__(value))  # of a subclass too, whatever its own method does
     if isinstance(value, float):
-        return float(value)
+        return float.__float__(value)
     if depth < _MAX_DEPTH and isinstance(value, (list, tuple)):
         budget = budget or Budget()
-        budget.spend(len(value))
-        return [plain(v, depth + 1, keep, budget) for v in value]
+        items = list(islice(value, budget.left + 1))  # another thread may be changing it
+        budget.spend(len(items))
+        return [plain(v, depth + 1, keep, budget) for v in items]
     if depth < _MAX_DEPTH and isinstance(value, Mapping):
         budget = budget or Budget()
-        budget.spend(len(value))
-        return {_key(k): plain(v, depth + 1, keep, budget) for k, v in value.items()}
+        pairs = list(islice(value.items(), budget.left + 1))
+        budget.spend(len(pairs))
+        return {key_text(k): plain(v, depth + 1, keep, budget) for k, v in pairs}
     try:
         return _plain_scalar(value, depth)
     except Unstorable:
@@ -162,48 +171,120 @@ def _plain_int(value: int) -> int | float:
 
 
 def _plain_scalar(value: Any, depth: int) -> Any:
-    """numpy and torch scalars, and other objects that are one number; arrays of one element included."""
+    """numpy and torch scalars, and other objects that are one number; arrays of one element included. A masked one is
+    None."""
+    if _is_masked(value):
+        return None
     item = getattr(value, "item", None)
     if callable(item):
         try:
             inner = item()
         except Exception as error:
+            hand_on(error)
             raise Unstorable from error
         if inner is not value and not hasattr(inner, "item"):
             return plain(inner, depth + 1)
         return plain(float(inner), depth + 1) if hasattr(inner, "__float__") else _refuse()
     if hasattr(type(value), "__float__"):
         try:
-            return float(value)
+            return float.__float__(float(value))
         except Exception as error:
+            hand_on(error)
             raise Unstorable from error
     return _refuse()
+
+
+def _is_masked(value: Any) -> bool:
+    """Whether it is one element of numpy's that is marked as missing."""
+    ma = sys.modules.get("numpy.ma")
+    if ma is None or not isinstance(value, ma.MaskedArray):
+        return False
+    return value.size == 1 and bool(ma.getmaskarray(value).all())
 
 
 def _refuse() -> Any:
     raise Unstorable
 
 
-def _key(key: Any) -> str:
+def key_text(key: Any) -> str:
+    """A key as text."""
     return clean_text(key) if isinstance(key, str) else short_repr(key)
 
 
 def clean_text(text: str) -> str:
-    """`text` with lone surrogates, which UTF-8 cannot hold, written as escapes."""
+    """`text` with lone surrogates, which UTF-8 cannot hold, written as escapes. Of a subclass of str, what it holds."""
+    text = str.__str__(text)
     try:
         text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-8", "backslashreplace").decode()
-    return str(text)
+    return text
+
+
+def text_of(value: Any) -> str:
+    """Whatever it is as text that UTF-8 can hold; never raises."""
+    try:
+        return clean_text(value if isinstance(value, str) else str(value))
+    except Exception as error:  # noqa: BLE001 the user's types
+        hand_on(error)
+        return short_repr(value)
+
+
+def is_given(value: Any) -> bool:
+    """Whether an argument is true; one that cannot say (an array, a proxy) is. Never raises."""
+    try:
+        return bool(value)
+    except Exception as error:  # noqa: BLE001 the user's types
+        hand_on(error)
+        return True
+
+
+def type_name(value: Any) -> str:
+    """The name of its type, whatever its metaclass does."""
+    return clean_text(_name_of.__get__(type(value)))
 
 
 def short_repr(value: Any) -> str:
     """repr(), bounded and encodable, whatever the type does."""
     try:
-        text = repr(value)
-    except Exception:  # noqa: BLE001 the user's __repr__
-        text = f"<{type(value).__name__}>"
+        text = str.__str__(repr(value))
+    except Exception as error:  # noqa: BLE001 the user's __repr__
+        hand_on(error)
+        text = f"<{type_name(value)}>"
     return clean_text(text if len(text) <= _MAX_REPR else text[: _MAX_REPR - 1] + "…")
+
+
+def pairs_of(mapping: Mapping[Any, Any], most: int = _MOST_VALUES) -> list[tuple[Any, Any]]:
+    """Its keys and values; a value that cannot be read is what stands there unresolved (OmegaConf's `???`), or a text
+    that says so. Raises what the user's type raises if it cannot even tell its keys."""
+    try:
+        return list(islice(mapping.items(), most))
+    except Exception as error:  # noqa: BLE001 the user's types
+        hand_on(error)
+    return [(key, _read(mapping, key)) for key in islice(mapping, most)]
+
+
+def _read(container: Any, key: Any) -> Any:
+    try:
+        return container[key]
+    except Exception as error:  # noqa: BLE001 the user's types
+        hand_on(error)
+        raw = _unresolved(container)
+        try:
+            return raw[key]
+        except (KeyError, IndexError, TypeError):
+            return f"<not readable: {type_name(error)}>"
+
+
+def _unresolved(value: Any) -> Any:
+    """What an object of OmegaConf's holds, as it was written; None for any other."""
+    omegaconf = sys.modules.get("omegaconf")
+    try:
+        if omegaconf is not None and omegaconf.OmegaConf.is_config(value):
+            return omegaconf.OmegaConf.to_container(value, resolve=False)
+    except Exception as error:  # noqa: BLE001 an odd one
+        hand_on(error)
+    return None
 
 
 def plain_config(value: Any) -> Any:
@@ -216,14 +297,14 @@ def plain_config(value: Any) -> Any:
 
 def _plain_config(value: Any, depth: int, budget: Budget) -> Any:
     if id(value) in budget.inside:
-        return f"<{type(value).__name__} that holds itself>"
+        return f"<{type_name(value)} that holds itself>"
     budget.inside.add(id(value))
     try:
         if depth >= _MAX_DEPTH:
             return short_repr(value)
         if isinstance(value, Mapping):
-            pairs = budget.first(value.items())
-            return {_key(k): _plain_config(v, depth + 1, budget) for k, v in pairs}
+            pairs = budget.first(pairs_of(value, budget.left))
+            return {key_text(k): _plain_config(v, depth + 1, budget) for k, v in pairs}
         if isinstance(value, (list, tuple, set, frozenset)):
             return [_plain_config(v, depth + 1, budget) for v in budget.first(value)]
         try:
@@ -231,7 +312,8 @@ def _plain_config(value: Any, depth: int, budget: Budget) -> Any:
         except Unstorable:
             expanded = _expanded(value)
         return short_repr(value) if expanded is None else _plain_config(expanded, depth + 1, budget)
-    except Exception:  # noqa: BLE001 the user's types
+    except Exception as error:  # noqa: BLE001 the user's types
+        hand_on(error)
         return short_repr(value)
     finally:
         budget.inside.discard(id(value))
@@ -248,12 +330,13 @@ def _expanded(value: Any) -> Mapping[Any, Any] | list[Any] | None:
             method = getattr(value, way, None)
             if callable(method) and isinstance(got := method(), (Mapping, list)):
                 return got
-        if type(value).__module__.startswith("omegaconf"):
-            return {k: value[k] for k in value} if hasattr(value, "keys") else list(value)
+        if _unresolved(value) is not None:  # a list of OmegaConf's: its maps are mappings
+            return [_read(value, place) for place in range(len(value))]
         attributes = vars(value)
-    except Exception:  # noqa: BLE001 the user's types
+    except Exception as error:  # noqa: BLE001 the user's types
+        hand_on(error)
         return None
-    return attributes if type(value).__name__ in ("Namespace", "SimpleNamespace") else None
+    return attributes if type_name(value) in ("Namespace", "SimpleNamespace") else None
 
 
 def _dataclass_fields(value: Any) -> list[str]:

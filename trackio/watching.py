@@ -6,7 +6,11 @@ import weakref
 from typing import Any
 
 from trackio import voice
+from trackio.border import never_raises
+from trackio.interrupts import hand_on
 from trackio.rich import Histogram
+from trackio.steps import integral
+from trackio.values import clean_text, short_repr, type_name
 
 _WHAT = ("gradients", "parameters", "all")
 
@@ -28,18 +32,27 @@ class _Watch:
         found: dict[str, Any] = {}
         for name, parameter in model.named_parameters():
             if self._log in ("parameters", "all"):
-                found[f"parameters/{self._prefix}{name}"] = Histogram(parameter)
+                _add(found, f"parameters/{self._prefix}{name}", parameter)
             if self._log in ("gradients", "all") and parameter.grad is not None:
-                found[f"gradients/{self._prefix}{name}"] = Histogram(parameter.grad)
+                _add(found, f"gradients/{self._prefix}{name}", parameter.grad)
         return found
 
     def is_of(self, model: Any) -> bool:
         return model is None or self._model() is model
 
 
+def _add(found: dict[str, Any], name: str, tensor: Any) -> None:
+    """A histogram of the tensor, if it has values that can be read: one of another device's, say, costs no other."""
+    try:
+        found[name] = Histogram(tensor)
+    except ValueError as error:
+        voice.warn_once(f"watch {name}", f"{name!r} is not watched: {error}")
+
+
+@never_raises(None, RuntimeError)
 def watch(
     models: Any, criterion: Any = None, log: str | None = "gradients", log_freq: int = 1000, idx: int | None = None,
-    log_graph: bool = False,
+    log_graph: bool = False, **unused: Any,
 ) -> None:  # fmt: skip
     """From now on every `log_freq`-th `trackio.log()` also stores a histogram of each parameter's gradient
     (`log="gradients"`), values (`"parameters"`), or both (`"all"`). Nothing hooks into backward(): gradients are those
@@ -51,20 +64,31 @@ def watch(
         raise RuntimeError("Call trackio.init() before trackio.watch().")
     if log is None:
         return
-    if log not in _WHAT:
-        voice.warn_once("watch", f"watch(log={log!r}) is none of {', '.join(_WHAT)}; gradients are watched.")
+    log = clean_text(log) if isinstance(log, str) else log
+    if not isinstance(log, str) or log not in _WHAT:
+        voice.warn_once("watch", f"watch(log={short_repr(log)}) is none of {', '.join(_WHAT)}; gradients are watched.")
         log = "gradients"
     many = list(models) if isinstance(models, (list, tuple)) else [models]
     for number, model in enumerate(many):
-        if not hasattr(model, "named_parameters"):
-            voice.warn_once(
-                "watch model", f"watch() takes torch modules, not a {type(model).__name__}; it is left out."
-            )
-            continue
-        place = (idx or 0) + number
-        run._watched.append(_Watch(model, log, max(1, int(log_freq)), f"{place}/" if place else ""))
+        try:
+            run._watched.append(_watched(model, log, log_freq, (integral(idx) or 0) + number))
+        except Exception as error:  # noqa: BLE001 the user's type
+            hand_on(error)
+            voice.warn_once("watch model", f"watch() takes torch modules, not a {type_name(model)}; it is left out.")
 
 
+def _watched(model: Any, log: str, log_freq: Any, place: int) -> _Watch:
+    """Raises whatever that raises which is no module."""
+    if not callable(model.named_parameters):
+        raise TypeError
+    every = integral(log_freq)
+    if every is None or every < 1:
+        voice.warn_once("watch every", f"watch(log_freq={short_repr(log_freq)}) is not a number above 0; 1000 is used.")
+        every = 1000
+    return _Watch(model, log, every, f"{place}/" if place else "")
+
+
+@never_raises(None)
 def unwatch(models: Any = None) -> None:
     """Ends `watch`: of these models, or of all."""
     from trackio import process
