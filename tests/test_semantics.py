@@ -10,6 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
 from conftest import PATIENCE, Host, wait_for
 from reading import Stored, ended_run, ended_runs
 
@@ -33,17 +34,17 @@ def environ_of(rank: int, world_size: int, attempt: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def start_ranks(host: Host, code: str, world_size: int, attempt: int = 0) -> list[Any]:
-    """Starts one attempt of a job; each rank knows its `rank` and has its `run`."""
+def start_ranks(host: Host, code: str, world_size: int, attempt: int = 0, *, start: str = "") -> list[Any]:
+    """Starts one attempt of a job; each rank knows its `rank` and has its `run`. `start` runs before all else."""
     return [
-        host.python(RANK + code, env=environ_of(rank, world_size, attempt), stdin=subprocess.PIPE)
+        host.python(start + RANK + code, env=environ_of(rank, world_size, attempt), stdin=subprocess.PIPE)
         for rank in range(world_size)
     ]
 
 
-def log_in_ranks(host: Host, code: str, world_size: int, attempt: int = 0) -> None:
+def log_in_ranks(host: Host, code: str, world_size: int, attempt: int = 0, *, start: str = "") -> None:
     """One attempt of a job, to its end."""
-    for rank in start_ranks(host, code, world_size, attempt):
+    for rank in start_ranks(host, code, world_size, attempt, start=start):
         _, err = rank.communicate(timeout=60 * PATIENCE)
         assert rank.returncode == 0, err
 
@@ -167,6 +168,31 @@ trackio.log({'x': 'third'}, 2)
     first, second, third = (p["timestamp"] for p in run.metric("x", "--all")["values"])
     assert second <= third < first
     assert run.series("x", "--at-time", second, "--window", "60") == [(1, "second"), (2, "third")]
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_an_attempt_whose_clock_is_wrong_is_hidden_by_later_ones_alone(daemon: Host, hours: int) -> None:
+    """The second of three attempts, of one process and of an elastic job, begins with a clock that is an hour off."""
+    wrong = f"import time\nreal = time.time_ns\ntime.time_ns = lambda: real() + {hours} * 3600 * 10**9\n"
+    for attempt, start in enumerate(("", wrong, "")):
+        steps = range(2 * attempt, 2 * attempt + 4)
+        code = f"for step in {steps}: trackio.log({{'x': {attempt * 100} + step}}, step)"
+        log(daemon, code, start=start + RESUME.replace("'n'", "'alone'"))
+        log_in_ranks(daemon, code, 2, attempt, start=start)
+    elastic, alone = sorted(ended_runs(daemon, "p"), key=lambda run: -run.facts["world_size"])
+    for run in (elastic, alone):
+        assert run.facts["attempts"] == 3
+        assert [value for _, value in run.series("x")] == [0, 1, 102, 103, 204, 205, 206, 207]
+        assert [value for _, value in run.series("x", "--attempt", "1")] == [102, 103, 104, 105]
+
+
+def test_the_newest_run_of_a_name_is_resumed_also_if_its_clock_was_behind(daemon: Host) -> None:
+    new = "import trackio\ntrackio.init(project='p', name='n')\n"
+    log(daemon, "trackio.log({'x': 'oldest'}, 1)", start=new)
+    behind = "import time\nreal = time.time_ns\ntime.time_ns = lambda: real() - 3600 * 10**9\n"
+    log(daemon, "trackio.log({'x': 'newest'}, 1)", start=behind + new)
+    log(daemon, "trackio.log({'x': 'more'}, 2)")
+    assert [run.series("x") for run in ended_runs(daemon, "p")] == [[(1, "oldest")], [(1, "newest"), (2, "more")]]
 
 
 # -- across ranks ----------------------------------------------------------------------------------------------

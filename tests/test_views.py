@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from trackio import places
 from trackio.record import Origin
 from trackiod.uploads import artifact_files
-from trackiod.views.attempts import Place, Stream, place
+from trackiod.views.attempts import Place, Restarts, Start, Stream, place, start_of
 from trackiod.views.buckets import blocks_of, buckets
 from trackiod.views.column import Column, typed
 from trackiod.views.lineage import RunRow, roots
@@ -96,6 +97,173 @@ def test_two_living_streams_of_one_rank_are_kept_apart() -> None:
 def test_workers_stand_beside_their_rank() -> None:
     streams = [stream("a", 0, 0), stream("w1", 0, 5, role="worker"), stream("w2", 0, 6, role="worker")]
     assert set(place(streams).values()) == {Place(0, 0)}
+
+
+HOUR = 3_600 * 10**9
+
+
+class History(NamedTuple):
+    """What happened in truth: streams by attempt and rank, and the points that each logged, in order."""
+
+    streams: dict[tuple[int, int], Stream]
+    points: list[Point]
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> History:
+    """Attempts one after the other, on hosts whose wall clocks are hours off and jump whenever they like.
+
+    Either the launcher counts them, on whatever hosts they are, or their lowest rank stays in one boot."""
+    is_counted, world = draw(st.booleans()), draw(st.integers(1, 3))
+    is_one_boot = not is_counted and draw(st.booleans())
+    offs = st.integers(-3, 3).map(lambda hours: hours * HOUR)
+    key, now = "", 10 * HOUR
+    history = History({}, [])
+    for attempt in range(draw(st.integers(1, 5))):
+        # a launcher that does not count what its ranks do gives one key to several
+        key = f"k{attempt}" if not key or not is_one_boot or draw(st.booleans()) else key
+        length = draw(st.integers(10, 10**12))
+        for rank in range(world):
+            boot = "boot" if is_one_boot or (rank == 0 and not is_counted) else draw(st.sampled_from(["a", "b", "c"]))
+            start, end = now + draw(st.integers(0, 4)), now + length - draw(st.integers(0, 4))
+            off, later = draw(offs), draw(st.none() | offs)
+            jumped = draw(st.integers(start + 1, end - 1))
+            jumps = () if later is None else ((jumped + later, jumped),)
+            ended = end + (off if later is None else later)
+            restarts = (Restarts("elastic", "one launch", attempt),) if is_counted else ()
+            history.streams[attempt, rank] = stream(
+                f"{attempt}/{rank}", rank, start + off, ended, attempt_key=key, last_ns=ended,
+                state=draw(st.sampled_from(["finished", "killed", "lost"])),
+                start=Start(boot, start + off, start, jumps, restarts),
+            )  # fmt: skip
+            steps = draw(st.lists(st.integers(0, 9), min_size=1, max_size=5))
+            history.points.extend(Point(step, float(len(history.points) + i), rank, attempt)
+                                  for i, step in enumerate(steps))  # fmt: skip
+        now += length
+    return history
+
+
+@given(histories(), st.randoms())
+def test_a_clock_that_is_wrong_hides_no_point_that_a_right_one_would_show(
+    history: History, chance: random.Random
+) -> None:
+    """Against the rule, point by point: a later attempt hides from its own first step on; of a step the last shows."""
+    streams = list(history.streams.values())
+    chance.shuffle(streams)
+    placed = place(streams)
+    numbers = {name: placed[each.id] for name, each in history.streams.items()}
+    assert numbers == {(attempt, rank): Place(attempt, 0) for attempt, rank in history.streams}
+    assert [placed[id_].attempt for id_ in placed] == sorted(each.attempt for each in placed.values())
+    points = history.points
+    shows = {
+        p.value
+        for i, p in enumerate(points)
+        if not any(later.attempt > p.attempt and later.step <= p.step for later in points)
+        and not any(later[:1] + later[2:4] == p[:1] + p[2:4] for later in points[i + 1 :])
+    }
+    visible, _ = sift(parts([p._replace(attempt=numbers[p.attempt, p.rank].attempt) for p in points]))
+    assert {value for part in visible for value in part.points.values.tolist()} == shows
+
+
+def started(name: str, started_ns: int, boot: str, monotonic_ns: int, *restarts: Restarts, **other: Any) -> Stream:
+    facts = {"attempt_key": name, "ended": started_ns + 1, **other}
+    start = Start(boot, started_ns, monotonic_ns, (), restarts)
+    return stream(name, facts.pop("rank", 0), started_ns, start=start, **facts)
+
+
+def in_order(*streams: Stream) -> list[str]:
+    return list(place(streams))
+
+
+def test_a_clock_that_was_wrong_once_moves_no_attempt_of_another_boot() -> None:
+    behind = started("c", 9 * HOUR, "one", 60)
+    assert in_order(started("b", 10 * HOUR - 9, "two", 5), started("a", 10 * HOUR, "one", 10), behind) == [
+        "b",
+        "a",
+        "c",
+    ]
+    ahead = [started("a", 11 * HOUR, "one", 10), started("b", 10 * HOUR + 20, "one", 30), started("c", 10 * HOUR + 40,
+             "one", 50), started("d", 10 * HOUR + 60, "two", 5)]  # fmt: skip
+    assert in_order(*ahead) == ["a", "b", "c", "d"]
+
+
+def test_a_laptop_that_slept_and_a_clock_that_was_set_end_no_attempt_late() -> None:
+    """Both show as a jump of the wall clock. The next process of the rank is a new attempt, not a twin."""
+    slept = stream("a", 0, 0, 9 * HOUR, start=Start("boot", 0, 100, ((9 * HOUR - 50, 150),)))
+    assert place([slept, stream("b", 0, 60, start=Start("boot", 60, 300))]) == {"a": Place(0, 0), "b": Place(1, 0)}
+    killed = stream("a", 0, 0, HOUR, state="killed", last_ns=40, start=Start("boot", 0, 100, ((HOUR, 150),)))
+    assert place([killed, stream("b", 0, HOUR, start=Start("boot", HOUR, 160))])["b"] == Place(1, 0)
+    assert place([killed, stream("b", 0, 30, start=Start("boot", 30, 130))])["b"] == Place(0, 1)
+
+
+def test_an_attempt_begins_with_its_lowest_rank_whatever_another_hosts_clock_says() -> None:
+    first = [
+        started("a0", 10 * HOUR, "one", 10, attempt_key="a"),
+        started("a1", 10 * HOUR, "x", 1, attempt_key="a", rank=1),
+    ]
+    second = [started("b0", 10 * HOUR + 30, "one", 40, attempt_key="b"),
+              started("b1", 9 * HOUR, "two", 5, attempt_key="b", rank=1)]  # fmt: skip
+    assert in_order(*second, *first) == ["a0", "a1", "b1", "b0"]
+
+
+def test_counts_of_another_launch_order_nothing() -> None:
+    def count(launch: str, number: int, requeued: int = 0) -> tuple[Restarts, Restarts]:
+        return Restarts("slurm", "job", requeued), Restarts("elastic", launch, number)
+
+    first = [started("a", 10, "", 0, *count("x", 0)), started("b", 20, "", 0, *count("x", 1))]
+    second = [started("c", 30, "", 0, *count("y", 0)), started("d", 5, "", 0, *count("y", 1))]
+    assert in_order(*second, *first) == ["a", "b", "c", "d"]
+    requeued = [started("e", 1, "", 0, *count("z", 0, 1)), started("f", 2, "", 0, *count("z", 1, 1))]
+    assert in_order(*requeued, *second, *first) == ["a", "b", "c", "d", "e", "f"]
+
+
+def test_counts_of_a_launch_without_a_name_order_where_none_comes_twice() -> None:
+    once = [started("a", 10, "", 0, Restarts("elastic", "", 0)), started("b", 5, "", 0, Restarts("elastic", "", 1))]
+    assert in_order(*once) == ["a", "b"]
+    again = started("c", 7, "", 0, Restarts("elastic", "", 0))
+    assert in_order(*once, again) == ["b", "c", "a"], "two launches: the clock decides"
+
+
+def test_what_a_stream_says_of_its_start_may_be_anything() -> None:
+    assert start_of({}) == start_of({"boot_id": 1, "monotonic_ns": "x", "restarts": 7}) == Start()
+    meta = {
+        "boot_id": "b",
+        "started_ns": 5,
+        "monotonic_ns": 3,
+        "restarts": [["slurm", "s", 1], ["x"], 4, ["a", "b", True]],
+    }
+    assert start_of(meta, [(9, 7), (8, 6)]) == Start("b", 5, 3, ((8, 6), (9, 7)), (Restarts("slurm", "s", 1),))
+
+
+class Counted(int):
+    """An instant that counts how often one is compared."""
+
+    comparisons = 0
+
+    def __lt__(self, other: int) -> bool:
+        Counted.comparisons += 1
+        return int(self) < int(other)
+
+    def __le__(self, other: int) -> bool:
+        Counted.comparisons += 1
+        return int(self) <= int(other)
+
+    def __gt__(self, other: int) -> bool:
+        Counted.comparisons += 1
+        return int(self) > int(other)
+
+
+@pytest.mark.parametrize("ends", ["one after the other", "all at the end"])
+def test_attempts_that_share_a_key_are_placed_in_nearly_linear_time(ends: str) -> None:
+    def comparisons(count: int) -> int:
+        Counted.comparisons = 0
+        is_apart = ends == "one after the other"
+        streams = [stream(f"s{i:05}", 0, Counted(10 * i), Counted(10 * i + 5 if is_apart else 10**9 + i))
+                   for i in range(count)]  # fmt: skip
+        assert set(place(streams).values()) == {Place(i, 0) if is_apart else Place(0, i) for i in range(count)}
+        return Counted.comparisons
+
+    assert comparisons(4000) < 5 * comparisons(1000)
 
 
 # -- states ------------------------------------------------------------------------------------------------

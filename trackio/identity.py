@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from trackio import places
+from trackio import names, places
 
 PARENT_VARIABLE = "TRACKIO_PARENT"
 """`<pid>:<rank>` of a process that called init(): its children know they are no rank of the launcher's."""
@@ -170,6 +170,20 @@ def _elastic_nonce(environ: Mapping[str, str]) -> str:
     path = environ.get("TORCHELASTIC_ERROR_FILE", "")
     folder, found, _ = path.rpartition("/attempt_")
     return folder if found else ""
+
+
+def restarts_of(environ: Mapping[str, str]) -> list[tuple[str, str, int]]:
+    """How often launchers started this again, the outermost first: (launcher, the one launch that counts, count). The
+    launch is empty where the environment does not name it."""
+    slurm, elastic = _number(environ, "SLURM_RESTART_COUNT"), _number(environ, "TORCHELASTIC_RESTART_COUNT")
+    job, nonce = environ.get("SLURM_JOB_ID", ""), _elastic_nonce(environ)
+    found = []
+    if slurm is not None or job:  # the first start of a job has no count
+        scope = names.derived_id("slurm", environ.get("SLURM_CLUSTER_NAME", ""), job) if job else ""
+        found.append(("slurm", scope, slurm or 0))
+    if elastic is not None:
+        found.append(("elastic", names.derived_id("elastic", nonce) if nonce else "", elastic))
+    return found
 
 
 def _restarts(environ: Mapping[str, str]) -> str:

@@ -155,6 +155,7 @@ def _new_run(asked: Request, ours: Settings, *, is_ours: bool = True) -> Run:
         "world_size": rank.world_size,
         "launcher": rank.launcher,
         "attempt": attempt,
+        "restarts": identity.restarts_of(facts.environ),
         "interactive": facts.interactive,
         "sampling": dict(asked.sampling),
         "cuda_visible_devices": gauges.visible_devices(),

@@ -255,7 +255,8 @@ class RunView:
 
     def in_order(self) -> list[Stream]:
         """All streams in the order that decides which points show."""
-        return sorted(self.streams, key=lambda s: (self.places[s.id].attempt, s.started_ns, s.id))
+        by_id = {stream.id: stream for stream in self.streams}
+        return [by_id[id_] for id_ in self.places]
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -9,7 +9,7 @@ from trackiod.answers import RunView
 from trackiod.errors import NotFound
 from trackiod.store import schema
 from trackiod.store.reader import ProjectReader, project_names
-from trackiod.views.attempts import Stream
+from trackiod.views.attempts import Stream, need_starts
 from trackiod.views.lineage import RunRow
 
 PAGE = 1000
@@ -42,7 +42,12 @@ def views(reader: ProjectReader, roots: Sequence[RunRow]) -> list[RunView]:
     by_run: dict[str, list[Stream]] = {}
     for stream in reader.streams([row.id for rows in families for row in rows]):
         by_run.setdefault(stream.run, []).append(stream)
-    return [RunView(reader, rows, [s for row in rows for s in by_run.get(row.id, [])]) for rows in families]
+    of_families = [[s for row in rows for s in by_run.get(row.id, [])] for rows in families]
+    starts = reader.starts({s.run for streams in of_families if need_starts(streams) for s in streams})
+    return [
+        RunView(reader, rows, [s._replace(start=starts.get(s.id, s.start)) for s in streams])
+        for rows, streams in zip(families, of_families, strict=True)
+    ]
 
 
 def find_run(reader: ProjectReader, run: str) -> RunView:

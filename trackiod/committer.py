@@ -287,7 +287,7 @@ class Committer:
     def _apply(self, store: ProjectStore, work: InCommit, after: list[Callable[[], None]]) -> Reply | Drained | None:
         match work:
             case Register():
-                committed = store.register(work.stream, work.meta)
+                committed = store.register(work.stream, work.meta, time.time_ns())
                 return Reply(work.peer, wire.Welcome(work.stream, committed, self._store_id))
             case Append():
                 return Reply(work.peer, self._append(store, work.data))
@@ -368,7 +368,7 @@ class Committer:
         portion = 0
         if store.committed(work.stream) is None and not any(map(os.path.isdir, work.folders)):
             return True  # its run was deleted
-        position = store.register(work.stream, work.meta)
+        position = store.register(work.stream, work.meta, time.time_ns())
         for batch in recovery.batches(work.sources(), position):
             if portion >= _PORTION_BYTES:
                 return False

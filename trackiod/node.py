@@ -201,6 +201,8 @@ class SystemView:
             return
         start = min(stream.started_ns for stream in self._view.streams)
         end = self._view.ended_ns
+        if end is not None:  # the clock of the latest attempt may be behind
+            end = max(stream.ended_ns or end for stream in self._view.streams)
         nodes = self._nodes()
         streams = self._reader.streams([_RUN])
         metas = self._reader.metas([_RUN])  # of these, and of others that came meanwhile

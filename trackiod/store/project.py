@@ -14,10 +14,12 @@ from trackiod.errors import StoreError
 from trackiod.store import schema, shelf
 from trackiod.store.digest import Digest, End
 from trackiod.store.sums import Sums
+from trackiod.views.attempts import start_of
 
 if TYPE_CHECKING:  # numpy: an idle daemon does without
     from trackiod.store.fold import Folded
 
+_FOR_EVER = (1 << 63) - 1
 _FOLD_RECORDS = 4096
 """the fewest records that make a good chunk, and what a reader decodes of a stream's raw end in 20 ms"""
 _FOLD_BYTES = 4 << 20
@@ -78,10 +80,11 @@ class ProjectStore:
         row = self._one("SELECT committed FROM streams WHERE id = ?", stream)
         return None if row is None else int(row[0])
 
-    def register(self, stream: str, meta: dict[str, Any]) -> int:
-        """Notes a stream and its run; a known one's facts are renewed. Returns its committed offset."""
+    def register(self, stream: str, meta: dict[str, Any], now_ns: int = _FOR_EVER) -> int:
+        """Notes a stream and its run; a known one's facts are renewed. Returns its committed offset. Whatever its clock
+        said, it began before it is received."""
         committed = self.committed(stream)
-        rank, started_ns, run = int(meta["rank"]), int(meta["started_ns"]), str(meta["run"])
+        rank, started_ns, run = int(meta["rank"]), min(int(meta["started_ns"]), now_ns), str(meta["run"])
         self._register_run(run, meta, rank, started_ns)
         if committed is not None:
             self._do("UPDATE streams SET meta = ? WHERE id = ?", _kept(meta), stream)
@@ -96,6 +99,7 @@ class ProjectStore:
 
     def _register_run(self, run: str, meta: dict[str, Any], rank: int, started_ns: int) -> None:
         name, group = str(meta["name"]), meta.get("group")
+        started_ns = self._after_earlier(run, name, meta, started_ns)
         known = self._one("SELECT name_rank FROM runs WHERE id = ?", run)
         if known is None:
             resumes = meta.get("resume") in ("allow", "must") and bool(meta.get("named"))
@@ -106,6 +110,18 @@ class ProjectStore:
         elif rank < known[0] and meta["role"] == "rank":
             self._do("UPDATE runs SET name = ?, name_rank = ?, run_group = ? WHERE id = ?", name, rank, group, run)
         self._do("UPDATE runs SET created_ns = min(created_ns, ?) WHERE id = ?", started_ns, run)
+
+    def _after_earlier(self, run: str, name: str, meta: dict[str, Any], started_ns: int) -> int:
+        """When a run began, where the newest run of its name seems to be newer and began earlier by the clock of the
+        boot: just after that one, so that who resumes the name finds the newest."""
+        sql = "SELECT id, created_ns FROM runs WHERE name = ? AND id <> ? ORDER BY created_ns DESC, id DESC LIMIT 1"
+        newest = self._one(sql, name, run)
+        if newest is None or newest[1] < started_ns:
+            return started_ns
+        first = self._one("SELECT meta FROM streams WHERE run = ? ORDER BY started_ns, id LIMIT 1", newest[0])
+        start, other = start_of(meta), start_of(msgpack.unpackb(first[0]) if first else {})
+        is_later = start.boot_id and start.boot_id == other.boot_id and start.monotonic_ns > other.monotonic_ns
+        return newest[1] + 1 if is_later else started_ns
 
     def append(self, stream: str, start: int, data: bytes, digest: Digest) -> None:
         """Stores a batch that begins at the committed offset, and what it says."""

@@ -19,7 +19,7 @@ from trackiod.errors import StoreDamaged, StoreError
 from trackiod.store import schema
 from trackiod.store.digest import log_records
 from trackiod.store.shelf_reader import ShelfReader
-from trackiod.views.attempts import Stream
+from trackiod.views.attempts import Start, Stream, start_of
 from trackiod.views.lineage import RunRow
 
 _RUN = "id, name, run_group, created_ns, resumes"
@@ -168,7 +168,17 @@ class ProjectReader(ShelfReader):
             "SELECT id, run, role, rank, attempt, process, started_ns, ended_ns, state, coalesce(cause, ''), records,"
             " points, refused_records, refused_points, last_ns, world_size FROM streams WHERE run IN ({})", runs,
         )  # fmt: skip
-        return sorted(map(Stream._make, rows), key=lambda s: (s.started_ns, s.id))
+        return sorted((Stream(*row) for row in rows), key=lambda s: (s.started_ns, s.id))
+
+    def starts(self, runs: Collection[str]) -> dict[str, Start]:
+        """What the streams of these runs said of their starts, by stream."""
+        jumps: dict[str, list[tuple[int, int]]] = {}
+        for stream, *jump in self._each(
+            "SELECT c.stream, c.time_ns, c.monotonic_ns FROM streams s CROSS JOIN clocks c ON c.stream = s.id"
+            " WHERE s.run IN ({})", runs,
+        ):  # fmt: skip
+            jumps.setdefault(stream, []).append((jump[0], jump[1]))
+        return {stream: start_of(meta, jumps.get(stream, ())) for stream, meta in self.metas(runs).items()}
 
     def has_stream(self, stream: str) -> bool:
         """Whether anything is known of a stream."""
