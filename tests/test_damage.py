@@ -14,7 +14,6 @@ from conftest import Host, shown, wait_for
 
 from trackio import record, wire
 from trackio.record import Kind
-from trackiod import committer
 from trackiod.committer import Committer
 from trackiod.exits import Exit
 from trackiod.store import points, schema
@@ -147,7 +146,7 @@ def feed(where: Committer, stream: str, count: int) -> None:
 def work_off(where: Committer) -> None:
     for _ in range(20):
         if where.backlog:
-            where._commit_some()
+            where.commit_all()
     where._folding._due = dict.fromkeys(where._folding._due, 0.0)
     for _ in range(30):
         where._folding.step()
@@ -177,10 +176,7 @@ def test_what_the_layout_says_in_comments_may_change(database: bytes, tmp_path: 
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_wherever_a_database_is_damaged_its_project_goes_on(
-    database: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
-    monkeypatch.setattr(committer, "_RETRY_SECONDS", 0)
+def test_wherever_a_database_is_damaged_its_project_goes_on(database: bytes, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     path = Path(schema.path_of(str(tmp_path), "p"))
     path.write_bytes(database)

@@ -253,7 +253,8 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def commit(self) -> None:
         while self.committer.backlog:
-            assert self.committer._commit_some(), self.committer.problem
+            self.committer.commit_all()
+            assert not self.committer.problem
         while self.committer.outcomes:
             outcome = self.committer.outcomes.popleft()
             if isinstance(outcome, Reply):
