@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from trackio import places, settings
 from trackio.places import Places, boot_id, make_private, replace
 from trackiod import blobs
-from trackiod.errors import StoreError
+from trackiod.errors import StoreError, StoreTooNew, StoreTooOld
 from trackiod.sinks import directory
-from trackiod.store import artifact_parts, merging, parts, schema
+from trackiod.store import additions, artifact_parts, merging, parts, schema
 from trackiod.store.merging import Copy
 
 _SILENT_SECONDS = 300.0
@@ -30,6 +30,8 @@ _SILENT_SECONDS = 300.0
 _STATE, _BOOT = "state.json", "boot"
 _PATIENCE_SECONDS = 5.0
 _TRIES = 3
+_MOST_NAMED = 3
+"""runs of a database that cannot be taken in, in one sentence"""
 
 
 class _Store(NamedTuple):
@@ -81,6 +83,8 @@ class _TakingIn:
         self._folder = folder
         self._problems: list[str] = []
         self._is_void = False
+        self._newer: set[str] = set()
+        """databases that a newer release has put together: they are left to it"""
         is_whole = self._are_readable()
         self._state = _read_state(folder) if is_whole else {}
 
@@ -123,22 +127,26 @@ class _TakingIn:
             copy = Copy(store.host, key, os.path.join(store.path, key.rpartition("/")[2]))
             keys.append(key)
             try:
-                self._take_database(copy, is_silent)
+                is_whole &= self._take_database(copy, is_silent)
             except (StoreError, sqlite3.Error, OSError, ValueError) as error:
                 is_whole = False
                 self._problems.append(f"A copy of {store.host}'s in {copy.folder} cannot be read: {error}")
         return keys if is_whole else None
 
-    def _take_database(self, copy: Copy, is_silent: bool) -> None:
+    def _take_database(self, copy: Copy, is_silent: bool) -> bool:
+        """Returns whether all of it was taken in; False if it is left to a newer release."""
         for attempt in range(_TRIES):
             index = directory.read_index(copy.folder)
             if not index["project"]:
-                return  # it is being made
+                return True  # it is being made
             path = schema.others_path(schema.path_of(self._places.projects, index["project"]))
+            if path in self._newer:
+                return False
+            problems: list[str] = []
             try:
                 with closing(parts.gathering(path, index["project"])) as target, target:
                     target.execute("BEGIN IMMEDIATE")
-                    files = merging.take_runs(target, copy, index["runs"])
+                    files = merging.take_runs(target, copy, index["runs"], problems)
                     merging.end_silent(target, copy, is_silent)
                 self._link(files, copy, index["project"])
                 name = index.get("artifacts", {}).get("name", "")
@@ -146,7 +154,9 @@ class _TakingIn:
                     target.execute("BEGIN IMMEDIATE")  # what is wrong with these keeps no run
                     files = artifact_parts.take(target, copy.key, name, os.path.join(copy.folder, name))
                 self._link(files, copy, index["project"])
-                return
+                if problems:
+                    raise StoreError("; ".join(problems[:_MOST_NAMED]))
+                return True
             except sqlite3.Error as error:
                 if not schema.is_damage(error):
                     raise
@@ -156,6 +166,7 @@ class _TakingIn:
             except (FileNotFoundError, StoreError):
                 if attempt == _TRIES - 1 or directory.read_index(copy.folder) == index:
                     raise  # else it was copied again while it was read
+        return False
 
     def _link(self, files: list[tuple[str, str]], copy: Copy, project: str) -> None:
         _link_files(files, copy, blobs.of_others(blobs.folder_of(self._places.blobs, project)))
@@ -171,7 +182,15 @@ class _TakingIn:
             try:
                 with closing(sqlite3.connect(path, timeout=5)) as target:
                     schema.check_version(target, path)
-                    target.execute("SELECT count(*) FROM meta").fetchone()
+                    additions.check(target, path)
+                    if not {*additions.known().split()} <= {*parts.known_of(target).split()}:
+                        raise StoreTooOld(f"{path} was made by a trackio that does not know all of what is copied")
+            except StoreTooNew as error:
+                self._newer.add(path)
+                self._problems.append(f"{error} Until then, what other hosts copied of this project is not shown.")
+            except StoreTooOld:
+                schema.remove(path)
+                is_whole = False
             except (sqlite3.DatabaseError, StoreError) as error:
                 if isinstance(error, sqlite3.Error) and not schema.is_damage(error):
                     raise
@@ -184,12 +203,12 @@ class _TakingIn:
 
     def _forget_all_but(self, databases: set[str]) -> None:
         """Removes what was taken in of databases that are not there any more."""
-        for path in self._databases():
+        for path in {*self._databases()} - self._newer:
             with closing(sqlite3.connect(path, isolation_level=None, timeout=5)) as target, target:
                 target.execute("BEGIN IMMEDIATE")
                 known = {row[0].rpartition("/")[0] for row in target.execute(merging.OWNERS)}
                 for key in (known | artifact_parts.copies(target)) - databases:
-                    merging.take_runs(target, Copy("", key, ""), {})
+                    merging.take_runs(target, Copy("", key, ""), {}, [])
                     artifact_parts.take(target, key, "", "")
                 sql = "SELECT 1 FROM runs UNION ALL SELECT 1 FROM versions LIMIT 1"
                 is_empty = target.execute(sql).fetchone() is None

@@ -6,6 +6,7 @@ TrackiodError
 ├── SocketUnusable      what systemd passed is no socket we could answer on
 ├── StoreError
 │   ├── StoreTooNew     written by a newer trackio
+│   ├── StoreTooOld     of an earlier layout, which the daemon brings to ours
 │   └── StoreDamaged    SQLite cannot read it
 └── NotFound            no such project, run, metric, rank, attempt or artifact
 """
@@ -43,6 +44,10 @@ class StoreError(TrackiodError):
 
 class StoreTooNew(StoreError):
     """The database was written by a newer trackio."""
+
+
+class StoreTooOld(StoreError):
+    """The database is of an earlier layout; the daemon brings it to ours."""
 
 
 class StoreDamaged(StoreError):

@@ -88,7 +88,7 @@ class Project:
         try:
             yield
         except sqlite3.Error as error:
-            if not schema.is_damage(error):
+            if not schema.is_damage(error, self._connection):
                 raise StoreError(f"{what} cannot be read now ({error}).") from error
             self.problems.append(f"{what}: what follows is damaged ({error})")
         except StoreError as error:

@@ -13,7 +13,7 @@ from trackiod import incoming
 from trackiod.databases import Databases
 from trackiod.folding import Folding
 from trackiod.store import schema
-from trackiod.store.reader import project_names
+from trackiod.store.reader import own_names
 from trackiod.work import Errand, ToKeep, ToSend
 
 log = logging.getLogger("trackiod.resuming")
@@ -26,7 +26,7 @@ def take_up(projects: str, databases: Databases, folding: Folding, on_errand: Ca
     """The streams of all projects that no end is known of; the rest is handed to `folding` and `on_errand`. What cannot
     be read is logged, and keeps no daemon from starting."""
     found: list[Open] = []
-    names, problems = project_names(projects)
+    names, problems = own_names(projects)
     for problem in problems:
         log.error("%s", problem)
     has_samples = os.path.exists(schema.path_of(projects, HOST))

@@ -30,7 +30,7 @@ from trackio import names, places, settings
 from trackio.places import Places, make_private, replace
 from trackio.settings import MOST_FILE_BYTES
 from trackiod.errors import StoreError
-from trackiod.store import artifact_parts, parts, schema
+from trackiod.store import additions, artifact_parts, parts, schema
 from trackiod.store.parts import Place
 from trackiod.store.reader import own_paths
 
@@ -145,14 +145,16 @@ class _Copier:
         self, source: sqlite3.Connection, folder: str, run: str, token: str, entry: dict[str, Any] | None
     ) -> dict[str, Any]:
         """Writes what the index does not name yet of a run; returns its new entry."""
-        kept = _full_parts(source, run, entry["parts"]) if entry else []
+        added = {"added": known} if (known := additions.known()) else {}  # else parts do not have what was added
+        is_ours = entry is not None and entry.get("added", "") == added.get("added", "")
+        kept = _full_parts(source, run, entry["parts"]) if entry is not None and is_ours else []
         while True:
             self._say_alive()
             end = parts.write(source, self._made, run, kept[-1]["upto"][0] if kept else 0)
             kept.append({"name": self._placed(folder), "upto": end})
             if end is None:
                 break
-        return {"token": token, "parts": kept}
+        return {"token": token, "parts": kept} | added
 
     def _copy_artifacts(self, source: sqlite3.Connection, folder: str, known: dict[str, str]) -> dict[str, str]:
         """Writes what is known of the project's artifacts, if it is news; returns its new entry."""
@@ -195,7 +197,7 @@ def _full_parts(source: sqlite3.Connection, run: str, known: list[dict[str, Any]
     ).fetchone()
     oldest = row[0]
     held = [part for part in full if oldest is not None and part["upto"][0] >= oldest]
-    if any(parts.place_of(source, part["upto"][0]) != Place(*part["upto"]) for part in held[-1:]):
+    if any(parts.place_of(source, part["upto"][0]) != Place(*part["upto"][: len(Place._fields)]) for part in held[-1:]):
         return []
     return held or full[-1:]  # so that what follows is not written from the beginning
 

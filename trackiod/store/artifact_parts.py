@@ -12,15 +12,12 @@ from contextlib import closing
 
 import msgpack
 
-from trackiod.store import parts
+from trackiod.store import additions, parts
 from trackiod.store.parts import FULL_LABEL
 from trackiod.views.versions import is_kept
 
 _KEY = "artifacts "
-_TABLES = """
-CREATE TABLE IF NOT EXISTS copied_versions AS SELECT '' AS copy, * FROM versions WHERE 0;
-CREATE TABLE IF NOT EXISTS copied_aliases AS SELECT '' AS copy, * FROM aliases WHERE 0;
-"""
+_TABLES = ("versions", "aliases")
 
 
 def token(source: sqlite3.Connection) -> str:
@@ -31,18 +28,19 @@ def token(source: sqlite3.Connection) -> str:
         for row in source.execute(sql):
             digest.update(repr(row).encode())
             is_empty = False
+    digest.update(additions.known().encode())
     return "" if is_empty else digest.hexdigest()[:32]
 
 
 def write(source: sqlite3.Connection, path: str) -> None:
     """Writes all versions and aliases into a new file. Raises sqlite3.Error or OSError."""
     with parts.new_part(path, source) as target:
-        versions = source.execute(
-            f"SELECT name, {FULL_LABEL}, created_ns, type, digest, size, facts, manifest FROM versions v"
-        )
-        target.executemany("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", versions)
-        aliases = source.execute(f"SELECT name, alias, {FULL_LABEL} FROM aliases JOIN versions v USING (name, version)")
-        target.executemany("INSERT INTO aliases VALUES (?, ?, ?)", aliases)
+        for table in _TABLES:
+            of_version = "JOIN versions v ON v.name = t.name AND v.version = t.version"
+            columns = additions.names(table)
+            values = ", ".join(FULL_LABEL if name == "version" else f't."{name}"' for name in columns)
+            rows = source.execute(f"SELECT {values} FROM {table} t {of_version}")
+            target.executemany(parts.insertion(table), rows)
 
 
 def files(source: sqlite3.Connection) -> list[tuple[str, str, int]]:
@@ -60,19 +58,23 @@ def take(target: sqlite3.Connection, copy: str, name: str, path: str) -> list[tu
     held = target.execute("SELECT value FROM meta WHERE key = ?", (_KEY + copy,)).fetchone()
     if (held[0] if held else "") == name:
         return []
-    for sql in filter(None, _TABLES.split("\n")):
-        target.execute(sql)
-    for table in ("copied_versions", "copied_aliases"):
-        target.execute(f"DELETE FROM {table} WHERE copy = ?", (copy,))
+    for table in _TABLES:
+        none = f"SELECT '' AS copy, {additions.listed(additions.names(table))} FROM {table} WHERE 0"
+        target.execute(f"CREATE TABLE IF NOT EXISTS copied_{table} AS {none}")
+        target.execute(f"DELETE FROM copied_{table} WHERE copy = ?", (copy,))
     target.execute("DELETE FROM meta WHERE key = ?", (_KEY + copy,))
     found: list[tuple[str, str]] = []
     if name:
         with closing(parts.opened(path)) as part:
-            for table, marks in (("versions", ", ?" * 8), ("aliases", ", ?" * 3)):
-                rows = ((copy, *row) for row in parts.read(part, f"SELECT * FROM {table}"))
-                target.executemany(f"INSERT INTO copied_{table} VALUES (?{marks})", rows)
+            for table in _TABLES:
+                rows = ((copy, *row) for row in parts.read(part, table))
+                columns = additions.names(table)
+                target.executemany(
+                    f"INSERT INTO copied_{table} (copy, {additions.listed(columns)}) VALUES (?{', ?' * len(columns)})",
+                    rows,
+                )
             found = [(digest, suffix) for digest, suffix, _ in files(part)]
-        target.execute("INSERT INTO meta VALUES (?, ?)", (_KEY + copy, name))
+        target.execute("INSERT INTO meta (key, value) VALUES (?, ?)", (_KEY + copy, name))
     _put_together(target)
     return found
 
@@ -85,13 +87,14 @@ def copies(target: sqlite3.Connection) -> set[str]:
 
 def _put_together(target: sqlite3.Connection) -> None:
     """An alias that several gave is that of what was logged last."""
+    versions, aliases = (additions.listed(additions.names(table)) for table in _TABLES)
     target.execute("DELETE FROM versions")
     target.execute(
-        "INSERT OR IGNORE INTO versions SELECT name, version, created_ns, type, digest, size, facts, manifest"
-        " FROM copied_versions ORDER BY created_ns"
+        f"INSERT OR IGNORE INTO versions ({versions}) SELECT {versions} FROM copied_versions ORDER BY created_ns"
     )
     target.execute("DELETE FROM aliases")
+    of_alias = ", ".join(f'a."{name}"' for name in additions.names("aliases"))
     target.execute(
-        "INSERT INTO aliases SELECT name, alias, version FROM (SELECT name, alias, version, max(created_ns)"
-        " FROM copied_aliases JOIN copied_versions USING (copy, name, version) GROUP BY name, alias)"
+        f"INSERT INTO aliases ({aliases}) SELECT {aliases} FROM (SELECT {of_alias}, max(v.created_ns)"
+        " FROM copied_aliases a JOIN copied_versions v USING (copy, name, version) GROUP BY a.name, a.alias)"
     )

@@ -43,8 +43,8 @@ def _find(connection: sqlite3.Connection, wanted: str, attempt: str) -> tuple[st
     root_of = roots(map(RunRow._make, rows))
     root = root_of[wanted if named else rows[-1][0]]
     members = [run for run, its_root in root_of.items() if its_root == root]
-    (step,) = connection.execute(
-        "SELECT max(max_step) FROM series WHERE stream IN (SELECT id FROM streams"
-        f" WHERE run IN ({','.join('?' * len(members))}) AND attempt <> ?)", (*members, attempt),
-    ).fetchone()  # fmt: skip
-    return root, -1 if step is None else int(step)
+    highest = (
+        "SELECT max(m.max_step) FROM streams s JOIN series m ON m.stream = s.id WHERE s.run = ? AND s.attempt <> ?"
+    )
+    steps = [connection.execute(highest, (member, attempt)).fetchone()[0] for member in members]
+    return root, max((int(step) for step in steps if step is not None), default=-1)

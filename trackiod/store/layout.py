@@ -2,10 +2,15 @@
 
 Points arrive in `batches`, as the streams sent them; what is known of runs and series is derived from them as
 they are committed, in the same transaction. Later they are folded: `axes` and `chunks` take the place of batches.
+
+A table, a column or an index may be added here without another version (decision 15): a column can be null or has a
+constant default, a table of what belongs to a stream or a run has a column `stream` or `run`, an index is not unique,
+and a name is never used again for something else. `FIRST` stays what it is.
 """
 
 VERSION = 3
-"""of the layout, in SQLite's `user_version`"""
+"""of the layout, in SQLite's `user_version`: raised only if a release that knows an earlier one could not go on in a
+database; then `migrations` has a function, and `FIRST` says what the new one begins with"""
 
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -211,6 +216,30 @@ CREATE TABLE system (
 ) WITHOUT ROWID;
 CREATE INDEX alerts_to_send ON alerts (time_ns) WHERE webhook IS NOT NULL;
 """
+
+FIRST = {
+    "meta": "key value",
+    "runs": "id name name_rank run_group created_ns resumes",
+    "streams": "id run role rank attempt process started_ns world_size meta committed records points refused_records"
+               " refused_points last_ns state cause ended_ns explicit",
+    "batches": "id stream start end records data",
+    "series": "id stream name points counted first_step max_step last_step last_ns last ascending numbers nans low high"
+              " total",
+    "axes": "id stream start count shown first_step last_step first_ns last_ns data blocks",
+    "chunks": "id series axis overlapped kind nans low high total data blocks",
+    "clocks": "stream time_ns monotonic_ns",
+    "configs": "stream key value",
+    "summaries": "stream key value",
+    "definitions": "run name options",
+    "holes": "stream start end cause at_ns",
+    "files": "id stream at_ns facts artifact state digest size suffix cause",
+    "artifacts": "stream number time_ns role name facts version",
+    "versions": "name version created_ns type digest size facts manifest",
+    "aliases": "name alias version",
+    "alerts": "stream start time_ns step level title text webhook sent",
+    "system": "stream start time_ns metrics",
+}  # fmt: skip
+"""the columns of the tables that every database of this version has; what is not named here was added since"""
 
 FACTS = ("clocks", "configs", "summaries", "holes", "files", "artifacts", "alerts", "system")
 """tables of what a stream says beside its points"""

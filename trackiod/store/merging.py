@@ -10,6 +10,7 @@ import sqlite3
 from contextlib import closing
 from typing import Any, NamedTuple
 
+from trackiod.errors import StoreError
 from trackiod.store import parts
 
 _SILENT = "nothing was heard of "
@@ -27,9 +28,12 @@ class Copy(NamedTuple):
 OWNERS = "SELECT DISTINCT value FROM meta WHERE key GLOB 'stream *'"
 
 
-def take_runs(target: sqlite3.Connection, copy: Copy, runs: dict[str, Any]) -> list[tuple[str, str]]:
+def take_runs(
+    target: sqlite3.Connection, copy: Copy, runs: dict[str, Any], problems: list[str]
+) -> list[tuple[str, str]]:
     """Makes what is held of a copy what its index says. `meta` remembers which axes came with which part, and of which
-    run of which copy a stream is. Returns the files of what is new."""
+    run of which copy a stream is. Returns the files of what is new. A run that cannot be taken, because a newer release
+    wrote it or it is damaged, is named in `problems` and stays what it was."""
     prefix = f"part {copy.key}/"
     held = {
         key.removeprefix(prefix): json.loads(value)
@@ -42,7 +46,13 @@ def take_runs(target: sqlite3.Connection, copy: Copy, runs: dict[str, Any]) -> l
     files: list[tuple[str, str]] = []
     for run, entry in runs.items():
         if any(part["name"] not in held for part in entry["parts"]):
-            files += _take_run(target, copy, run, [part["name"] for part in entry["parts"]], held)
+            target.execute("SAVEPOINT of_run")
+            try:
+                files += _take_run(target, copy, run, [part["name"] for part in entry["parts"]], held)
+            except (StoreError, FileNotFoundError) as error:
+                target.execute("ROLLBACK TO of_run")
+                problems.append(str(error))
+            target.execute("RELEASE of_run")
     for key in {row[0] for row in target.execute(OWNERS)}:
         database, _, run = key.rpartition("/")
         if database == copy.key and run not in runs:
@@ -79,7 +89,7 @@ def _take_run(
             continue
         with closing(parts.opened(os.path.join(copy.folder, name))) as source:
             axes = parts.take_columns(source, target, others)
-            target.execute("INSERT INTO meta VALUES (?, ?)", (prefix + name, json.dumps(axes)))
+            target.execute("INSERT INTO meta (key, value) VALUES (?, ?)", (prefix + name, json.dumps(axes)))
             if name == names[-1]:
                 files = parts.take_facts(source, target, others)
     _own(target, key, sorted(committed.keys() - others))
@@ -92,7 +102,9 @@ def _own(target: sqlite3.Connection, key: str, streams: list[str]) -> None:
     before = {str(row[0]).removeprefix("stream ") for row in rows}
     gone = sorted(before - {*streams})
     target.executemany("DELETE FROM meta WHERE key = ?", [(f"stream {stream}",) for stream in gone])
-    target.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [(f"stream {stream}", key) for stream in streams])
+    target.executemany(
+        "INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", [(f"stream {stream}", key) for stream in streams]
+    )
     parts.drop_streams(target, gone)
 
 

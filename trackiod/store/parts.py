@@ -9,6 +9,7 @@ at 2^40, this host's own are below, so the two never meet.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import sqlite3
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from trackiod.errors import StoreDamaged
-from trackiod.store import batch, removal, schema
+from trackiod.store import additions, batch, removal, schema
 from trackiod.store.layout import FACTS, TABLES, VERSION
 
 FULL_BYTES = 8 << 20
@@ -31,10 +32,7 @@ _COPIED = {
                               " AND v.version = artifacts.version AND role = 'output')",
 }  # fmt: skip
 """columns that are not copied as they are"""
-_AXES = "INSERT INTO axes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_CHUNKS = "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-
-
+_KNOWN = "known"
 _NO_END = (1 << 63) - 1
 
 
@@ -59,7 +57,8 @@ def tokens(source: sqlite3.Connection) -> dict[str, str]:
         " (SELECT count(*) FROM alerts f JOIN streams t ON t.id = f.stream WHERE t.run = s.run AND f.sent IS NOT NULL)"
         " FROM streams s JOIN runs r ON r.id = s.run GROUP BY s.run"
     )
-    return {run: json.dumps(facts) for run, *facts in rows}
+    added = [known] if (known := additions.known()) else []
+    return {run: json.dumps(facts + added) for run, *facts in rows}
 
 
 def _end_of_next(source: sqlite3.Connection, run: str, after: int) -> int:
@@ -130,10 +129,16 @@ def _write(source: sqlite3.Connection, target: sqlite3.Connection, run: str, aft
 
 
 def _copy(source: sqlite3.Connection, target: sqlite3.Connection, table: str, condition: str, value: Any) -> None:
-    names = [row[1] for row in source.execute(f"PRAGMA table_info({table})")]
-    columns = ", ".join(_COPIED.get((table, name), f'"{name}"') for name in names)
+    """What only other releases know is not copied: it may hold what must not leave this host."""
+    columns = ", ".join(_COPIED.get((table, name), f'"{name}"') for name in additions.names(table))
     rows = source.execute(f"SELECT {columns} FROM {table} WHERE {condition}", (value,))
-    target.executemany(f"INSERT INTO {table} VALUES ({','.join('?' * len(names))})", rows)
+    target.executemany(insertion(table), rows)
+
+
+def insertion(table: str, how: str = "INSERT") -> str:
+    """What adds a row with all of our columns."""
+    names = additions.names(table)
+    return f"{how} INTO {table} ({additions.listed(names)}) VALUES ({', '.join('?' * len(names))})"
 
 
 def _write_raw(source: sqlite3.Connection, target: sqlite3.Connection, stream: str) -> None:
@@ -145,10 +150,16 @@ def _write_raw(source: sqlite3.Connection, target: sqlite3.Connection, stream: s
 
     series = dict(source.execute("SELECT name, id FROM series WHERE stream = ?", (stream,)).fetchall())
     for axis, chunks in at_once(fold(batch.read(data, start) for start, data in raw)):
-        id_ = target.execute("SELECT coalesce(max(id), 0) + 1 FROM axes").fetchone()[0]
-        target.execute(_AXES, (id_, stream, *axis))
-        rows = [(None, series[chunk.name], id_, 0, *chunk[1:]) for chunk in chunks]
-        target.executemany(_CHUNKS, rows)
+        target.execute(
+            "INSERT INTO axes (id, stream, start, count, shown, first_step, last_step, first_ns, last_ns, data, blocks)"
+            " SELECT coalesce(max(id), 0) + 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM axes", (stream, *axis),
+        )  # fmt: skip
+        (id_,) = target.execute("SELECT max(id) FROM axes").fetchone()
+        target.executemany(
+            "INSERT INTO chunks (series, axis, overlapped, kind, nans, low, high, total, data, blocks)"
+            " VALUES (?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
+            [(series[chunk.name], id_, *chunk[1:]) for chunk in chunks],
+        )
 
 
 # -- there: parts put together again ---------------------------------------------------------------------------------
@@ -159,24 +170,37 @@ def opened(path: str) -> sqlite3.Connection:
     if not os.path.exists(path):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     try:
-        return schema.connect_for_reading(path, is_immutable=True)
+        return schema.open_part(path)
     except sqlite3.Error as error:
         raise StoreDamaged(f"{path} is damaged ({error}).") from error
 
 
 def gathering(path: str, project: str) -> sqlite3.Connection:
-    """The database that a project's parts are put together in. It can be made anew, so it need not survive a crash."""
-    if not os.path.exists(path):
+    """The database that a project's parts are put together in. It can be made anew, so it need not survive a crash.
+    Raises StoreTooNew or sqlite3.Error."""
+    if os.path.exists(path):
+        schema.leave_newer(path)
+    else:
         schema.remove(f"{path}.new")
         made = sqlite3.connect(f"{path}.new", isolation_level=None)
         made.executescript(f"PRAGMA journal_mode = WAL; BEGIN; {TABLES} PRAGMA user_version = {VERSION};")
-        made.execute("INSERT INTO meta VALUES ('project', ?)", (project,))
+        made.execute("INSERT INTO meta (key, value) VALUES ('project', ?)", (project,))
         made.execute("COMMIT")
         made.close()
         os.rename(f"{path}.new", path)
     connection = sqlite3.connect(path, isolation_level=None, timeout=5)
-    connection.execute("PRAGMA synchronous = OFF")
+    with schema.closed_if_it_fails(connection):
+        connection.execute("PRAGMA synchronous = OFF")
+        if known_of(connection) != additions.known():
+            note = "INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)"
+            connection.execute(note, (_KNOWN, additions.known()))
     return connection
+
+
+def known_of(gathered: sqlite3.Connection) -> str:
+    """What was ever added to the layout, as far as whoever put parts together last knows (`additions.known`)."""
+    row = gathered.execute("SELECT value FROM meta WHERE key = ?", (_KNOWN,)).fetchone()
+    return str(row[0]) if row else ""
 
 
 def take_columns(part: sqlite3.Connection, target: sqlite3.Connection, but: Collection[str]) -> tuple[int, int]:
@@ -185,15 +209,15 @@ def take_columns(part: sqlite3.Connection, target: sqlite3.Connection, but: Coll
     series = _take_series(part, target, but)
     low = high = _next_id(target, "axes") - 1
     axes = {}
-    for id_, stream, *rest in read(part, "SELECT * FROM axes ORDER BY id"):
-        if stream not in but:
+    for row in _named(part, "axes", "ORDER BY id"):
+        if row["stream"] not in but:
             high += 1
-            axes[id_] = high
-            target.execute(_AXES, (high, stream, *rest))
-    next_id = _next_id(target, "chunks")
-    rows = (row for row in read(part, "SELECT * FROM chunks ORDER BY id") if row[1] in series)
-    renumbered = ((next_id + i, series[row[1]], axes[row[2]], *row[3:]) for i, row in enumerate(rows))
-    target.executemany(_CHUNKS, renumbered)
+            axes[row["id"]] = high
+            target.execute(insertion("axes"), tuple((row | {"id": high}).values()))
+    ids = itertools.count(_next_id(target, "chunks"))
+    chunks = (row for row in _named(part, "chunks", "ORDER BY id") if row["series"] in series)
+    renumbered = (row | {"id": next(ids), "series": series[row["series"]], "axis": axes[row["axis"]]} for row in chunks)
+    target.executemany(insertion("chunks"), (tuple(row.values()) for row in renumbered))
     _mark_overlapped(target, series.values())
     return low, high
 
@@ -210,7 +234,7 @@ def drop_columns(target: sqlite3.Connection, low: int, high: int) -> None:
 
 def streams_of(part: sqlite3.Connection) -> dict[str, int]:
     """A run's streams and how much of each is stored, as its last part says."""
-    return dict(read(part, "SELECT id, committed FROM streams"))
+    return {row["id"]: row["committed"] for row in _named(part, "streams")}
 
 
 def take_facts(part: sqlite3.Connection, target: sqlite3.Connection, but: Collection[str]) -> list[tuple[str, str]]:
@@ -220,14 +244,14 @@ def take_facts(part: sqlite3.Connection, target: sqlite3.Connection, but: Collec
         for table in FACTS:
             target.execute(f"DELETE FROM {table} WHERE stream = ?", (stream,))
     for table in ("streams", *FACTS, "definitions"):
-        place = {"streams": 0, "files": 1}.get(table, 0)
-        for row in read(part, f"SELECT * FROM {table}"):
-            if table == "definitions" or row[place] not in but:
-                target.execute(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(row))})", row)
-    for row in read(part, "SELECT * FROM runs"):
-        _take_run(target, row)
-    files = read(part, "SELECT DISTINCT digest, suffix FROM files WHERE state = 'kept'")
-    return [(digest, suffix) for digest, suffix in files]
+        names = additions.names(table)
+        place = None if table == "definitions" else names.index("id" if table == "streams" else "stream")
+        rows = (row for row in read(part, table) if place is None or row[place] not in but)
+        target.executemany(insertion(table, "INSERT OR REPLACE"), rows)
+    for run in _named(part, "runs"):
+        _take_run(target, run)
+    kept = _named(part, "files", "WHERE state = 'kept'")
+    return [*dict.fromkeys((file["digest"], file["suffix"]) for file in kept)]
 
 
 def drop_streams(target: sqlite3.Connection, streams: Sequence[str]) -> None:
@@ -243,13 +267,13 @@ def _take_series(part: sqlite3.Connection, target: sqlite3.Connection, but: Coll
     """The new numbers of a part's series, by their numbers in it. Parts are taken in their order, so the last to speak
     of a series knows most of it."""
     ids = {}
-    for id_, stream, name, *rest in read(part, "SELECT * FROM series"):
-        if stream in but:
+    for row in _named(part, "series"):
+        if row["stream"] in but:
             continue
-        row = target.execute("SELECT id FROM series WHERE stream = ? AND name = ?", (stream, name)).fetchone()
-        ids[id_] = new = row[0] if row else _next_id(target, "series")
-        marks = ",".join("?" * (3 + len(rest)))
-        target.execute(f"INSERT OR REPLACE INTO series VALUES ({marks})", (new, stream, name, *rest))
+        of_it = (row["stream"], row["name"])
+        held = target.execute("SELECT id FROM series WHERE stream = ? AND name = ?", of_it).fetchone()
+        ids[row["id"]] = row["id"] = held[0] if held else _next_id(target, "series")
+        target.execute(insertion("series", "INSERT OR REPLACE"), tuple(row.values()))
     return ids
 
 
@@ -262,26 +286,30 @@ def _mark_overlapped(target: sqlite3.Connection, series: Collection[int]) -> Non
         )  # fmt: skip
 
 
-def _take_run(target: sqlite3.Connection, row: tuple[Any, ...]) -> None:
+def _take_run(target: sqlite3.Connection, row: dict[str, Any]) -> None:
     """A run that ran on several hosts has the name that its lowest rank gave, and began when its first process did."""
-    id_, name, name_rank, group, created_ns, resumes = row
-    known = target.execute("SELECT name_rank, created_ns FROM runs WHERE id = ?", (id_,)).fetchone()
+    known = target.execute("SELECT name_rank, created_ns FROM runs WHERE id = ?", (row["id"],)).fetchone()
     if known is not None:
-        created_ns = min(known[1], created_ns)
-        if known[0] < name_rank:
-            target.execute("UPDATE runs SET created_ns = ? WHERE id = ?", (created_ns, id_))
+        row["created_ns"] = min(known[1], row["created_ns"])
+        if known[0] < row["name_rank"]:
+            target.execute("UPDATE runs SET created_ns = ? WHERE id = ?", (row["created_ns"], row["id"]))
             return
-    target.execute(
-        "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?)", (id_, name, name_rank, group, created_ns, resumes)
-    )
+    target.execute(insertion("runs", "INSERT OR REPLACE"), tuple(row.values()))
 
 
-def read(part: sqlite3.Connection, sql: str) -> Iterator[tuple[Any, ...]]:
-    """Rows of a part; what is wrong with it is not to be taken for a fault of the database it is added to."""
+def read(part: sqlite3.Connection, table: str, condition: str = "") -> Iterator[tuple[Any, ...]]:
+    """Rows of a part, in our columns; what is wrong with it is not to be taken for a fault of the database it is added
+    to."""
     try:
-        yield from part.execute(sql)
+        yield from part.execute(f"SELECT {additions.listed(additions.names(table))} FROM {table} {condition}")
     except sqlite3.Error as error:
         raise StoreDamaged(str(error)) from error
+
+
+def _named(part: sqlite3.Connection, table: str, condition: str = "") -> Iterator[dict[str, Any]]:
+    """The same, each row by its columns' names."""
+    names = additions.names(table)
+    return (dict(zip(names, row, strict=True)) for row in read(part, table, condition))
 
 
 def _next_id(target: sqlite3.Connection, table: str) -> int:

@@ -55,7 +55,7 @@ class ProjectStore:
         """Whether a complaint of SQLite's means that the file is damaged; where it may also be ours, the file is
         looked through."""
         if not isinstance(error, sqlite3.IntegrityError):
-            return schema.is_damage(error)
+            return schema.is_damage(error, self.connection)
         try:
             return bool(self._one("PRAGMA quick_check(1)") != ("ok",))
         except sqlite3.Error:
@@ -160,14 +160,16 @@ class ProjectStore:
              for name, tally in digest.metrics.items()],
         )  # fmt: skip
         self.connection.executemany(
-            "INSERT OR REPLACE INTO configs VALUES (?, ?, ?)",
+            "INSERT OR REPLACE INTO configs (stream, key, value) VALUES (?, ?, ?)",
             [(stream, key, msgpack.packb(value)) for key, value in digest.config.items()],
         )
         self.connection.executemany(
-            "INSERT OR REPLACE INTO summaries VALUES (?, ?, ?)",
+            "INSERT OR REPLACE INTO summaries (stream, key, value) VALUES (?, ?, ?)",
             [(stream, key, msgpack.packb(value)) for key, value in digest.summary.items()],
         )
-        self.connection.executemany("INSERT INTO clocks VALUES (?, ?, ?)", [(stream, *c) for c in digest.clocks])
+        self.connection.executemany(
+            "INSERT INTO clocks (stream, time_ns, monotonic_ns) VALUES (?, ?, ?)", [(stream, *c) for c in digest.clocks]
+        )
         for name, options in digest.definitions.items():
             self._define(stream, name, options)
         for damage_start, damage_end, cause in digest.damages:
@@ -184,11 +186,16 @@ class ProjectStore:
         (run,) = self._one("SELECT run FROM streams WHERE id = ?", stream)
         known = self._one("SELECT options FROM definitions WHERE run = ? AND name = ?", run, name)
         merged = (msgpack.unpackb(known[0]) if known else {}) | options
-        self._do("INSERT OR REPLACE INTO definitions VALUES (?, ?, ?)", run, name, msgpack.packb(merged))
+        self._do(
+            "INSERT OR REPLACE INTO definitions (run, name, options) VALUES (?, ?, ?)", run, name, msgpack.packb(merged)
+        )
 
     def add_hole(self, stream: str, start: int, end: int, cause: str, at_ns: int) -> None:
         """Notes that a range of a stream is lost or unreadable."""
-        self._do("INSERT OR REPLACE INTO holes VALUES (?, ?, ?, ?, ?)", stream, start, end, cause, at_ns)
+        self._do(
+            "INSERT OR REPLACE INTO holes (stream, start, end, cause, at_ns) VALUES (?, ?, ?, ?, ?)",
+            stream, start, end, cause, at_ns,
+        )  # fmt: skip
 
     def has_holes(self, stream: str, cause: str) -> bool:
         """Whether something of a stream is missing for this cause."""

@@ -77,7 +77,7 @@ class ProjectReader(ShelfReader):
             with schema.closed_if_it_fails(self._connection):
                 self.project = schema.project_of(self._connection, path)
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            raise StoreDamaged(f"{path} is damaged ({error}).") from error
+            raise schema.named(error, path) from error
 
     def __enter__(self) -> ProjectReader:
         return self
@@ -322,6 +322,18 @@ def own_paths(projects: str) -> list[str]:
     except OSError:
         return []
     return [os.path.join(projects, name) for name in names if name.endswith(schema.SUFFIX)]
+
+
+def own_names(projects: str) -> tuple[list[str], list[str]]:
+    """The names of this host's own projects, also of those whose layout is yet to be brought to ours, and a sentence
+    for each file that cannot be read."""
+    names, problems = [], []
+    for path in own_paths(projects):
+        try:
+            names.append(schema.name_in(path))
+        except StoreError as error:
+            problems.append(str(error))
+    return sorted(names), problems
 
 
 def paths(projects: str) -> list[str]:

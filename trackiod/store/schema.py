@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import functools
+import logging
 import os
 import re
 import sqlite3
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from urllib.parse import quote
 
 from trackio.names import HOST, project_id
-from trackiod.errors import StoreDamaged, StoreError, StoreTooNew
+from trackiod.errors import StoreDamaged, StoreError, StoreTooNew, StoreTooOld
+from trackiod.store import additions, migrations
 from trackiod.store.layout import IN_STREAMS, TABLES, VERSION
+
+log = logging.getLogger("trackiod.schema")
 
 SUFFIX = ".db"
 SIDES = ("", "-wal", "-shm")
 """of a database's files"""
 _HOST_FILE = "host" + SUFFIX
 _BUSY_SECONDS = 1.0
-_DAMAGES = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB}
+_DAMAGES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB}
 
 
 def elsewhere(projects: str) -> str:
@@ -48,39 +51,28 @@ def path_of(projects: str, project: str) -> str:
     return os.path.join(projects, project_id(project) + SUFFIX)
 
 
-_MASTER = "SELECT CAST(name AS BLOB), CAST(coalesce(sql, '') AS BLOB) FROM sqlite_master ORDER BY 1"
-_COMMENT = re.compile(rb"--[^\n]*")
-
-
-def _tables_of(connection: sqlite3.Connection) -> list[tuple[bytes, list[bytes]]]:
-    """What SQLite itself says of the tables, but for comments."""
-    return [(name, _COMMENT.sub(b"", sql).split()) for name, sql in connection.execute(_MASTER).fetchall()]
-
-
-@functools.cache
-def _layout() -> list[tuple[bytes, list[bytes]]]:
-    """What it says of ours."""
-    with closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript(TABLES)
-        return _tables_of(connection)
-
-
 def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connection:
-    """The one connection that writes, created with the database if need be. Raises StoreError or
-    sqlite3.Error (a full disk)."""
+    """The one connection that writes, created with the database if need be; one of an earlier layout is brought to
+    ours. Raises StoreError, OSError or sqlite3.Error (a full disk)."""
     if not os.path.exists(path):
         _create(path, project, store_id)
+    leave_newer(path)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS)
     try:
         with closed_if_it_fails(connection):
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA journal_size_limit = 67108864")
-            check_version(connection, path)
+            try:
+                check_version(connection, path)
+            except StoreTooOld:
+                log.info("%s is brought to layout %d", path, VERSION)
+                migrations.migrate(connection)
+            additions.fit(connection, path)
             project_of(connection, path)  # what says nothing to a reader must not be written on
-            if _tables_of(connection) != _layout():
-                raise StoreDamaged(f"{path} is damaged (its tables are not those of layout {VERSION}).")
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        raise _named(error, path) from error
+        if "full" in str(error) or "I/O" in str(error):
+            raise  # it may pass
+        raise named(error, path) from error
     return connection
 
 
@@ -106,7 +98,7 @@ def open_for_reading(path: str, *, is_alone: bool = False) -> sqlite3.Connection
             f"{path} was copied while it was written, and cannot be read without its -shm file where nothing can be"
             " written: copy all three files, or make the copy writable."
         ) from last
-    raise _named(last, path) from last
+    raise named(last, path) from last
 
 
 def others_stores(path: str) -> list[str]:
@@ -124,21 +116,38 @@ def open_others(path: str, store: str) -> sqlite3.Connection:
     """What one of them stored of a project, as if there were nothing else. Raises StoreError."""
     connection = open_for_reading(others_path(path), is_alone=True)
     with closed_if_it_fails(connection):
+        connection.execute("DROP VIEW IF EXISTS temp.streams")
         connection.execute(
-            "CREATE TEMP VIEW streams AS SELECT * FROM main.streams WHERE id IN"
+            f"CREATE TEMP VIEW streams AS {additions.selection(connection, 'streams')} AND id IN"
             f" (SELECT substr(key, 8) FROM main.meta WHERE key GLOB 'stream *' AND value GLOB '{store}/*')"
         )
     return connection
 
 
 def connect_for_reading(path: str, *, is_immutable: bool = False) -> sqlite3.Connection:
-    """This file alone, which is not written. `is_immutable`: nor does anybody else. Raises StoreTooNew or
+    """This file alone, which is not written. `is_immutable`: nor does anybody else. Raises StoreTooNew, StoreTooOld or
     sqlite3.Error."""
     options = "mode=ro&immutable=1" if is_immutable else "mode=ro"
     connection = sqlite3.connect(f"file:{quote(path)}?{options}", uri=True, isolation_level=None, timeout=10)
     with closed_if_it_fails(connection):
         check_version(connection, path)
+        additions.stand_in(connection)
     return connection
+
+
+def open_part(path: str) -> sqlite3.Connection:
+    """A small database that nobody changes; one of an earlier layout as it would be in ours. Raises StoreError or
+    sqlite3.Error."""
+    try:
+        return connect_for_reading(path, is_immutable=True)
+    except StoreTooOld:
+        migrated = sqlite3.connect(":memory:", isolation_level=None)
+        with closed_if_it_fails(migrated):
+            with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True)) as connection:
+                connection.backup(migrated)
+            migrations.migrate(migrated)
+            additions.stand_in(migrated)
+        return migrated
 
 
 @contextmanager
@@ -178,17 +187,19 @@ def _join_others(connection: sqlite3.Connection, others: str) -> None:
     its lowest rank gave."""
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("ATTACH ? AS others", (f"file:{quote(others)}?mode=ro",))
+    if connection.execute("PRAGMA others.user_version").fetchone() != (VERSION,):
+        raise sqlite3.DatabaseError("of another layout")  # made anew, or named, by whoever takes in what was copied
     runs = f"{_RUNS.format('main', 'others', '<')} UNION ALL {_RUNS.format('others', 'main', '<=')}"
-    connection.execute(f"CREATE TEMP VIEW runs AS {runs}")
     ours = "NOT IN (SELECT id FROM main.streams)"  # a stream that is here too is read here
-    conditions = {"streams": f"WHERE id {ours}", **dict.fromkeys(IN_STREAMS, f"WHERE stream {ours}")}
-    for table in ("streams", *IN_STREAMS, *_ALIKE):
-        both = f"SELECT * FROM main.{table} UNION ALL SELECT * FROM others.{table} {conditions.get(table, '')}"
+    conditions = {"streams": f"AND id {ours}", **dict.fromkeys(IN_STREAMS, f"AND stream {ours}")}
+    conditions["definitions"] = "AND (run, name) NOT IN (SELECT run, name FROM main.definitions)"
+    views = {"runs": runs}
+    for table in ("streams", "definitions", *IN_STREAMS, *_ALIKE):
+        here, there = (additions.selection(connection, table, schema) for schema in ("main", "others"))
+        views[table] = f"{here} UNION ALL {there} {conditions.get(table, '')}"
+    for table, both in views.items():
+        connection.execute(f"DROP VIEW IF EXISTS temp.{table}")
         connection.execute(f"CREATE TEMP VIEW {table} AS {both}")
-    connection.execute(
-        "CREATE TEMP VIEW definitions AS SELECT * FROM main.definitions UNION ALL SELECT * FROM others.definitions o"
-        " WHERE NOT EXISTS (SELECT 1 FROM main.definitions d WHERE d.run = o.run AND d.name = o.name)"
-    )
 
 
 def project_of(connection: sqlite3.Connection, path: str) -> str:
@@ -199,6 +210,17 @@ def project_of(connection: sqlite3.Connection, path: str) -> str:
     return str(row[0])
 
 
+def name_in(path: str) -> str:
+    """The name of the project in a file, whose layout may be an earlier one. Raises StoreError."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=10)) as connection:
+            with suppress(StoreTooOld):
+                check_version(connection, path)
+            return project_of(connection, path)
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise named(error, path) from error
+
+
 def database_of(connection: sqlite3.Connection) -> str:
     """What tells a database from every other, also from one that was begun anew for the same project."""
     found = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('database', 'project')").fetchall())
@@ -206,18 +228,35 @@ def database_of(connection: sqlite3.Connection) -> str:
 
 
 def check_version(connection: sqlite3.Connection, path: str) -> None:
-    """Raises StoreTooNew for a database of a later layout."""
+    """Raises StoreTooNew for a database of a later layout, StoreTooOld for one that can be brought to ours."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > VERSION:
-        raise StoreTooNew(
-            f"{path} was written by a newer trackio (layout {version}, this one knows {VERSION}): upgrade trackio."
-        )
+    _refuse_newer(version, path)
     if 0 < version < VERSION:
+        if migrations.can_migrate(version):
+            raise StoreTooOld(
+                f"{path} is of layout {version}, this trackio reads {VERSION}: its daemon brings it there when it"
+                " starts (trackiod start)."
+            )
         raise StoreError(
             f"{path} was written by a trackio from before its first release (layout {version}); it cannot be read."
         )
     if version == 0:
         raise StoreDamaged(f"{path} is not a trackio store.")
+
+
+def _refuse_newer(version: int, path: str) -> None:
+    if version > VERSION:
+        raise StoreTooNew(
+            f"{path} was written by a newer trackio (layout {version}, this one knows {VERSION}): upgrade trackio."
+        )
+
+
+def leave_newer(path: str) -> None:
+    """Raises StoreTooNew before anything of a file is changed, which SQLite does when it opens and closes one."""
+    with open(path, "rb") as file:
+        header = file.read(64)
+    if header.startswith(b"SQLite format 3\0") and len(header) == 64:
+        _refuse_newer(int.from_bytes(header[60:]), path)
 
 
 def _create(path: str, project: str, store_id: str) -> None:
@@ -230,8 +269,9 @@ def _create(path: str, project: str, store_id: str) -> None:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+        additions.note_added(connection)
         facts = [("project", project), ("store", store_id), ("database", uuid.uuid4().hex)]
-        connection.executemany("INSERT INTO meta VALUES (?, ?)", facts)
+        connection.executemany("INSERT INTO meta (key, value) VALUES (?, ?)", facts)
     finally:
         connection.close()
     os.rename(new, path)
@@ -244,17 +284,24 @@ def remove(path: str) -> None:
             os.unlink(path + side)
 
 
-def is_damage(error: sqlite3.Error) -> bool:
+def is_damage(error: sqlite3.Error, connection: sqlite3.Connection | None = None) -> bool:
     """Whether SQLite's complaint is about the file's content, which lasts; a full disk or a lock may pass. That our
-    own SQL means nothing (SQLITE_ERROR) is so only where the description of the tables is damaged."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGES
+    own SQL cannot be run (SQLITE_ERROR) may be our fault, or exceed a limit of SQLite's: it is damage only if the
+    database's own description of our tables is, which `connection` is asked for."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code != sqlite3.SQLITE_ERROR or connection is None:
+        return code in _DAMAGES
+    try:
+        additions.check(connection, "")
+    except (StoreDamaged, UnicodeDecodeError):
+        return True
+    except sqlite3.Error as found:
+        return is_damage(found)
+    return False
 
 
-def _named(error: sqlite3.Error | UnicodeDecodeError, path: str) -> Exception:
-    """SQLite's complaint as ours where it is about the file's content; one that cannot be decoded quotes it."""
-    text = str(error)
+def named(error: sqlite3.Error | UnicodeDecodeError, path: str) -> StoreError:
+    """SQLite's complaint as ours; one that cannot be decoded quotes what is damaged."""
     if isinstance(error, UnicodeDecodeError) or is_damage(error):
-        return StoreDamaged(f"{path} is damaged ({text}).")
-    if "full" in text or "I/O" in text:
-        return error
-    return StoreError(f"{path} cannot be opened ({text}).")
+        return StoreDamaged(f"{path} is damaged ({error}).")
+    return StoreError(f"{path} cannot be opened ({error}).")

@@ -13,6 +13,11 @@ import msgpack
 
 from trackiod.store.digest import Digest
 
+_ALERTS = (
+    "INSERT OR IGNORE INTO alerts (stream, start, time_ns, step, level, title, text, webhook)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
 
 class Shelf:
     """The rows that wait for something: files to be kept, alerts to be sent, artifacts to be numbered."""
@@ -31,11 +36,12 @@ class Shelf:
             ],
         )
         alerts = [(stream, *alert) for alert in digest.alerts]
-        many("INSERT OR IGNORE INTO alerts VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", alerts)
-        many("INSERT OR IGNORE INTO system VALUES (?, ?, ?, ?)",
+        many(_ALERTS, alerts)
+        many("INSERT OR IGNORE INTO system (stream, start, time_ns, metrics) VALUES (?, ?, ?, ?)",
              [(stream, start, at_ns, msgpack.packb(metrics)) for start, at_ns, metrics in digest.system])  # fmt: skip
         many(
-            "INSERT OR IGNORE INTO artifacts VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO artifacts (stream, number, time_ns, role, name, facts, version)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             [(stream, a.number, a.time_ns, a.role, a.name, msgpack.packb(a.facts),
               _number_in(a.facts, "version") if a.role == "input" else None) for a in digest.artifacts],
         )  # fmt: skip
@@ -95,7 +101,7 @@ class Shelf:
         if row is None:
             return ""
         values = (row[0], -time_ns, time_ns, None, facts["level"], facts["title"], facts["text"], facts.get("webhook"))
-        self._connection.execute("INSERT OR IGNORE INTO alerts VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)", values)
+        self._connection.execute(_ALERTS, values)
         return str(row[0])
 
     def note_sent(self, stream: str, start: int, sent: str) -> None:
@@ -134,15 +140,16 @@ class Shelf:
         if version is None or overwrite:
             version = 0 if highest is None else highest + 1
             about = msgpack.packb({"description": facts.get("description"), "metadata": facts.get("metadata") or {}})
-            do("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            do("INSERT INTO versions (name, version, created_ns, type, digest, size, facts, manifest)"
+               " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                (name, version, time_ns, str(facts.get("type")), digest, sum(int(e.get("size") or 0) for e in manifest),
                 about, msgpack.packb(manifest)))  # fmt: skip
             if overwrite:
                 do("DELETE FROM versions WHERE name = ? AND version <> ?", (name, version))
                 do("DELETE FROM aliases WHERE name = ?", (name,))
-            do("INSERT OR REPLACE INTO aliases VALUES (?, 'latest', ?)", (name, version))
+            do("INSERT OR REPLACE INTO aliases (name, alias, version) VALUES (?, 'latest', ?)", (name, version))
         for alias in facts.get("aliases") or []:  # forward only: content that was there before takes no alias back
-            do("INSERT INTO aliases VALUES (?, ?, ?)"
+            do("INSERT INTO aliases (name, alias, version) VALUES (?, ?, ?)"
                " ON CONFLICT DO UPDATE SET version = max(version, excluded.version)",
                (name, str(alias), version))  # fmt: skip
         do("UPDATE artifacts SET version = ? WHERE stream = ? AND number = ?", (version, stream, number))

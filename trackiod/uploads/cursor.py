@@ -75,14 +75,19 @@ class Cursor(NamedTuple):
 
 
 def from_json(text: str) -> Cursor:
-    """Raises ValueError for anything else than a cursor of this or an earlier release."""
+    """Raises ValueError for anything else than a cursor of this version or an earlier one; what a later release added
+    to it is ignored."""
     try:
         values: dict[str, Any] = json.loads(text)
         version = values.pop("version")
         if version > VERSION:
             raise ValueError(f"it was written by a newer trackio (version {version})")
-        files = tuple(File(**file) for file in values.pop("files"))
-        others = tuple(Place(*place) for place in values.pop("others", ()))
-        return Cursor(**values, files=files, others=others)
+        files = tuple(File(**_known(file, File._fields)) for file in values.pop("files"))
+        others = tuple(Place(*place[: len(Place._fields)]) for place in values.pop("others", ()))
+        return Cursor(**_known(values, Cursor._fields), files=files, others=others)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"it is no cursor ({error})") from error
+
+
+def _known(values: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in fields}

@@ -87,10 +87,11 @@ class Purse:
         now = self._clock()
         try:
             with open(self._path, encoding="utf-8") as file:
-                known = _Content(**json.load(file))
+                values = json.load(file)
+            known = _Content(**{name: value for name, value in values.items() if name in _Content._fields})
             return known._replace(tokens=Budget(known.tokens, known.at).refilled(now, self._hosts).tokens, at=now,
                                   asked_at=min(known.asked_at, now))  # fmt: skip
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, AttributeError):
             return _Content(*pacing.first_budget(now, self._hosts, self._node))
 
     def _write(self, content: _Content) -> None:

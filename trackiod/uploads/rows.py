@@ -102,7 +102,7 @@ class StreamRows:
         except (ValueError, IndexError) as error:
             self.problems.append(f"{what} of stream {self._stream} is damaged ({error})")
         except sqlite3.Error as error:
-            if not schema.is_damage(error):
+            if not schema.is_damage(error, self._connection):
                 raise
             self.problems.append(f"{what} of stream {self._stream} is damaged ({error})")
 

@@ -135,7 +135,8 @@ class Folder:
     def read_status(self) -> Status:
         values = _read(os.path.join(self.path, _STATUS))
         known = {name: value for name, value in values.items() if name in Status._fields}
-        return Status(**{**known, "doubts": tuple(Doubt(*one) for one in known.get("doubts", ()))})
+        doubts = tuple(Doubt(*one[: len(Doubt._fields)]) for one in known.get("doubts", ()))
+        return Status(**{**known, "doubts": doubts})
 
     def write_status(self, status: Status) -> None:
         """Raises OSError."""
@@ -145,7 +146,8 @@ class Folder:
     def read_run(self, project: str, run: str) -> RunState | None:
         values = _read(self._run_path(project, run))
         try:
-            return RunState(**{**values, "cursor": from_json(values["cursor"]), "files": tuple(values["files"])})
+            known = {name: value for name, value in values.items() if name in RunState._fields}
+            return RunState(**{**known, "cursor": from_json(values["cursor"]), "files": tuple(values["files"])})
         except (KeyError, TypeError, ValueError):
             return None
 
