@@ -9,8 +9,10 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +25,8 @@ from conftest import Host, wait_for
 from pyarrow import parquet
 from uploads import LOG, local, parquet_rows, remote
 
+from trackiod import querying
+from trackiod.errors import TrackiodError
 from trackiod.store import schema
 from trackiod.uploads import card, names, tables
 from trackiod.uploads.rows import Points
@@ -83,7 +87,7 @@ REFUSED = {
     "DROP TABLE metrics": "Only a SELECT",
     "ATTACH '/tmp/x.db' AS x": "Only a SELECT",
     "PRAGMA journal_mode = WAL": "Only a SELECT",
-    "SELECT load_extension('x')": "Only a SELECT",
+    "VACUUM INTO 'vacuum.db'": "Only a SELECT",
     "SELECT lossy FROM metrics": "no such column: lossy. There are: metrics(project, run_id",
     "SELECT * FROM loss": "no such table: loss. There are: metrics",
     "SELECT 1; SELECT 2": "one statement at a time",
@@ -101,6 +105,69 @@ def test_a_statement_that_cannot_be_is_one_sentence(logged: Host) -> None:
         done = logged.command("trackio", "query", "project", "--project", "p", "--sql", sql)
         assert (done.returncode, done.stdout) == (1, ""), sql
         assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+DENIED = {
+    "VACUUM INTO '{}'": "Only a SELECT",
+    "VACUUM": "Only a SELECT",
+    "ATTACH '{}' AS x": "Only a SELECT",
+    "/* SELECT */ ATTACH '{}' AS x": "Only a SELECT",
+    "SELECT 1 -- \n; ATTACH '{}' AS x": "one statement at a time",
+    "QUERY PLAN SELECT 1": "syntax error",
+    "EXPLAIN VACUUM INTO '{}'": "syntax error",
+    "PRAGMA temp_store_directory = '{}'": "Only a SELECT",
+    "PRAGMA writable_schema = 1": "Only a SELECT",
+    "PRAGMA query_only = 0": "Only a SELECT",
+    "BEGIN": "Only a SELECT",
+    "CREATE TEMP TABLE x AS SELECT 1": "Only a SELECT",
+    "CREATE VIRTUAL TABLE x USING fts5(a)": "Only a SELECT",
+    "CREATE VIRTUAL TABLE temp.x USING csv(filename='{}')": "Only a SELECT",
+    "WITH a AS (SELECT 1) INSERT INTO metrics(run) SELECT * FROM a": "Only a SELECT",
+    "REPLACE INTO metrics(run) VALUES ('x') RETURNING run": "Only a SELECT",
+    "DELETE FROM metrics RETURNING run": "Only a SELECT",
+    "SELECT load_extension('{}')": "load_extension() cannot be used",
+    "SELECT LOAD_EXTENSION('{}')": "cannot be used",
+    "SELECT writefile('{}', 'x')": "no such function",
+    "SELECT readfile('/etc/passwd')": "no such function",
+    "SELECT sqlite_log(1, 'x')": "sqlite_log() cannot be used",
+    "SELECT fts3_tokenizer('simple')": "fts3_tokenizer() cannot be used",
+    "SELECT rtreecheck('metrics')": "rtreecheck() cannot be used",
+    "SELECT * FROM pragma_database_list": "Only a SELECT",
+    "SELECT * FROM pragma_function_list": "Only a SELECT",
+    "SELECT sql FROM sqlite_schema": "Only a SELECT",
+    "SELECT * FROM sqlite_temp_master": "Only a SELECT",
+    "SELECT length(randomblob(1000000000))": "more than 16 MiB",
+    "SELECT length(replace(hex(zeroblob(4000000)), '0', 'xxxxxxxx'))": "more than 16 MiB",
+    "SELECT length(group_concat(hex(zeroblob(80000)))) FROM metrics": "more than 16 MiB",
+    "SELECT \0 1": "null",
+    "SELECT '\udcff'": "cannot be understood",
+}
+
+
+def test_a_statement_can_neither_write_attach_load_nor_read_files(logged: Host, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in [*logged.data.rglob("*.db"), *tmp_path.rglob("*.db")]}
+    target = tmp_path / "written"
+    for sql, said in DENIED.items():
+        try:
+            answer: object = querying.query(logged.places, "p", "", sql.replace("{}", str(target)), 100)
+        except TrackiodError as error:
+            answer = str(error)
+        assert isinstance(answer, str) and said in answer, (sql, answer)
+        assert not target.exists()
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+WRITES = ["VACUUM INTO 'x'", "ATTACH 'x' AS x", "CREATE TABLE x (a)", "DELETE FROM metrics", "PRAGMA query_only = 0"]
+
+
+def test_what_runs_is_watched_while_it_runs() -> None:
+    """Whatever got past the first look is denied by SQLite as it runs."""
+    for sql in WRITES:
+        with querying._empty(tempfile.mkdtemp()) as database:
+            querying._lock(database)
+            with pytest.raises(sqlite3.Error):
+                database.execute(sql).fetchall()
+            assert not os.path.exists("x") and database.execute("SELECT upper('a')").fetchone() == ("A",)
 
 
 def test_a_project_or_run_that_is_not_there_is_one_sentence(logged: Host) -> None:
