@@ -81,6 +81,10 @@ def test_a_query_joins_runs_alerts_and_what_was_logged_of_the_system(logged: Hos
     assert ask(logged, sql) == [["one", "high", "fan", 7.0]]
     assert ask(logged, "SELECT count(*) FROM metrics", "--run", "one") == [[210]]
     assert ask(logged, "SELECT 1 + 1") == [[2]]
+    counted = (
+        "WITH c AS (SELECT 1 AS x UNION SELECT step FROM metrics) SELECT (SELECT count(*) FROM c) > 1, count(*) > 1"
+    )
+    assert ask(logged, f"{counted} FROM (SELECT * FROM metrics) m, json_each('[1]')") == [[1, 1]]
 
 
 REFUSED = {
@@ -134,6 +138,8 @@ DENIED = {
     "SELECT rtreecheck('metrics')": "rtreecheck() cannot be used",
     "SELECT * FROM pragma_database_list": "Only a SELECT",
     "SELECT * FROM pragma_function_list": "Only a SELECT",
+    "SELECT count(*) FROM pragma_function_list": "Only a SELECT",
+    "SELECT count(*) FROM sqlite_schema": "Only a SELECT",
     "SELECT sql FROM sqlite_schema": "Only a SELECT",
     "SELECT * FROM sqlite_temp_master": "Only a SELECT",
     "SELECT length(randomblob(1000000000))": "more than 16 MiB",

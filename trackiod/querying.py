@@ -145,9 +145,10 @@ def _used(database: sqlite3.Connection, sql: str) -> dict[str, set[str]]:
     used: dict[str, set[str]] = {}
     refused: list[str] = []
     actions: set[int] = set()
+    modules = _modules(database)
 
     def authorize(action: int, first: str | None, second: str | None, *_: object) -> int:
-        is_allowed = _is_allowed(action, first, second)
+        is_allowed = _is_allowed(action, first, second, modules)
         actions.add(action)
         if not is_allowed:
             is_call = action == sqlite3.SQLITE_FUNCTION
@@ -175,10 +176,17 @@ def _used(database: sqlite3.Connection, sql: str) -> dict[str, set[str]]:
     return used
 
 
-def _is_allowed(action: int, first: str | None, second: str | None) -> bool:
+def _modules(database: sqlite3.Connection) -> frozenset[str]:
+    """What SQLite makes tables of without being asked to."""
+    return frozenset(name for (name,) in database.execute("SELECT name FROM pragma_module_list")) - _TABLES
+
+
+def _is_allowed(action: int, first: str | None, second: str | None, modules: frozenset[str]) -> bool:
     """Whether a statement may do what SQLite's authorizer asks. Whatever is not named here is denied: to write, attach
     and load, to read other tables, which SQLite can make of files and of its own pages, and every pragma."""
     if action == sqlite3.SQLITE_READ:
+        if second == "":  # no column of it: it may be a name that the statement gives
+            return first not in modules and not str(first).lower().startswith(("pragma_", "sqlite_"))
         return first in _TABLES
     if action == sqlite3.SQLITE_FUNCTION:
         return str(second).lower() in _FUNCTIONS
@@ -188,13 +196,14 @@ def _is_allowed(action: int, first: str | None, second: str | None) -> bool:
 def _lock(database: sqlite3.Connection) -> None:
     """From now on nothing but a SELECT of our tables runs in it: SQLite asks whenever it prepares a statement, and
     would refuse to write even so."""
+    modules = _modules(database)
     database.execute("PRAGMA trusted_schema = OFF")
     database.execute("PRAGMA query_only = ON")
     for limit, most in _LIMITS.items():
         database.setlimit(limit, most)
 
     def authorize(action: int, first: str | None, second: str | None, *_: object) -> int:
-        return sqlite3.SQLITE_OK if _is_allowed(action, first, second) else sqlite3.SQLITE_DENY
+        return sqlite3.SQLITE_OK if _is_allowed(action, first, second, modules) else sqlite3.SQLITE_DENY
 
     database.set_authorizer(authorize)
 
