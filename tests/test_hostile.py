@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,3 +174,63 @@ def test_a_replayed_stream_is_stored_once(daemon: Host) -> None:
         assert wire.decode(dealer.recv_multipart()) == wire.Ack("s", end)
     assert daemon.the_run("hostile").records == 200
     serves(daemon, pid)
+
+
+ODD: list[Any] = [
+    None, True, -1, 1 << 62, (1 << 64) - 1, 1.5, float("nan"), "", "\0", "a\0b", "x" * 70_000, b"\xff\0", [], [[]],
+    [None] * 3, {}, {"a": [{}]}, {1: 2}, "../../x", "/", "relative",
+]  # fmt: skip
+FACTS = (
+    "project run name role attempt rank local_rank world_size started_ns spool webhook target sampling group tags "
+    "notes job_type weakness boot_id host cgroup hosted process resume named restarts monotonic_ns format stream pid "
+    "interactive cuda_visible_devices is_first_namespace data client launcher"
+).split()
+
+
+def test_facts_of_any_kind_cost_their_own_stream_only(daemon: Host, tmp_path: Path) -> None:
+    """Each fact of HELLO, and each field of the other messages, is once everything that it cannot be."""
+    pid = daemon.status().daemon["pid"]
+    data = body(2)
+    for name, make in (("fifo", os.mkfifo), ("folder", os.mkdir)):
+        for file in ("owner", "seg-0"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            make(tmp_path / name / file)
+    spools = [
+        *(bytes(tmp_path / name) for name in ("fifo", "folder")),
+        b"/dev/null",
+        b"/proc/self",
+        b"/tmp/\xff",
+        "/" * 5000,
+    ]
+    hellos = [{**META, fact: value} for fact in FACTS for value in ODD]
+    hellos += [{**META, "spool": spool} for spool in spools]
+    hellos += [{**META, "webhook": [url, "info"]} for url in ("http://[::1", "", "\0", "x" * 30_000)]
+    hellos += [{**META, "target": {"url": "hf://datasets/a/b", key: value}}
+               for key in ("url", "environ", "hosts", "node", "private") for value in ODD]  # fmt: skip
+    hellos += [{**META, "sampling": {key: value}} for key in ("gpu", "gpu_interval", "cpu_interval") for value in ODD]
+    with peer(daemon) as dealer:
+        for number, meta in enumerate(hellos):
+            tell(dealer, wire.Hello(f"s{number}", meta))
+            tell(dealer, wire.Data(f"s{number}", 0, len(data), 0, [0, 0], data))
+        for stream in ("", ".", "..", "../../x", "/etc", "a\0b", "x" * 5000, "\n"):
+            answer = wire.Refusal(stream, "trackiod cannot take this stream: its id is not one.")
+            tell(dealer, wire.Hello(stream, META))
+            while (said := wire.decode(dealer.recv_multipart())) != answer:
+                assert isinstance(said, (wire.Welcome, wire.Ack, wire.Refusal, wire.Unknown)), said
+        for value in ODD:
+            tell(dealer, wire.Hello("secrets", META, secrets={"token": value, "environ": value, str(value): value}))
+            tell(
+                dealer,
+                wire.SamplerQuery("s1", dict.fromkeys(("devices", "trouble", "hidden", "hosted", "release"), value)),
+            )
+            tell(dealer, wire.Sync("hostile", {"url": value, "stop": value, "environ": value}, {"token": value}))
+            for text in ("", "\0", "x" * 70_000, "../x"):
+                tell(dealer, wire.Find(text, text, text))
+                tell(dealer, wire.Edit(text, text, text, text))
+        tell(dealer, wire.Heartbeat("s1", -1, [-1, 1 << 63, 3]))
+    log = (daemon.data / "trackiod.log").read_text()
+    assert "could not be handled" not in log and "Traceback" not in log, log[-3000:]
+    serves(daemon, pid)
+    for command in (["status"], ["list", "projects"], ["list", "runs", "--project", "hostile"]):
+        done = daemon.command("trackio", *command)
+        assert done.returncode == 0, done.stderr

@@ -114,8 +114,12 @@ def unpacked_meta(data: bytes) -> dict[str, Any]:
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=_unblocked) as file:
         return file.read(_MAX_META_BYTES)
+
+
+def _unblocked(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for its writer
 
 
 def remove(path: str) -> None:

@@ -59,7 +59,7 @@ def wishes(asked: Iterable[Mapping[str, Any]], default: float) -> Wishes:
 
 
 def _is_interval(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and SHORTEST_SAMPLE_SECONDS <= value <= LONGEST_SAMPLE_SECONDS
+    return type(value) in (int, float) and SHORTEST_SAMPLE_SECONDS <= value <= LONGEST_SAMPLE_SECONDS
 
 
 class Sampling:
@@ -116,12 +116,13 @@ class Sampling:
 
     def orders(self, query: wire.SamplerQuery, streams: Mapping[str, LiveStream], now: float) -> dict[str, Any]:
         """What a sampler is to do until it asks again."""
-        self._heard_at[query.stream], self._states[query.stream] = now, query.state
+        if query.stream in streams:
+            self._heard_at[query.stream], self._states[query.stream] = now, query.state
         elders = self._elders(query.stream, streams)
         is_one_too_many = not query.state.get("hosted") and any(not elder.meta.get("hosted") for elder in elders)
         is_other = query.state.get("release") != __version__
         has_gpus = now >= self._without_gpu_until
-        if has_gpus and self._wishes.gpu is not None and not query.state.get("devices"):
+        if has_gpus and self._wishes.gpu is not None and query.stream in streams and not query.state.get("devices"):
             self._heard_at[query.stream] = now + _FIRST_SECONDS - _SILENT_SECONDS  # it opens the driver next
         return {
             "leave": now - self._wanted_at > LINGER_SECONDS or is_one_too_many or is_other,
@@ -131,7 +132,7 @@ class Sampling:
             "host_interval": self._wishes.host or self._interval,
             "ranks": [_rank(stream) for stream in _by_rank(streams.values())],
             "webhooks": _webhooks(streams.values()),
-            "elsewhere": [uuid for elder in elders for uuid in self._states.get(elder.id, {}).get("devices", ())],
+            "elsewhere": [uuid for elder in elders for uuid in _devices(self._states.get(elder.id, {}))],
         }
 
     def facts(self, streams: Mapping[str, LiveStream]) -> dict[str, Any] | None:
@@ -139,7 +140,7 @@ class Sampling:
         samplers = [stream for stream in streams.values() if stream.role == "sampler"]
         if not samplers and not self._failures:
             return None
-        troubles = [t for s in samplers if (t := self._states.get(s.id, {}).get("trouble"))]
+        troubles = [str(t) for s in samplers if (t := self._states.get(s.id, {}).get("trouble"))]
         return {
             "pids": [stream.pid for stream in samplers],
             "gpu_interval": self._wishes.gpu,
@@ -214,6 +215,11 @@ class Sampling:
 def _by_rank(streams: Iterable[LiveStream]) -> list[LiveStream]:
     ranks = [stream for stream in streams if stream.role == "rank"]
     return sorted(ranks, key=lambda stream: (stream.meta["started_ns"], stream.meta["rank"]))
+
+
+def _devices(state: Mapping[str, Any]) -> list[str]:
+    devices = state.get("devices")
+    return [str(uuid) for uuid in devices] if isinstance(devices, list) else []
 
 
 def _rank(stream: LiveStream) -> list[Any]:

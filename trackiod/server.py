@@ -145,7 +145,10 @@ class Server:
                 self._complain(pid, error)
                 continue
             self._busy_at = time.monotonic()
-            self._handle(peer, pid, message)
+            try:
+                self._handle(peer, pid, message)
+            except Exception:  # the border to peers: what one of them sends must not end the others' daemon
+                log.exception("a %s of pid %d could not be handled and was dropped", type(message).__name__, pid)
 
     def _complain(self, pid: int, error: wire.WireError) -> None:
         """Says what a peer sends that is no message of ours; of a flood, one a second."""
@@ -187,21 +190,22 @@ class Server:
         if wire.common_version(hello.versions) is None:
             self._send(peer, wire.Refusal(hello.stream, f"trackiod {__version__} speaks another protocol version."))
             return
-        if problem := streams.problem_in(hello.meta):
+        problem = streams.problem_in(hello.meta) if orphans.is_id(hello.stream) else "its id is not one"
+        if problem:
             self._send(peer, wire.Refusal(hello.stream, f"trackiod cannot take this stream: {problem}."))
             return
         if hello.stream in self._draining:
             return  # it says HELLO again
+        meta = streams.usable(hello.meta)
         stream = self._streams.get(hello.stream)
         if stream is None:
-            stream = self._streams[hello.stream] = LiveStream(hello.stream, hello.meta)
-        stream.meta, stream.peer, stream.head, stream.heard_at = hello.meta, peer, hello.head, time.monotonic()
-        spool = hello.meta.get("spool")
-        stream.watch(os.fsdecode(spool) if isinstance(spool, (bytes, str)) else "")
+            stream = self._streams[hello.stream] = LiveStream(hello.stream, meta)
+        stream.meta, stream.peer, stream.head, stream.heard_at = meta, peer, hello.head, time.monotonic()
+        stream.watch(streams.path_of(meta.get("spool")))
         stream.is_alive(pid)
-        self._outlets.meet(hello.meta, hello.secrets)
+        self._outlets.meet(meta, hello.secrets)
         self._admission.forget(stream.id)  # the WELCOME says where it goes on
-        self._committer.submit(Register(stream.project, stream.id, hello.meta, peer))
+        self._committer.submit(Register(stream.project, stream.id, meta, peer))
 
     def _on_data(self, peer: bytes, data: wire.Data) -> None:
         stream = self._streams.get(data.stream)

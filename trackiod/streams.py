@@ -6,7 +6,9 @@ is private memory has no owner file; there the peer's pid counts.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,18 @@ from trackiod.recovery import Source, held, read_folder
 _TEXTS = ("project", "run", "name", "role", "attempt")
 _NUMBERS = ("rank", "started_ns", "local_rank", "world_size")
 _INT64 = range(1 << 63)
+_INT31 = range(1 << 31)
+_COUNTS = {"rank", "local_rank", "world_size"}
+_MOST_PATH_BYTES = 4096
+_TEXT, _MAP, _TRUTH = (str,), (dict,), (bool,)
+_OPTIONAL: dict[str, tuple[type, ...]] = {
+    "boot_id": _TEXT, "cgroup": _TEXT, "client": _TEXT, "cuda_visible_devices": _TEXT, "data": _TEXT, "group": _TEXT,
+    "host": _TEXT, "job_type": (str, list), "launcher": _TEXT, "notes": (str, list), "process": _TEXT, "resume": _TEXT,
+    "tags": (str, list), "weakness": _TEXT, "sampling": _MAP, "target": _MAP, "webhook": (list,), "spool": (str, bytes),
+    "hosted": _TRUTH, "interactive": _TRUTH, "is_first_namespace": _TRUTH, "named": _TRUTH, "format": (int,),
+    "monotonic_ns": (int,), "pid": (int,), "restarts": (int,),
+}  # fmt: skip
+"""what a stream may say of itself, and of which type"""
 _COLLECT_SECONDS = 3.0
 _SILENT_SECONDS = 30.0
 
@@ -32,13 +46,37 @@ def problem_in(meta: dict[str, Any]) -> str:
         if not isinstance(value, str) or not 0 < len(value) <= 4096:
             return f"{name} is missing or no text"
     for name in _NUMBERS:
-        if type(meta.get(name)) is not int or meta[name] not in _INT64:
+        if type(meta.get(name)) is not int or meta[name] not in (_INT31 if name in _COUNTS else _INT64):
             return f"{name} is missing or no number"
     if meta["role"] not in ("rank", "worker", "sampler"):
         return "role is neither rank, worker nor sampler"
     if (meta["role"] == "sampler") != (meta["project"] == HOST):
         return "only samplers log to the node"
     return ""
+
+
+def usable(meta: dict[str, Any]) -> dict[str, Any]:
+    """What a stream says of itself, without what cannot be what it is called: that costs itself, and no more."""
+    return {name: value for name, value in meta.items() if _is_usable(name, value)}
+
+
+def _is_usable(name: Any, value: Any) -> bool:
+    types = _OPTIONAL.get(name)
+    if types is None or value is None:
+        return isinstance(name, str)
+    if type(value) not in types:
+        return False
+    if type(value) is list:
+        return all(type(item) in (str, int) for item in value)
+    return type(value) is not int or value in _INT64
+
+
+def path_of(spool: Any) -> str:
+    """The folder that a stream names; empty for what is not a path of one."""
+    if not isinstance(spool, (bytes, str)) or len(spool) > _MOST_PATH_BYTES:
+        return ""
+    path = os.fsdecode(spool)
+    return path if os.path.isabs(path) and "\0" not in path else ""
 
 
 @dataclass(slots=True)
@@ -77,7 +115,7 @@ class LiveStream:
         if not path or path in self.folders:
             return
         try:
-            fd = os.open(os.path.join(path, OWNER), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = _open_plain(os.path.join(path, OWNER), os.O_RDWR)
         except OSError:
             return
         self.folders.append(path)
@@ -93,7 +131,7 @@ class LiveStream:
                 continue  # the folder is gone: what is held is all there is
             for name in names - self._segments.keys():
                 try:
-                    self._segments[name] = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                    self._segments[name] = _open_plain(name, os.O_RDONLY)
                 except OSError:
                     continue
             if os.fstat(self._owners[path]).st_nlink:  # else somebody cleaned up, and ours are the only copies
@@ -173,3 +211,12 @@ class LiveStream:
             "silent_seconds": round(now - self.heard_at, 1),
             "weakness": str(self.meta.get("weakness", "")),
         }
+
+
+def _open_plain(path: str, how: int) -> int:
+    """A descriptor of a plain file; of nothing else, which might hold the loop up. Raises OSError."""
+    fd = os.open(path, how | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is not a plain file", path)
+    return fd
