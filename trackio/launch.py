@@ -65,7 +65,9 @@ def _package_folder() -> str:
 def is_running(places: Places) -> bool:
     """Whether some daemon holds the data folder's lock now; in doubt it does."""
     try:
-        fd = os.open(places.lock, os.O_RDONLY | os.O_CLOEXEC)  # a lock can be asked for where nothing can be written
+        fd = os.open(
+            places.lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        )  # a lock can be asked for where nothing can be written
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
@@ -106,7 +108,7 @@ def spawn_sampler(places: Places) -> int:
 
 def _spawn(places: Places, arguments: list[str], errors: int | None) -> int:
     make_private(places.live)
-    log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         return os.posix_spawn(
             sys.executable,

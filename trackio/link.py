@@ -9,7 +9,7 @@ import select
 import socket
 from collections.abc import Sequence
 
-from trackio import wire, zmtp
+from trackio import trust, wire, zmtp
 
 _RECEIVE_BYTES = 256 << 10
 
@@ -18,11 +18,16 @@ class LinkError(Exception):
     """The connection is gone or was never made. The message says why."""
 
 
+class ForeignPeer(LinkError):
+    """Another user's process answers there. Nothing was sent to it."""
+
+
 class Link:
     """One connection. Owns the socket; `close` ends it and may be called twice."""
 
     def __init__(self, path: str) -> None:
-        """Connects to the socket at `path`. Raises LinkError."""
+        """Connects to the socket at `path`, which must be this user's or root's. Raises LinkError; ForeignPeer where it
+        is another user's."""
         self._dealer = zmtp.Dealer()
         self._unsent = memoryview(b"")
         try:
@@ -32,7 +37,11 @@ class Link:
         try:
             self._socket.setblocking(False)
             self._socket.connect(path)
+            trust.check_peer(self._socket, path)  # before the first byte: what follows holds tokens and data
             self._write([zmtp.Dealer.opening()])
+        except trust.NotTrusted as error:
+            self._socket.close()
+            raise ForeignPeer(str(error.strerror)) from error
         except OSError as error:
             self._socket.close()
             raise LinkError(f"{path}: {error.strerror or error}") from error

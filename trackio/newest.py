@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from trackio import trust
 from trackio.places import Places, make_private, replace
 
 _FOLDER = "samples"
+_MOST_BYTES = 4 << 20
 _STALE_SECONDS = 10.0
 _FORGOTTEN_SECONDS = 300.0
 _RANK_FIELDS = 6
@@ -41,7 +43,7 @@ class Board:
     """Where one sampler writes its newest sample."""
 
     def __init__(self, places: Places, stream: str) -> None:
-        self._folder = os.path.join(places.roots[0], _FOLDER) if places.roots else ""
+        self._folder = _folder_for(places)
         self._path = os.path.join(self._folder, stream)
 
     def write(self, sample: Sample) -> None:
@@ -67,10 +69,24 @@ class Board:
                 continue
 
 
+def _folder_for(places: Places) -> str:
+    """Where samples of this data folder go; "" if nowhere."""
+    for root in places.roots:
+        try:
+            return os.path.join(places.make_root(root), _FOLDER)
+        except OSError:
+            continue
+    return ""
+
+
 def samples(places: Places) -> list[Sample]:
     """The newest sample of every sampler that still samples, the oldest sampler first. Never raises."""
     found = []
-    for root in places.roots:
+    try:
+        roots = places.own_roots()
+    except OSError:
+        return []
+    for root in roots:
         folder = os.path.join(root, _FOLDER)
         try:
             names = [name for name in os.listdir(folder) if "." not in name]
@@ -82,8 +98,7 @@ def samples(places: Places) -> list[Sample]:
 
 def _read(path: str) -> Sample | None:
     try:
-        with open(path, "rb") as file:
-            fields = msgpack.unpackb(file.read())
+        fields = msgpack.unpackb(trust.read_file(path, _MOST_BYTES))
         sample = Sample(*fields[: len(Sample._fields)])
         age = (time.time_ns() - sample.time_ns) / 1e9
         is_new = age <= 3 * sample.interval + _STALE_SECONDS

@@ -3,6 +3,9 @@
 A daemon is its data folder. What must be fast or short-lived (spools, the socket) lies in a runtime folder
 named after a hash of the data folder's real path, in every one of several candidate roots, because each of
 them can vanish: whoever looks for streams looks in all.
+
+Folders that we choose lie where other users can make folders too. One whose name another user has taken is not used;
+one with a random name is, which is recorded in the data folder first (`fallbacks`).
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
-from trackio import mounts
+from trackio import fallbacks, mounts, trust
 from trackio.settings import Settings
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -22,6 +26,10 @@ STREAM_META = "stream.meta"
 OWNER = "owner"
 COUNTERS = "counters"
 
+_HASH_BYTES = 6
+_LIVE_BASE = "/var/tmp"
+_MOST_TAKEN = 3
+"""random names that are tried in a row; nobody can guess one, so the first will do"""
 
 _OFF = ("off", "0", "no", "none")
 _BATCH_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "OAR_JOB_ID")
@@ -54,9 +62,53 @@ class Places(NamedTuple):
     network: str
     """the network file system's type, or empty"""
     roots: tuple[str, ...]
-    """candidate runtime folders, best first, each under a base that exists; they need not exist themselves"""
+    """candidate runtime folders under their usual names, best first, each under a base that exists; they need not exist
+    themselves, and others may have made them"""
     shared: str = ""
     """the folder that all hosts see, into which runs are copied; empty if there is none"""
+
+    def own_roots(self) -> tuple[str, ...]:
+        """The runtime folders, under the usual and under random names, that nobody else can change as far as can be
+        seen; they need not exist. Reads the record anew, since another process may have added a name. Raises OSError
+        where it is not known which names there are."""
+        recorded = fallbacks.read(self._record)
+        return tuple(root for each in self.roots for root in _named(each, recorded) if not _is_foreign(root))
+
+    def make_root(self, root: str) -> str:
+        """Create the runtime folder `root`, one of `roots`, or, where others have taken its name, one with a random
+        name beside it; return its path. Raises OSError."""
+        if problem := _problem_of_base(os.path.dirname(os.path.dirname(root))):
+            raise trust.NotTrusted(problem)
+        recorded = self._recorded()
+        candidates = _named(root, recorded)
+        for _ in range(_MOST_TAKEN):
+            for candidate in candidates:
+                try:
+                    make_private(candidate)
+                except trust.NotTrusted:
+                    if not _is_taken(os.path.dirname(candidate)):
+                        raise  # what is wrong lies in our own folder
+                    continue
+                return candidate
+            make_private(self._record)
+            recorded.append(fallbacks.add(self._record, len(recorded)))
+            candidates = _named(root, recorded[-1:])[1:]
+        raise trust.NotTrusted(f"others have taken every name of ours beside {root}")
+
+    @staticmethod
+    def is_usual(root: str) -> bool:
+        """Whether a runtime folder lies under the usual name, not a random one."""
+        return os.path.basename(os.path.dirname(root)) == _own_name()
+
+    @property
+    def _record(self) -> str:
+        return os.path.join(self.live, "places")
+
+    def _recorded(self) -> list[str]:
+        try:
+            return fallbacks.read(self._record)
+        except OSError:
+            return []  # it is read again with the next look
 
     @property
     def projects(self) -> str:
@@ -108,8 +160,9 @@ class Places(NamedTuple):
 
     @property
     def stream_folders(self) -> tuple[str, ...]:
-        """The folders that may hold streams: one in each runtime root, and the spill."""
-        return (*(os.path.join(root, "streams") for root in self.roots), self.spill)
+        """The folders that may hold streams: one in each runtime folder that nobody else can change, and the spill.
+        Raises OSError where it is not known which there are."""
+        return (*(os.path.join(root, "streams") for root in self.own_roots()), self.spill)
 
 
 def data_folder(configured: str, home: str, xdg_data_home: str = "") -> str:
@@ -122,26 +175,74 @@ def data_folder(configured: str, home: str, xdg_data_home: str = "") -> str:
 
 def folder_hash(path: str) -> str:
     """A short name for a folder, equal for every path that leads to it."""
-    return hashlib.blake2b(os.path.realpath(path).encode(errors="surrogateescape"), digest_size=6).hexdigest()
+    return hashlib.blake2b(os.path.realpath(path).encode(errors="surrogateescape"), digest_size=_HASH_BYTES).hexdigest()
 
 
 def find(configured_data: str, configured_spool: str, configured_shared: str = "") -> Places:
     """The places for this process. Creates nothing."""
-    uid = os.geteuid()
     data = os.path.realpath(data_folder(configured_data, os.path.expanduser("~"), os.environ.get("XDG_DATA_HOME", "")))
     mount = mounts.of(data)
-    name = folder_hash(data)
-    live = data
-    if mount.is_network:
-        live = os.path.join("/var/tmp", f"trackio-{uid}", name)
-    bases = [configured_spool, os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{uid}", "/dev/shm", "/tmp"]
+    live = _live_on_this_host(data) if mount.is_network else data
     roots = dict.fromkeys(
-        os.path.join(os.path.realpath(base), f"trackio-{uid}", name)
-        for base in bases
+        os.path.join(os.path.realpath(base), _own_name(), folder_hash(data))
+        for base in (configured_spool, *_chosen_bases())
         if base.startswith("/") and os.path.isdir(base)
     )
     shared = _shared(configured_shared, data, mount)
     return Places(data, live, mount.type if mount.is_network else "", tuple(roots), shared)
+
+
+def _own_name() -> str:
+    """What a folder of ours is called where those of all users lie."""
+    return f"trackio-{os.geteuid()}"
+
+
+def _chosen_bases() -> list[str]:
+    """Where we make folders though nobody said so, best first; `/var/tmp` is for the live store only."""
+    return [os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{os.geteuid()}", "/dev/shm", "/tmp"]
+
+
+@lru_cache(4)
+def _without_links(*paths: str) -> frozenset[str]:
+    return frozenset(os.path.realpath(path) for path in paths if path)
+
+
+def _live_on_this_host(data: str) -> str:
+    """Where the store of a data folder on a network lies on this host. Where another user has taken our folder's name,
+    a random one is recorded in the data folder, for this host: other hosts have the same data folder."""
+    record = os.path.join(data, f"places-{host_key()}")
+    usual = os.path.join(_LIVE_BASE, _own_name(), folder_hash(data))
+    try:
+        recorded = fallbacks.read(record)
+        for _ in range(_MOST_TAKEN):
+            path = _named(usual, recorded[-1:])[-1]
+            is_readable = not recorded or bool(recorded[-1])
+            if is_readable and not _is_taken(os.path.dirname(path)):
+                return path
+            make_private(record)
+            recorded.append(fallbacks.add(record, len(recorded)))
+    except OSError:
+        pass  # whoever makes the folder says what is wrong
+    return usual
+
+
+def _named(usual: str, recorded: list[str]) -> tuple[str, ...]:
+    """A folder of ours, `<base>/trackio-<uid>/<hash>`, and as it is called under random names."""
+    first, folder = os.path.split(usual)
+    return (usual, *(os.path.join(f"{first}-{name}", folder) for name in recorded if name))
+
+
+def host_key() -> str:
+    """What tells this host from the others that have the same data folder."""
+    machine = ""
+    try:
+        with open("/etc/machine-id", encoding="utf-8") as file:
+            machine = file.read(64).strip()
+    except (OSError, ValueError):
+        pass
+    node = os.uname().nodename
+    digest = hashlib.blake2b(f"{node}\n{machine}".encode(errors="surrogateescape"), digest_size=4).hexdigest()
+    return f"{''.join(c if c.isalnum() or c in '.-' else '_' for c in node)[:64]}-{digest}"
 
 
 def _shared(configured: str, data: str, mount: mounts.Mount) -> str:
@@ -159,11 +260,19 @@ def _shared(configured: str, data: str, mount: mounts.Mount) -> str:
     return os.path.join(home, "hosts") if home_mount.is_network or in_job else ""
 
 
+# -- making and checking folders ---------------------------------------------------------------------------------------
+
+
 def make_private(path: str) -> None:
     """Creates a folder and its missing parents, ours alone (0700). Raises OSError if it is not ours.
 
-    A folder that another user made there first, or a link, is refused: /tmp and /dev/shm are shared.
+    A folder that another user made there first, or a link, is refused: /tmp and /dev/shm are shared. In a place that we
+    chose (`trackio-<uid>/<hash>` in one of several bases) each folder on the way is checked, since whoever owns a
+    parent, or can write it, can put another folder there later. One of ours that others can write is narrowed.
     """
+    if (ours := _ours_in(path)) is not None:
+        _make_chosen(path, *ours)
+        return
     if os.path.isdir(path) and _is_ours(path):
         return
     parent = os.path.dirname(path)
@@ -178,20 +287,117 @@ def make_private(path: str) -> None:
             raise PermissionError(errno.EPERM, "it belongs to somebody else", path) from None
 
 
+def _make_chosen(path: str, base: str, first: str) -> None:
+    """Creates `path`, which is `first`, a folder in `base`, or lies in it."""
+    if problem := _problem_of_base(base):
+        raise trust.NotTrusted(problem)
+    for folder in _from(first, path):
+        try:
+            os.mkdir(folder, 0o700)
+        except FileExistsError:
+            pass
+        if trust.problem_of_folder(folder) and _is_ours(folder):
+            os.chmod(folder, 0o700)
+        if problem := trust.problem_of_folder(folder):
+            raise trust.NotTrusted(problem)
+
+
+def _is_taken(folder: str) -> bool:
+    """Whether something that is not a folder of ours has the name of one. Raises OSError."""
+    try:
+        return bool(trust.problem_of_folder(folder)) and not _is_ours(folder)
+    except FileNotFoundError:
+        return False
+
+
+def problem_of(path: str) -> str:
+    """Say why others could change a folder in a place that we chose; "" if they cannot, as far as it exists. Raises
+    OSError."""
+    if (ours := _ours_in(path)) is None:
+        return ""  # whoever made these places did not choose it as we do
+    base, first = ours
+    if problem := _problem_of_base(base):
+        return problem
+    try:
+        return next((problem for folder in _from(first, path) if (problem := trust.problem_of_folder(folder))), "")
+    except FileNotFoundError:
+        return ""
+
+
+def _is_foreign(root: str) -> bool:
+    """Whether others can change a runtime folder. One that cannot be looked at is not foreign: an I/O error is not an
+    answer."""
+    try:
+        return bool(problem_of(root))
+    except OSError:
+        return False
+
+
+def _ours_in(path: str) -> tuple[str, str] | None:
+    """The base and the first folder of ours in a path that we chose: `<base>/trackio-<uid>[-<random>]/<hash>/...`."""
+    parts = path.split("/")
+    for index, part in enumerate(parts[:-1]):
+        if (part == _own_name() or part.startswith(f"{_own_name()}-")) and _is_hash(parts[index + 1]):
+            return "/".join(parts[:index]) or "/", "/".join(parts[: index + 1])
+    return None
+
+
+def _is_hash(name: str) -> bool:
+    return len(name) == 2 * _HASH_BYTES and all(digit in "0123456789abcdef" for digit in name)
+
+
+def _from(first: str, path: str) -> Iterator[str]:
+    """`first`, and each folder on the way to `path` in it."""
+    yield first
+    for index, letter in enumerate(path):
+        if letter == "/" and index > len(first):
+            yield path[:index]
+    yield path
+
+
+def _problem_of_base(base: str) -> str:
+    """Say why another user could exchange a folder of ours in a base that we chose. One that the user named is used
+    if it can be written."""
+    if base != _LIVE_BASE and base not in _without_links(*_chosen_bases()):
+        return ""
+    return trust.problem_above(os.path.join(base, _own_name()))
+
+
 def _is_ours(path: str) -> bool:
     info = os.lstat(path)
     return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
 
 
-def replace(path: str, content: bytes, *, is_safe: bool = False) -> None:
-    """Writes a file: whoever reads finds it whole, as it was or as it is now. `is_safe`: it is on the disk then. Raises
-    OSError."""
-    with open(f"{path}.new", "wb") as file:
+def replace(path: str, content: bytes, *, is_safe: bool = False, mode: int = 0o600) -> None:
+    """Writes a file: whoever reads finds it whole, as it was or as it is now. `is_safe`: it is on the disk then. Its
+    mode does not depend on the umask. Raises OSError."""
+    new = f"{path}.new"
+    with os.fdopen(create(new, mode), "wb") as file:
         file.write(content)
         if is_safe:
             file.flush()
             os.fsync(file.fileno())
-    os.rename(f"{path}.new", path)
+    os.rename(new, path)
+
+
+def create(path: str, mode: int = 0o600) -> int:
+    """Opens a file of ours for writing, empty, with this mode whatever the umask. What another user left under its
+    name, or a link, goes. Raises OSError."""
+    fresh = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(path, fresh, mode)
+    except FileExistsError:
+        try:
+            fd = trust.open_file(path, os.O_WRONLY)
+            os.ftruncate(fd, 0)
+        except trust.NotTrusted:
+            os.unlink(path)
+            fd = os.open(path, fresh, mode)
+    try:
+        os.fchmod(fd, mode)
+    except OSError:
+        pass  # it is root's, or on a file system without modes
+    return fd
 
 
 def of(ours: Settings) -> Places:
@@ -206,10 +412,29 @@ def folder_id(path: str) -> str:
 
 
 def read_endpoint(path: str) -> Endpoint | None:
-    """The endpoint in the file, or None if there is none, it cannot be read, or it is another folder's."""
+    """The endpoint in the file, or None if there is none, it cannot be read, is another folder's, or another user could
+    have written it."""
     try:
-        with open(path, encoding="utf-8") as file:
-            values = dict(line.rstrip("\n").split(" ", 1) for line in file)
+        return _endpoint_in(path)
+    except OSError:
+        return None
+
+
+def endpoint_problem(path: str) -> str:
+    """Say why the endpoint file is not followed though it is there; "" if it is, or is not there."""
+    try:
+        _endpoint_in(path)
+    except trust.NotTrusted as error:
+        return str(error.strerror)
+    except OSError:
+        pass
+    return ""
+
+
+def _endpoint_in(path: str) -> Endpoint | None:
+    text = trust.read_file(path).decode(errors="surrogateescape")
+    try:
+        values = dict(line.split(" ", 1) for line in text.split("\n") if line)
         folder = values.get("folder", "")
         if folder and folder != folder_id(os.path.dirname(path)):
             return None
@@ -222,7 +447,7 @@ def read_endpoint(path: str) -> Endpoint | None:
             values["version"],
             folder,
         )
-    except (OSError, ValueError, KeyError):
+    except (ValueError, KeyError):
         return None
 
 

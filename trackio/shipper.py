@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trackio import places, voice, wire
-from trackio.link import Link, LinkError
+from trackio.link import ForeignPeer, Link, LinkError
 from trackio.places import Endpoint, Places
 from trackio.shipping import Courier, Held, SayHello, SendData, SendHeartbeat, SpillUpTo
 from trackio.spool import Spool
@@ -286,13 +286,21 @@ class Shipper:
         if endpoint is not None and endpoint.boot_id == places.boot_id():
             try:
                 self._link, self._daemon = Link(endpoint.socket), endpoint
+            except ForeignPeer as error:
+                self._distrust(str(error))
             except LinkError:
                 pass
+        elif endpoint is None and (problem := places.endpoint_problem(self.places.endpoint)):
+            self._distrust(problem)
         self._connect_at = now + _RECONNECT_SECONDS  # only now: until it has been tried, nobody is alone
         if self._link is not None:
             self._starter.on_connect(now)
         elif self._shipments:
             self._starter.start(now)
+
+    @staticmethod
+    def _distrust(problem: str) -> None:
+        voice.warn_once("distrust", f"{problem}; nothing is sent there, and metrics are kept on this host.")
 
     def _drop_link(self) -> None:
         if self._link is not None:

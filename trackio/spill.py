@@ -12,6 +12,7 @@ from typing import Any
 
 from trackio import growth, host
 from trackio.folder import StreamFolder
+from trackio.places import make_private
 from trackio.segment import HEADER_BYTES, PREFIX, header
 
 _FILE_BYTES = 4 << 20
@@ -125,7 +126,7 @@ class Spill:
 
     def _check_room(self, size: int) -> None:
         parent = os.path.dirname(os.path.dirname(self._path))
-        os.makedirs(parent, 0o700, exist_ok=True)
+        make_private(parent)
         total, free = host.disk(parent)
         if not growth.may_spill(
             size, held_bytes=self.held_bytes, limit_bytes=self._limit_bytes, disk_total=total, disk_free=free

@@ -16,7 +16,7 @@ from typing import Any
 from trackio import growth, host, mounts, voice
 from trackio.folder import StreamFolder
 from trackio.locks import under
-from trackio.places import COUNTERS, Places, make_private
+from trackio.places import COUNTERS, Places
 from trackio.ring import Ring
 from trackio.segment import PREFIX, Segment, preallocate
 from trackio.spill import Spill, SpillError
@@ -78,7 +78,7 @@ class Spool:
                 continue
             folder = None
             try:
-                make_private(root)
+                root = self._places.make_root(root)
                 self._root, self._room_until = root, 0.0
                 if not self._has_room(2 * self._first_bytes):
                     problem = f"{root} is nearly full"
@@ -94,6 +94,7 @@ class Spool:
             return segment
         self._folder, self._root = None, ""
         self.weakness = f"{problem}, so metrics wait in the process's own memory: a kill loses what is not yet sent."
+        voice.warn_once("no-shared-memory", self.weakness)
         return Segment("", self._first_bytes)
 
     def _segment_path(self, folder: str) -> str:

@@ -8,7 +8,7 @@ import signal
 import time
 from typing import NamedTuple
 
-from trackio import inquiry, launch, places, wire
+from trackio import inquiry, launch, places, trust, wire
 from trackio.places import Places, make_private
 from trackiod.errors import EXIT_ALREADY_RUNNING, EXIT_OK, FolderUnusable, TrackiodError
 
@@ -39,7 +39,7 @@ def start(where: Places, seconds: float = START_SECONDS) -> Started:
         return Started(int(report.daemon["pid"]), False)
     try:
         make_private(where.live)
-        gate = os.open(where.start_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        gate = trust.open_file(where.start_lock, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise FolderUnusable(
             f"The data folder {where.live} cannot be used: {error.strerror or error}. Set TRACKIO_DIR to another."

@@ -10,6 +10,7 @@ import os
 import socket
 import time
 
+from trackio import trust
 from trackio.places import (
     MAX_SOCKET_PATH_BYTES,
     Endpoint,
@@ -39,7 +40,7 @@ class FolderLock:
         try:
             make_private(places.live)
             make_private(places.projects)
-            self._fd = os.open(places.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = trust.open_file(places.lock, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise FolderUnusable(
                 f"The data folder {places.live} cannot be used: {error.strerror or error}. Set TRACKIO_DIR to another."
@@ -81,13 +82,17 @@ def bind(places: Places) -> socket.socket:
     """A listening socket in the best runtime root, ours alone. Raises FolderUnusable."""
     problems = []
     for root in places.roots:
+        try:
+            root = places.make_root(root)
+        except OSError as error:
+            problems.append(f"{root}: {error.strerror or error}")
+            continue
         path = os.path.join(root, _SOCKET_NAME)
         if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
             problems.append(f"{path} is longer than {MAX_SOCKET_PATH_BYTES} bytes")
             continue
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            make_private(root)
             if os.path.lexists(path):
                 os.unlink(path)  # stale: we hold the folder's lock
             listener.bind(path)
@@ -108,7 +113,7 @@ def endpoint_at(places: Places, socket_path: str, *, pid: int, store: str) -> En
 
 def write_endpoint(places: Places, endpoint: Endpoint) -> None:
     """Publishes where we answer, whole or not at all. Raises OSError."""
-    replace(places.endpoint, endpoint.to_text().encode())
+    replace(places.endpoint, endpoint.to_text().encode(errors="surrogateescape"))
 
 
 def remove_endpoint(places: Places, socket_path: str, *, is_passed: bool) -> None:
@@ -128,12 +133,20 @@ def remove_endpoint(places: Places, socket_path: str, *, is_passed: bool) -> Non
             os.unlink(path)
         except OSError:
             continue
-    for root in places.roots:
-        for folder in (os.path.join(root, "streams"), root, os.path.dirname(root)):
+    for root in _own_roots(places):
+        usual = (os.path.dirname(root),) if places.is_usual(root) else ()  # a random name that goes could be taken
+        for folder in (os.path.join(root, "streams"), root, *usual):
             try:
                 os.rmdir(folder)
             except OSError:
                 break
+
+
+def _own_roots(places: Places) -> tuple[str, ...]:
+    try:
+        return places.own_roots()
+    except OSError:
+        return ()
 
 
 def _republish(places: Places, endpoint: Endpoint | None) -> None:

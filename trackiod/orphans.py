@@ -55,7 +55,12 @@ def scan(places: Places, but: Container[str] = ()) -> Scan:
     """Look for all streams of this data folder on this host, `but` these, of which nothing is read."""
     names: dict[str, None] = {}
     result = Scan([], [], {})
-    for parent in places.stream_folders:
+    try:
+        parents = places.stream_folders
+    except OSError as error:
+        result.unreadable[error.filename or places.live] = error
+        return result
+    for parent in parents:
         try:
             names.update(dict.fromkeys(list_folder(parent)))
         except OSError as error:
@@ -65,7 +70,7 @@ def scan(places: Places, but: Container[str] = ()) -> Scan:
         if name in but or not is_id(name):
             continue
         try:
-            _add(result, name, folders_of(places, name))
+            _add(result, name, _folders_in(parents, name))
         except OSError as error:
             result.unreadable[name] = error
     return result
@@ -73,7 +78,11 @@ def scan(places: Places, but: Container[str] = ()) -> Scan:
 
 def folders_of(places: Places, stream: str) -> tuple[str, ...]:
     """The folders of one stream, and no other's are looked at. Raises OSError."""
-    paths = [os.path.join(parent, stream) for parent in places.stream_folders] if is_id(stream) else []
+    return _folders_in(places.stream_folders, stream)
+
+
+def _folders_in(parents: tuple[str, ...], stream: str) -> tuple[str, ...]:
+    paths = [os.path.join(parent, stream) for parent in parents] if is_id(stream) else []
     return tuple(path for path in paths if _is_ours(path))
 
 

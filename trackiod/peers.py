@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import struct
 
 import zmq
 
+from trackio import trust
+
 log = logging.getLogger("trackiod.peers")
 
-_CREDENTIALS = struct.Struct("3i")
 _MOST_KNOWN = 10_000
 
 
@@ -29,14 +29,13 @@ class Peers:
         try:
             # a copy of the descriptor: libzmq owns the original
             with socket.socket(fileno=os.dup(frame.get(zmq.SRCFD))) as connection:
-                credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+                pid, uid = trust.peer_of(connection)
         except (OSError, zmq.ZMQError, KeyError):
             return None
-        pid, uid, _ = _CREDENTIALS.unpack(credentials)
-        if uid not in (os.geteuid(), 0):
+        if not trust.is_trusted(uid):
             log.warning("a message from uid %d (pid %d) was refused", uid, pid)
             return None
         if len(self._known) > _MOST_KNOWN:
             self._known.clear()
         self._known[peer] = pid
-        return int(pid)
+        return pid

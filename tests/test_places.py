@@ -1,0 +1,370 @@
+"""Other users of the same host: what they put in our way is not used, not followed, and told nothing.
+
+The host of a test is a mount namespace with a /dev/shm, /tmp and /var/tmp of its own, in which other users, real ones,
+make what they like. We are root there, whom no folder's mode stops: what holds for root holds for everybody.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from conftest import PATIENCE, Host, wait_for
+
+from trackio import fallbacks, mounts, places, trust
+from trackio.link import ForeignPeer, Link
+from trackio.places import Places
+from trackio.spool import Spool
+from trackiod import orphans
+
+STRANGER = 54321
+TRAIN = "import trackio\ntrackio.init(project='p')\n[trackio.log({'a': i}) for i in range(50)]\ntrackio.finish()"
+KILLED = """
+import os, signal, trackio
+trackio.init(project='p')
+for i in range(50): trackio.log({'a': i})
+print(flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root to be several users, and unshare"
+)
+PRIVATE = """set -e
+mount --make-rprivate /
+mount --bind "$FOLDER" /mnt  # which is kept; the folders above it are root's, and others may pass through them
+for folder in /dev/shm /tmp /var/tmp; do mount -t tmpfs -o mode=1777 tmpfs $folder; done
+mkdir -p "$FOLDER" && mount --bind /mnt "$FOLDER"
+exec "$@"
+"""
+
+
+def in_a_host_of_its_own(scenario: Callable[[Host], None], folder: Path) -> None:
+    """Runs a function of this file where /dev/shm, /tmp and /var/tmp are new."""
+    tests = str(Path(__file__).parent)
+    code = f"import sys; sys.path[:0] = [{tests!r}]; import test_places as t; t.play(t.{scenario.__name__})"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("TRACKIO_", "XDG_"))}
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", PRIVATE, "sh", sys.executable, "-c", code], cwd="/", text=True,
+        env={**environ, "FOLDER": str(folder), "TRACKIO_TEST_PATIENCE": str(PATIENCE)}, capture_output=True,
+        timeout=120 * PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def play(scenario: Callable[[Host], None]) -> None:
+    folder = Path(os.environ["FOLDER"])
+    host = Host(folder / "data", Path("nowhere"), {"TRACKIO_SPOOL_DIR": ""})
+    host.data.mkdir(0o700)
+    try:
+        scenario(host)
+    finally:
+        host.close()
+
+
+def as_stranger(act: Callable[[], Any]) -> str:
+    """Does something as another user; returns what it raised, or ""."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setgroups([])
+            os.setgid(STRANGER)
+            os.setuid(STRANGER)
+            os.umask(0)
+            act()
+        except BaseException as error:
+            os.write(writer, type(error).__name__.encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(pid, 0)
+    with os.fdopen(reader) as file:
+        return file.read()
+
+
+@contextmanager
+def listening_stranger(path: str, heard: Path) -> Iterator[None]:
+    """Another user's process that answers at `path` and writes down what it is sent."""
+    heard.touch()
+    heard.chmod(0o666)
+    pid = os.fork()
+    if not pid:
+        os.setgroups([])
+        os.setgid(STRANGER)
+        os.setuid(STRANGER)
+        os.umask(0)
+        router = zmq.Context().socket(zmq.ROUTER)
+        router.bind(f"ipc://{path}")
+        while True:
+            frames = router.recv_multipart()
+            with open(heard, "ab") as file:
+                file.write(frames[1] + b"\n")
+    try:
+        wait_for(lambda: os.path.exists(path))
+        yield
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+
+def take_over(path: str) -> None:
+    """Puts another folder in the place of that in which a socket lies; as whoever does it."""
+    folder = os.path.dirname(path)
+    os.rename(folder, f"{folder}.gone")
+    os.mkdir(folder, 0o777)
+
+
+def is_safe(path: str) -> bool:
+    """Whether nobody but root can exchange a file: as the standard says it, not as our code does."""
+    for parent in Path(path).parents:
+        info = parent.lstat()
+        if info.st_uid != 0 or (info.st_mode & 0o022 and not info.st_mode & 0o1000):
+            return False
+    return True
+
+
+# -- a folder that was there first -------------------------------------------------------------------------------------
+
+
+def made_first(host: Host) -> None:
+    assert as_stranger(lambda: os.mkdir("/dev/shm/trackio-0", 0o777)) == ""
+    host.start()
+    path = host.status().daemon["socket"]
+    assert path.startswith("/dev/shm/trackio-0-") and is_safe(path)
+    assert as_stranger(lambda: take_over(path)) == "PermissionError"
+    assert os.listdir("/dev/shm/trackio-0") == []
+    done = host.run(TRAIN)
+    assert done.returncode == 0 and done.stderr.count("trackio:") <= 1, done.stderr
+    assert host.ended_run("p").points == 50
+
+
+def two_closed_folders(host: Host) -> None:
+    for folder in ("/dev/shm", "/tmp"):
+        assert as_stranger(lambda folder=folder: os.mkdir(f"{folder}/trackio-0", 0o700)) == ""
+    assert host.run(KILLED).returncode == -9
+    (found,) = orphans.find(host.places)
+    assert found.folders[0].startswith("/dev/shm/trackio-0-") and is_safe(found.folders[0]), "it is shared memory"
+    host.start()
+    assert host.status().daemon["socket"].startswith("/dev/shm/trackio-0-")
+    assert host.ended_run("p").points == 50
+    host.stop()
+    shutil.rmtree("/dev/shm/trackio-0")
+    assert host.run(KILLED).returncode == -9  # the usual name is free again, and what lies elsewhere is found too
+    host.start()
+    assert sum(run.points for run in host.ended_runs("p")) == 100
+
+
+def a_link(host: Host) -> None:
+    os.mkdir("/tmp/elsewhere", 0o777)
+    assert as_stranger(lambda: os.symlink("/tmp/elsewhere", "/dev/shm/trackio-0")) == ""
+    host.start()
+    assert is_safe(host.status().daemon["socket"]) and os.listdir("/tmp/elsewhere") == []
+
+
+def a_folder_of_ours_that_others_can_write(host: Host) -> None:
+    os.mkdir("/dev/shm/trackio-0")
+    os.chmod("/dev/shm/trackio-0", 0o777)
+    host.start()
+    assert is_safe(host.status().daemon["socket"])
+
+
+def a_base_that_is_not_sticky(host: Host) -> None:
+    os.chmod("/dev/shm", 0o777)
+    host.start()
+    assert host.status().daemon["socket"].startswith("/tmp/") and is_safe(host.status().daemon["socket"])
+    assert host.run(TRAIN).returncode == 0
+    assert host.ended_run("p").points == 50
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "scenario", [made_first, two_closed_folders, a_link, a_folder_of_ours_that_others_can_write,
+                 a_base_that_is_not_sticky],
+)  # fmt: skip
+def test_where_another_user_can_exchange_our_folder_another_one_is_used(
+    scenario: Callable[[Host], None], tmp_path: Path
+) -> None:
+    in_a_host_of_its_own(scenario, tmp_path)
+
+
+# -- who answers -------------------------------------------------------------------------------------------------------
+
+
+def exchanged_in_a_place_that_the_user_named(host: Host) -> None:
+    """The user named a folder that others can write: it is used, and who answers there is looked at."""
+    base = host.data.parent / "base"
+    host.spool, host.extra = base, {"TRACKIO_SPOOL_DIR": str(base), "HF_TOKEN": "secret"}
+    base.mkdir()
+    base.chmod(0o777)
+    host.data.parent.chmod(0o755)
+    host.start()
+    path = host.status().daemon["socket"]
+    heard = host.data.parent / "heard"
+    os.rename(os.path.dirname(os.path.dirname(path)), f"{base}/gone")
+    assert as_stranger(lambda: os.makedirs(os.path.dirname(path), 0o777)) == ""
+    with listening_stranger(path, heard):
+        done = host.run(TRAIN.replace("project='p'", "project='p', dataset_id='me/runs'"))
+        assert done.returncode == 0 and done.stderr.count(f"belongs to another user (uid {STRANGER})") == 1, done.stderr
+        status = host.command("trackio", "status")
+        assert f"uid {STRANGER}" in status.stderr
+        with pytest.raises(ForeignPeer):
+            Link(path)
+        assert heard.read_bytes() == b"", "neither token nor data, nor a greeting"
+    host.stop()
+    host.start()
+    assert host.ended_run("p").points == 50
+
+
+def an_endpoint_of_somebody_else(host: Host) -> None:
+    endpoint = Path(host.places.endpoint)
+    host.start()
+    text = endpoint.read_text()
+    host.stop()
+    host.data.chmod(0o777)
+    heard, path = host.data.parent / "heard", "/tmp/theirs.sock"
+    theirs = "\n".join(f"socket {path}" if line.startswith("socket ") else line for line in text.splitlines()) + "\n"
+
+    def make() -> None:
+        endpoint.write_text(theirs)
+
+    host.data.parent.chmod(0o755)
+    with listening_stranger(path, heard):
+        assert as_stranger(make) == "" and endpoint.stat().st_uid == STRANGER
+        done = host.run(TRAIN)
+        assert done.returncode == 0 and f"uid {STRANGER}" in done.stderr and heard.read_bytes() == b"", done.stderr
+        os.unlink(endpoint)
+        os.symlink("/tmp/endpoint", endpoint)
+        Path("/tmp/endpoint").write_text(theirs)
+        assert "is a link" in host.run(TRAIN).stderr and heard.read_bytes() == b""
+        os.unlink(endpoint)
+        endpoint.write_text(theirs)
+        endpoint.chmod(0o666)
+        assert "can be written by other users" in host.run(TRAIN).stderr and heard.read_bytes() == b""
+        os.unlink(endpoint)
+        os.mkfifo(endpoint)
+        assert host.run(TRAIN).returncode == 0
+        os.unlink(endpoint)
+        endpoint.write_text(theirs)
+        endpoint.chmod(0o600)  # one of ours, from before; somebody else listens there now
+        assert f"uid {STRANGER}" in host.run(TRAIN).stderr and heard.read_bytes() == b""
+    host.start()
+    assert sum(run.points for run in host.ended_runs("p")) == 250
+
+
+@needs_root
+@pytest.mark.parametrize("scenario", [exchanged_in_a_place_that_the_user_named, an_endpoint_of_somebody_else])
+def test_nothing_is_sent_to_another_users_process(scenario: Callable[[Host], None], tmp_path: Path) -> None:
+    in_a_host_of_its_own(scenario, tmp_path)
+
+
+def test_a_socket_of_ours_is_spoken_to(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "ours.sock"))
+        listener.listen()
+        Link(str(tmp_path / "ours.sock")).close()
+
+
+# -- the live store of a network home ----------------------------------------------------------------------------------
+
+
+def on_network(path: str) -> mounts.Mount:
+    return mounts.Mount("/", "nfs4" if "/data" in path else "ext4")
+
+
+def network_home(host: Host) -> None:
+    mounts.of = on_network
+    usual = host.places.live
+    assert usual.startswith("/var/tmp/trackio-0/")
+    assert as_stranger(lambda: os.mkdir("/var/tmp/trackio-0", 0o777)) == ""
+    live = host.places.live
+    assert live.startswith("/var/tmp/trackio-0-")
+    assert [each.name for each in host.data.iterdir()] == [f"places-{places.host_key()}"], "it is recorded first"
+    places.make_private(live)
+    assert is_safe(live + "/x") and host.places.live == live
+    shutil.rmtree("/var/tmp/trackio-0")
+    assert host.places.live == live, "all processes keep to the one that was recorded"
+    shutil.rmtree(os.path.dirname(live))
+    assert as_stranger(lambda: os.mkdir(os.path.dirname(live), 0o777)) == "", "after a reboot others know the name"
+    again = host.places.live
+    assert again not in (live, usual) and again.startswith("/var/tmp/trackio-0-")
+
+
+@needs_root
+def test_the_live_store_of_a_network_home_is_not_put_into_another_users_folder(tmp_path: Path) -> None:
+    in_a_host_of_its_own(network_home, tmp_path)
+
+
+# -- the record --------------------------------------------------------------------------------------------------------
+
+
+def test_of_many_who_need_a_name_at_once_all_use_the_first(tmp_path: Path) -> None:
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(fallbacks.add(str(tmp_path), 0))) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 16 and len({*found}) == 1 and fallbacks.read(str(tmp_path)) == found[:1]
+    assert os.listdir(tmp_path) == ["1"]
+    assert fallbacks.add(str(tmp_path), 1) != found[0] and len(fallbacks.read(str(tmp_path))) == 2
+    (tmp_path / "1").write_text("../../etc\n")
+    assert fallbacks.read(str(tmp_path))[0] == ""
+
+
+def test_without_hard_links_the_first_wins_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: Any) -> None:
+        raise PermissionError(1, "not on this file system")
+
+    monkeypatch.setattr(os, "link", link)
+    name = fallbacks.add(str(tmp_path), 0)
+    assert fallbacks.add(str(tmp_path), 0) == name and fallbacks.read(str(tmp_path)) == [name]
+
+
+def test_a_random_folder_is_made_once_its_name_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, data = tmp_path / "base", tmp_path / "data"
+    base.mkdir()
+    (base / f"trackio-{os.geteuid()}").symlink_to(tmp_path)
+    where = places.find(str(data), str(base))
+
+    def add(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fallbacks, "add", add)
+        with pytest.raises(OSError, match="No space"):
+            where.make_root(where.roots[0])
+        assert os.listdir(base) == [f"trackio-{os.geteuid()}"]
+    root = where.make_root(where.roots[0])
+    assert root not in where.roots and root in places.find(str(data), str(base)).own_roots()
+    assert where.make_root(where.roots[0]) == root
+
+
+def test_a_process_that_has_no_shared_memory_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = Places(str(tmp_path), str(tmp_path), "", ())
+    Spool(where, "s", {"stream": "s"}, limit_bytes=2 << 20, spill_bytes=1 << 20).close()
+    assert capsys.readouterr().err.count("a kill loses what is not yet sent") == 1
+
+
+@needs_root
+def test_each_folder_above_is_looked_at(tmp_path: Path) -> None:
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    path = str(inner / "c")
+    assert trust.problem_above(path) == ""
+    (tmp_path / "a").chmod(0o775)
+    assert "not sticky" in trust.problem_above(path)
+    (tmp_path / "a").chmod(0o1777)
+    assert trust.problem_above(path) == ""
+    os.chown(tmp_path / "a", STRANGER, STRANGER)
+    assert f"uid {STRANGER}" in trust.problem_above(path)
