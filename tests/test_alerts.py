@@ -143,7 +143,7 @@ def test_a_webhook_that_refuses_is_given_up_and_named(daemon: Host, hook: Hook) 
     assert {a["title"]: a["webhook"] for a in alerts(daemon)} == {
         "quiet": None,
         "a": "not sent: its webhook answered 404",
-        "b": "not sent: its webhook is no http address",
+        "b": "not sent: its webhook is not an http address",
     }
     assert hook.bodies == []
 

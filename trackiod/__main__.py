@@ -1,5 +1,5 @@
 """`python -m trackiod run`: how a daemon process begins, without the command line's packages; `keep`,
-`copy`, `look`, `upload` and `sample`: its children."""
+`send`, `copy`, `look`, `upload` and `sample`: its children."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ def main(arguments: list[str]) -> int:
         from trackiod import keeper
 
         return keeper.main()
+    if arguments == ["send"]:
+        from trackiod import webhooks
+
+        return webhooks.main()
     if arguments[:1] == ["upload"]:
         from trackiod.uploads import uploader
 

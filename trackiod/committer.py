@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from trackio import folder, wire
@@ -32,6 +33,7 @@ from trackiod.ingest import Duplicate, Refuse, judge
 from trackiod.store import finding, schema
 from trackiod.store.digest import End
 from trackiod.store.project import ProjectStore
+from trackiod.threads import Threads
 from trackiod.troubles import Troubles
 from trackiod.work import (
     AlertSent,
@@ -99,11 +101,11 @@ class Committer:
         self._troubles = Troubles()
         self._wake = threading.Event()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        os.makedirs(self._projects, 0o700, exist_ok=True)
-        self._thread.start()
+    def start(self, threads: Threads) -> None:
+        """Starts the thread. Raises CannotStart."""
+        self._thread = threads.start("commit", self._run)
 
     def submit(self, work: Work) -> None:
         """Takes work from any thread."""
@@ -137,8 +139,9 @@ class Committer:
         """Commits what is queued, closes the databases; False if the disk took too long."""
         self._stopping = True
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(seconds)
+        if self._thread is None:
+            return True
+        self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def open_streams(self) -> list[tuple[str, str, dict[str, Any]]]:
@@ -182,10 +185,14 @@ class Committer:
             return False
         project = taken[0].project
         items: list[InCommit] = [work for work in taken if not isinstance(work, Edit)]
-        failed = self._commit(project, items) if items else ""
-        for work in taken:
-            if isinstance(work, Edit):
-                self._edit(work)
+        try:
+            failed = self._commit(project, items) if items else ""
+            for work in taken:
+                if isinstance(work, Edit):
+                    self._edit(work)
+        except Exception as error:  # the border of the commit thread: one project must not stop the others
+            log.exception("internal error in project %r", project)
+            failed = f"project {project!r} cannot be committed: internal error ({type(error).__name__}), see the log."
         with self._backlog_lock:
             if failed:
                 self._backlog.put_back(project, items, math.inf if self._stopping else time.monotonic())
@@ -248,13 +255,20 @@ class Committer:
             log.info("%s", message)
         streams = [work.stream for work in items if isinstance(work, OfStream)]
         self._folding.note(project, streams, self._raw_bytes)
+        after += [partial(self._on_errand, errand) for errand in self._errands]
         for act in after:
-            act()
-        for errand in self._errands:
-            self._on_errand(errand)
+            self._act(project, act)
         self.outcomes.extend(outcomes)
         self._on_outcome()
         return ""
+
+    @staticmethod
+    def _act(project: str, act: Callable[[], None]) -> None:
+        """Does what follows a commit, which is not undone if that fails."""
+        try:
+            act()
+        except Exception:  # the border of the commit thread
+            log.exception("internal error after a commit of project %r", project)
 
     def _note_commit(self, *projects: str) -> None:
         self.commits += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import logging.handlers
 import os
@@ -10,6 +11,8 @@ import signal
 import sys
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +21,18 @@ from trackio.host import file_identity
 from trackio.places import Endpoint, Places
 from trackio.settings import Settings
 from trackio.version import __version__
-from trackiod.errors import EXIT_ALREADY_RUNNING, EXIT_FAILED, EXIT_OK, AlreadyRunning, TrackiodError
+from trackiod.errors import (
+    EXIT_ALREADY_RUNNING,
+    EXIT_FAILED,
+    EXIT_OK,
+    AlreadyRunning,
+    CannotStart,
+    Failed,
+    TrackiodError,
+)
 from trackiod.lock import FolderLock, bind, endpoint_at, remove_endpoint, write_endpoint
 from trackiod.systemd import Notifier, passed_socket
+from trackiod.threads import Threads
 
 if TYPE_CHECKING:
     from trackiod.committer import Committer
@@ -31,6 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trackiod")
 
+_THREADS = 5
+"""Commit, keep and send, and two of libzmq's."""
 _STOP_SECONDS = 20.0
 _COPY_SECONDS = 8.0
 """of these, kept for copying"""
@@ -49,9 +63,10 @@ def run(*, detach: bool = False, autostarted: bool = False) -> int:
     """
     ours, problems = settings.of_this_process()
     where = places.of(ours)
-    report = _detach() if detach else None
-    if report == _PARENT:
+    fd = _detach() if detach else None
+    if fd == _PARENT:
         return _await_child()
+    report = _Report(fd)
     _write_logs(where, to_stderr=not detach)
     for problem in problems:
         log.warning("%s", problem)
@@ -61,25 +76,44 @@ def run(*, detach: bool = False, autostarted: bool = False) -> int:
         return _give_up(error, report)
     life = AUTOSTARTED if autostarted else STARTED if detach else SERVICE
     try:
-        _serve(where, lock, life, ours, ready=report)
+        _serve(where, lock, life, ours, report)
     except TrackiodError as error:
         return _give_up(error, report)
+    except Exception as error:  # the border of the daemon: it ends with a sentence
+        log.exception("internal error")
+        return _give_up(
+            Failed(f"trackiod ended by an internal error ({type(error).__name__}); see {where.log}."), report
+        )
     finally:
         lock.release()
     return EXIT_OK
 
 
-def _give_up(error: TrackiodError, report: int | None) -> int:
+def _give_up(error: TrackiodError, report: _Report) -> int:
     code = EXIT_ALREADY_RUNNING if isinstance(error, AlreadyRunning) else EXIT_FAILED
     log.log(logging.INFO if code == EXIT_ALREADY_RUNNING else logging.ERROR, "%s", error)
-    if report is not None:
-        _tell(report, f"{code} {error}")
-    else:
+    if not report.tell(f"{code} {error}"):
         sys.stderr.write(f"trackiod: {error}\n")
     return code
 
 
-def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, *, ready: int | None) -> None:
+@contextmanager
+def _named_refusals(where: Places) -> Iterator[None]:
+    """Turns what the system refuses while the daemon starts into a sentence. Raises CannotStart."""
+    import zmq
+
+    try:
+        yield
+    except (OSError, zmq.ZMQError) as error:
+        name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+        path = f", {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        raise CannotStart(
+            f"trackiod cannot start in {where.live}: {error.strerror or error} ({name}{path}). Metrics are kept until"
+            " it starts."
+        ) from error
+
+
+def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, report: _Report) -> None:
     from trackiod.committer import Committer  # after the fork: zmq and SQLite want a process of their own
     from trackiod.errands import Errands
     from trackiod.outlets import Outlets
@@ -87,40 +121,49 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, *, ready:
     from trackiod.server import Server
 
     _be_modest()
-    passed = passed_socket(os.environ)
-    listener = passed or bind(where)
-    socket_path = listener.getsockname()
-    store_id = _store_id(where)
-    errands = Errands(where, lambda work: committer.submit(work))
-    committer = Committer(where.projects, store_id, lambda: server.wake(), errands.take, ours.sample_bytes)
-    idle_seconds = ours.idle_seconds if life == AUTOSTARTED else None
-    outlets = Outlets(where, committer.submit, committer.of_project)
-    sampling = Sampling(where, is_allowed=ours.sampling, interval=ours.sample_seconds)
-    server = Server(where, committer, idle_seconds=idle_seconds, errands=errands, sampling=sampling, outlets=outlets)
-    open_streams = committer.open_streams()
-    endpoint = endpoint_at(where, socket_path, pid=os.getpid(), store=store_id)
-    server.listen(listener, _facts(where, endpoint, life))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, _: server.stop(signal.Signals(signum).name))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    server.each_tick(_PackageWatch().check)
-    server.each_tick(lambda: "" if lock.is_held() else "the data folder was removed")
-    notifier = Notifier(os.environ)
-    server.each_tick(_Feeding(notifier).check)
+    with _named_refusals(where):
+        passed = passed_socket(os.environ)
+        listener = passed or bind(where)
+        socket_path = listener.getsockname()
+        store_id = _store_id(where)
+        threads = Threads(lambda sentence: server.fail(sentence))
+        threads.check_room(_THREADS)
+        errands = Errands(where, lambda work: committer.submit(work))
+        committer = Committer(where.projects, store_id, lambda: server.wake(), errands.take, ours.sample_bytes)
+        idle_seconds = ours.idle_seconds if life == AUTOSTARTED else None
+        outlets = Outlets(where, committer.submit, committer.of_project)
+        sampling = Sampling(where, is_allowed=ours.sampling, interval=ours.sample_seconds)
+        server = Server(
+            where, committer, idle_seconds=idle_seconds, errands=errands, sampling=sampling, outlets=outlets
+        )
     try:
-        write_endpoint(where, endpoint)
-        committer.start()
+        with _named_refusals(where):
+            endpoint = endpoint_at(where, socket_path, pid=os.getpid(), store=store_id)
+            open_streams = committer.open_streams()
+            server.listen(listener, _facts(where, endpoint, life))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda signum, _: server.stop(signal.Signals(signum).name))
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            server.each_tick(_PackageWatch().check)
+            server.each_tick(lambda: "" if lock.is_held() else "the data folder was removed")
+            notifier = Notifier(os.environ)
+            server.each_tick(_Feeding(notifier).check)
+            committer.start(threads)
+            errands.start(threads)
+            write_endpoint(where, endpoint)
         server.end_lost(open_streams)
         log.info("trackiod %s is ready: %s, data in %s", __version__, socket_path, where.live)
-        if ready is not None:
-            _tell(ready, f"{EXIT_OK} ")
+        report.tell(f"{EXIT_OK} ")
         notifier.send(f"READY=1\nSTATUS=storing to {where.live}")
         server.serve()
         notifier.send("STOPPING=1")
         log.info("stopping: %s", server.stop_reason)
     finally:
+        threads.stop()
         remove_endpoint(where, socket_path, is_passed=passed is not None)
         _stop(errands, sampling, committer, server, outlets)
+    if server.failure:
+        raise Failed(server.failure)
 
 
 def _stop(errands: Errands, sampling: Sampling, committer: Committer, server: Server, outlets: Outlets) -> None:
@@ -254,6 +297,25 @@ def _detach() -> int:
     return 3
 
 
+class _Report:
+    """Tells whoever waits for a detached daemon once, whether it is ready or why not. Owns the descriptor."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def tell(self, text: str) -> bool:
+        """False if nobody waits."""
+        fd, self._fd = self._fd, None  # its number may be somebody else's later
+        if fd is None:
+            return False
+        try:
+            os.write(fd, text.encode())
+            os.close(fd)
+        except OSError:
+            pass  # whoever started us has gone
+        return True
+
+
 def _await_child() -> int:
     """The parent's part: waits until the daemon is ready or has said why not."""
     with os.fdopen(_reader, encoding="utf-8") as file:
@@ -266,22 +328,15 @@ def _await_child() -> int:
     return int(code)
 
 
-def _tell(fd: int, text: str) -> None:
-    try:
-        os.write(fd, text.encode())
-        os.close(fd)
-    except OSError:
-        pass  # whoever started us has gone
-
-
 def _write_logs(where: Places, *, to_stderr: bool) -> None:
-    """A log of its own, bounded: 1 MiB and one older file."""
+    """A log of its own, bounded: 1 MiB and one older file. On a full disk it is begun once there is room."""
+    logging.raiseExceptions = False  # what cannot be logged is no traceback on stderr
     handlers: list[logging.Handler] = [logging.StreamHandler()] if to_stderr else []
     try:
         places.make_private(where.live)
-        handlers.append(logging.handlers.RotatingFileHandler(where.log, maxBytes=_LOG_BYTES, backupCount=1))
     except OSError:
-        handlers = handlers or [logging.NullHandler()]
+        pass  # the lock says it
+    handlers.append(logging.handlers.RotatingFileHandler(where.log, maxBytes=_LOG_BYTES, backupCount=1, delay=True))
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers, force=True
     )

@@ -1,5 +1,6 @@
-"""What the daemon does for the processes beside storing: keeps their files, sends their alerts. It may hang, so each
-kind has a thread, and what may never come back a child. The store remembers what is open; the next daemon does it.
+"""What the daemon does for the processes beside storing: keeps their files, sends their alerts (`sending`).
+
+It may hang, so each kind has a thread and a child. The store remembers what is open; the next daemon does it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import queue
 import select
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,9 @@ from typing import Any
 from trackio.places import Places
 from trackiod import blobs, children
 from trackiod.keeper import Kept
-from trackiod.work import AlertSent, Errand, FileKept, ToKeep, ToSend, Work
+from trackiod.sending import Sending
+from trackiod.threads import Threads
+from trackiod.work import Errand, FileKept, ToKeep, Work
 
 log = logging.getLogger("trackiod.errands")
 
@@ -28,18 +30,21 @@ _SLOWEST_BYTES_A_SECOND = 2 << 20
 _PATIENCE_SECONDS = 900.0
 _TRIES = 3
 _AGAIN_SECONDS = 5.0
-_LONGEST_PAUSE_SECONDS = 600.0
-_GIVE_UP_SECONDS = 3600.0
 
 
 class Errands:
-    """Takes errands from any thread, gives their ends to `submit`. Its threads end with the process."""
+    """Takes errands from any thread, gives their ends to `submit`."""
 
     def __init__(self, places: Places, submit: Callable[[Work], None]) -> None:
         self._submit = submit
         self._open: set[tuple[Any, ...]] = set()
         self._keeping = _Keeping(places, self._done)
-        self._sending = _Sending(self._done)
+        self._sending = Sending(places, self._done)
+
+    def start(self, threads: Threads) -> None:
+        """Starts both threads. Raises CannotStart."""
+        threads.start("keep", self._keeping.run)
+        threads.start("send", self._sending.run)
 
     def take(self, errand: Errand) -> None:
         """Does it soon; one that is in hand already is not taken twice."""
@@ -62,8 +67,9 @@ class Errands:
         self._open.discard(_key(errand))
 
     def stop(self) -> None:
-        """Ends the child; what is not done is done by the next daemon."""
+        """Ends the children; what is not done is done by the next daemon."""
         self._keeping.stop()
+        self._sending.stop()
 
 
 def _key(errand: Errand) -> tuple[Any, ...]:
@@ -80,30 +86,34 @@ class _Keeping:
     def __init__(self, places: Places, done: Callable[[Errand, Work], None]) -> None:
         self._places = places
         self._done = done
-        self._queue: queue.SimpleQueue[ToKeep] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._queue: queue.SimpleQueue[ToKeep | None] = queue.SimpleQueue()
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = False
 
     def take(self, errand: ToKeep) -> None:
         self._queue.put(errand)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="keep", daemon=True)
-            self._thread.start()
 
     def stop(self) -> None:
         self._stopping = True
+        self._queue.put(None)
         if (child := self._child) is not None:
             child.kill()
 
-    def _run(self) -> None:
+    def run(self) -> None:
         while not self._stopping:
             try:
                 errand = self._queue.get(timeout=_CHILD_IDLE_SECONDS if self._child else None)
             except queue.Empty:
                 self._end_child()
                 continue
-            kept = self._kept(errand)
+            if errand is None:
+                break
+            try:
+                kept = self._kept(errand)
+            except Exception:  # the border of the thread: what is odd about one file must not hold up the others
+                log.exception("internal error while %s of project %r was kept", errand.file, errand.project)
+                self._end_child()
+                kept = Kept("incomplete", cause="internal error in trackiod, see its log")
             if kept is not None:
                 stream = errand.file.partition("/")[0]
                 self._done(errand, FileKept(errand.project, stream, errand.file, *kept))
@@ -137,7 +147,9 @@ class _Keeping:
         child.stdin.write(json.dumps(task).encode() + b"\n")
         child.stdin.flush()
         seconds = _PATIENCE_SECONDS + size / _SLOWEST_BYTES_A_SECOND
-        if not select.select([child.stdout], [], [], seconds)[0]:
+        poll = select.poll()  # select() knows no descriptor above 1023
+        poll.register(child.stdout, select.POLLIN)
+        if not poll.poll(seconds * 1000):
             raise TimeoutError(f"no answer in {seconds:.0f} s")
         line = child.stdout.readline()
         if not line:
@@ -157,53 +169,3 @@ class _Keeping:
 
 class _Refused(OSError):
     """The disk is full: it is tried until there is room."""
-
-
-class _Sending:
-    """One thread, which sends what is due and tries again what failed, ever more rarely, for an hour."""
-
-    def __init__(self, done: Callable[[Errand, Work], None]) -> None:
-        self._done = done
-        self._due: list[tuple[float, int, ToSend]] = []
-        self._wake = threading.Condition()
-        self._thread: threading.Thread | None = None
-
-    def take(self, errand: ToSend) -> None:
-        with self._wake:
-            self._due.append((time.monotonic(), 0, errand))
-            self._wake.notify()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="send", daemon=True)
-            self._thread.start()
-
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                while not self._due:
-                    self._wake.wait()
-                at, tries, errand = due = min(self._due, key=lambda item: item[0])
-                if (seconds := at - time.monotonic()) > 0:
-                    self._wake.wait(seconds)
-                    continue
-                self._due.remove(due)
-            self._send(errand, tries)
-
-    def _send(self, errand: ToSend, tries: int) -> None:
-        from trackiod import webhooks  # http and TLS: a daemon without alerts does without
-
-        sent = "sent"
-        try:
-            webhooks.send(errand.project, errand.facts)
-        except webhooks.NotSent as error:
-            age = time.time() - errand.facts["time_ns"] / 1e9
-            if not error.is_final and age < _GIVE_UP_SECONDS:
-                pause = min(_AGAIN_SECONDS * 2**tries, _LONGEST_PAUSE_SECONDS)
-                if not tries:
-                    title = errand.facts["title"]
-                    log.warning("alert %r of project %r is not sent yet: %s", title, errand.project, error)
-                with self._wake:
-                    self._due.append((time.monotonic() + pause, tries + 1, errand))
-                return
-            sent = f"not sent: {error}"
-            log.warning("alert %r of project %r was not sent: %s", errand.facts["title"], errand.project, error)
-        self._done(errand, AlertSent(errand.project, errand.stream, errand.facts["start"], sent))

@@ -3,6 +3,8 @@
 TrackiodError
 ├── AlreadyRunning      another daemon holds the data folder
 ├── FolderUnusable      the data folder cannot be made or written
+├── CannotStart         the system refuses what a daemon needs: room on the disk, threads, descriptors
+├── Failed              a thread of the daemon ended too early
 ├── SocketUnusable      what systemd passed is no socket we could answer on
 ├── StoreError
 │   ├── StoreTooNew     written by a newer trackio
@@ -32,6 +34,14 @@ class AlreadyRunning(TrackiodError):
 
 class FolderUnusable(TrackiodError):
     """The data folder cannot be made or written."""
+
+
+class CannotStart(TrackiodError):
+    """The system refuses what a daemon needs."""
+
+
+class Failed(TrackiodError):
+    """A thread of the daemon ended too early."""
 
 
 class SocketUnusable(TrackiodError):

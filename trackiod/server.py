@@ -53,6 +53,8 @@ class Server:
     ) -> None:
         """`idle_seconds`: leave after this long with nothing to do; None stays for ever."""
         self.stop_reason = ""
+        self.failure = ""
+        """why the daemon must not go on, if it is not to"""
         self._places = places
         self._committer = committer
         self._idle_seconds = idle_seconds
@@ -101,6 +103,11 @@ class Server:
     def stop(self, reason: str) -> None:
         self.stop_reason = self.stop_reason or reason
         self.wake()
+
+    def fail(self, sentence: str) -> None:
+        """From any thread: the daemon ends, and says why."""
+        self.failure = self.failure or sentence
+        self.stop(sentence)
 
     def serve(self) -> None:
         """Runs until there is a reason to stop."""

@@ -1,8 +1,13 @@
-"""Alerts as Slack, Discord and others want them, and sending one. `payload` is pure."""
+"""Alerts as Slack, Discord and others want them, and sending one. `payload` is pure.
+
+What sends runs in a child (`python -m trackiod send`): a server may hang for ever, and a reply be anything.
+"""
 
 from __future__ import annotations
 
+import http.client
 import json
+import sys
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
@@ -67,16 +72,47 @@ def _slack(text: str) -> str:
 def send(project: str, alert: dict[str, Any]) -> None:
     """Posts an alert to its webhook. Raises NotSent."""
     url = alert["webhook"]
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise NotSent("its webhook is no http address", is_final=True)
+    if not is_address(url):
+        raise NotSent("its webhook is not an http address", is_final=True)
     body = json.dumps(payload(kind_of(url), project, alert)).encode()
     try:
         request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=SECONDS):
             return
     except urllib.error.HTTPError as error:
-        is_final = 400 <= error.code < 500 and error.code not in (408, 425, 429)
+        is_final = 300 <= error.code < 500 and error.code not in (408, 425, 429)
         raise NotSent(f"its webhook answered {error.code}", is_final=is_final) from None
-    except (OSError, ValueError) as error:
-        why = getattr(error, "reason", None) or type(error).__name__
-        raise NotSent(f"its webhook cannot be reached ({why})", is_final=isinstance(error, ValueError)) from None
+    except http.client.HTTPException as error:
+        # InvalidURL is one, too, but what it quotes is the address
+        is_final = isinstance(error, http.client.InvalidURL)
+        raise NotSent(f"its webhook does not speak HTTP ({type(error).__name__})", is_final=is_final) from None
+    except OSError as error:
+        why = getattr(error, "reason", None) or error.strerror or type(error).__name__
+        raise NotSent(f"its webhook cannot be reached ({why})", is_final=False) from None
+    except (ValueError, OverflowError) as error:  # the address holds what no host has
+        raise NotSent(f"its webhook cannot be reached ({type(error).__name__})", is_final=True) from None
+
+
+def is_address(url: Any) -> bool:
+    """Whether a text is an address that something can be posted to."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except (ValueError, AttributeError, TypeError):
+        return False
+
+
+def main() -> int:
+    """Answers each alert (a line of JSON: project, facts) with a line: why it was not sent, or "", and whether that is
+    final."""
+    for line in sys.stdin.buffer:
+        why, is_final = "", False
+        try:
+            send(*json.loads(line))
+        except NotSent as error:
+            why, is_final = str(error), error.is_final
+        except Exception as error:  # noqa: BLE001 the border of the child: the alert is odd, not its server
+            why, is_final = f"it cannot be sent ({type(error).__name__})", True
+        sys.stdout.write(json.dumps([why, is_final]) + "\n")
+        sys.stdout.flush()
+    return 0
