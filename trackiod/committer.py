@@ -53,6 +53,7 @@ from trackiod.work import (
     Refused,
     Register,
     Reply,
+    Settled,
     ToKeep,
     ToSend,
     Work,
@@ -76,9 +77,10 @@ class Committer:
         on_outcome: Callable[[], None],
         on_errand: Callable[[Errand], None] = lambda _: None,
         most_sample_bytes: int | None = None,
+        on_settled: Callable[[Settled], None] = lambda _: None,
     ) -> None:
         """`on_outcome` is called in the thread when outcomes wait in `outcomes`, `on_errand` with everything that is to
-        be done beside storing, more than once if need be."""
+        be done beside storing, more than once if need be, `on_settled` when what came of it is stored."""
         self.outcomes: deque[Reply | Drained | NotDrained | Deleted | Failing] = deque()
         self.problem = ""
         """why something cannot be committed now, or empty"""
@@ -90,6 +92,7 @@ class Committer:
         self._store_id = store_id
         self._on_outcome = on_outcome
         self._on_errand = on_errand
+        self._on_settled = on_settled
         self._databases = Databases(projects, store_id)
         self._folding = Folding(self._databases, most_sample_bytes)
         self._raw_bytes = 0
@@ -255,6 +258,7 @@ class Committer:
             log.info("%s", message)
         streams = [work.stream for work in items if isinstance(work, OfStream)]
         self._folding.note(project, streams, self._raw_bytes)
+        after += [partial(self._on_settled, work) for work in items if isinstance(work, Settled)]
         after += [partial(self._on_errand, errand) for errand in self._errands]
         for act in after:
             self._act(project, act)
@@ -296,6 +300,8 @@ class Committer:
                 self.outcomes.append(Reply(work.peer, wire.Found(work.project, work.name)))
             elif isinstance(work, Drain):
                 self.outcomes.append(NotDrained(work.stream))
+            elif isinstance(work, Settled):
+                self._on_settled(work)  # the next daemon does it again
         self._on_outcome()
 
     def _apply(self, store: ProjectStore, work: InCommit, after: list[Callable[[], None]]) -> Reply | Drained | None:

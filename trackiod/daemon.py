@@ -129,7 +129,9 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, report: _
         threads = Threads(lambda sentence: server.fail(sentence))
         threads.check_room(_THREADS)
         errands = Errands(where, lambda work: committer.submit(work))
-        committer = Committer(where.projects, store_id, lambda: server.wake(), errands.take, ours.sample_bytes)
+        committer = Committer(
+            where.projects, store_id, lambda: server.wake(), errands.take, ours.sample_bytes, errands.settle
+        )
         idle_seconds = ours.idle_seconds if life == AUTOSTARTED else None
         outlets = Outlets(where, committer.submit, committer.of_project)
         sampling = Sampling(where, is_allowed=ours.sampling, interval=ours.sample_seconds)

@@ -21,7 +21,7 @@ from trackiod import blobs, children
 from trackiod.keeper import Kept
 from trackiod.sending import Sending
 from trackiod.threads import Threads
-from trackiod.work import Errand, FileKept, ToKeep, Work
+from trackiod.work import Errand, FileKept, Settled, ToKeep, Work
 
 log = logging.getLogger("trackiod.errands")
 
@@ -59,12 +59,17 @@ class Errands:
 
     @property
     def backlog(self) -> int:
-        """Errands not done yet."""
+        """Errands of which is not stored yet that they are done."""
         return len(self._open)
 
     def _done(self, errand: Errand, work: Work) -> None:
+        """It is done, and stays open until that is stored (`settle`)."""
         self._submit(work)
-        self._open.discard(_key(errand))
+
+    def settle(self, work: Settled) -> None:
+        """What came of an errand is stored."""
+        place = work.file if isinstance(work, FileKept) else (work.stream, work.start)
+        self._open.discard((work.project, place))
 
     def stop(self) -> None:
         """Ends the children; what is not done is done by the next daemon."""
@@ -73,11 +78,8 @@ class Errands:
 
 
 def _key(errand: Errand) -> tuple[Any, ...]:
-    return (
-        (errand.project, errand.file)
-        if isinstance(errand, ToKeep)
-        else (errand.project, errand.stream, errand.facts["start"])
-    )
+    place = errand.file if isinstance(errand, ToKeep) else (errand.stream, errand.facts["start"])
+    return (errand.project, place)
 
 
 class _Keeping:

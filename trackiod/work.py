@@ -102,6 +102,8 @@ OfStream = Register | Append | Refused | Drain | FileKept | AlertSent
 InCommit = OfStream | Find | Raise
 """what is done in a project's transaction"""
 Work = InCommit | Edit
+Settled = FileKept | AlertSent
+"""what came of an errand"""
 
 
 class Reply(NamedTuple):
