@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import sqlite3
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,9 +14,14 @@ from typing import Any
 
 import pytest
 from conftest import Host, database, wait_for
+from hub import Hub
+from uploads import REPO, parquet_rows, target, upload
 
+from trackiod import blobs
 from trackiod.errors import StoreDamaged
 from trackiod.store import additions, layout, schema
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 LOG = """
 import sys, trackio
@@ -156,3 +165,88 @@ def test_every_table_has_its_place_when_runs_are_copied_joined_and_deleted() -> 
                 assert origin != "c" or not is_unique or index in ("batches_by_stream", "series_by_stream",
                                                                    "chunks_by_series"), index  # fmt: skip
     assert layout.VERSION == 3 and additions.known() == "", "a new column or table: add it to this test, not to FIRST"
+
+
+# -- a kept store of each layout -------------------------------------------------------------------------------------------
+
+LAYOUTS = sorted(path.name.removesuffix(".tar.xz") for path in FIXTURES.glob("layout-*.tar.xz"))
+WHAT = {
+    "metrics": ("run_id", "rank", "attempt", "seq", "step", "time", "metric", "value", "value_text"),
+    "system": ("run_id", "rank", "time", "metric", "value", "value_text"),
+    "alerts": ("run_id", "rank", "attempt", "step", "time", "level", "title", "text"),
+    "runs": ("run_id", "run", "state", "points", "config", "summary"),
+}
+
+
+@pytest.fixture(params=LAYOUTS)
+def kept(request: pytest.FixtureRequest, hosts: Callable[[str], Host]) -> tuple[Host, Host, dict[str, Any]]:
+    """The host of a kept store, another host that sees what it copied, and what that release exported."""
+    one, two = hosts("one"), hosts("two")
+    root = one.data.parent
+    with tarfile.open(FIXTURES / f"{request.param}.tar.xz") as archive:
+        archive.extractall(root, filter="data")
+    shutil.move(root / "shared", two.extra["TRACKIO_SHARED_DIR"])
+    return one, two, json.loads((root / "rows.json").read_text())
+
+
+def exported(host: Host, project: str = "p") -> dict[str, list[dict[str, Any]]]:
+    folder = host.data / "exported"
+    shutil.rmtree(folder, ignore_errors=True)
+    host.cli_here("export", "--project", project, "--to", str(folder), "--format", "jsonl")
+    return {
+        kind: [json.loads(line) for path in (folder / kind).rglob("*.jsonl") for line in path.read_text().splitlines()]
+        for kind in WHAT
+    }
+
+
+def chosen(rows: dict[str, list[dict[str, Any]]], *kinds: str, runs: set[str] | None = None) -> dict[str, list[Any]]:
+    """What every release says of the runs, in one order."""
+    return {
+        kind: sorted(
+            (tuple(row[name] for name in WHAT[kind]) for row in rows[kind] if runs is None or row["run_id"] in runs),
+            key=repr,
+        )
+        for kind in kinds or WHAT
+    }
+
+
+def test_there_is_a_kept_store_of_our_layout() -> None:
+    assert f"layout-{layout.VERSION}" in LAYOUTS
+    assert all((FIXTURES / f"{name}.tar.xz").stat().st_size < 300_000 for name in LAYOUTS)
+
+
+def test_a_kept_store_is_read_whole_here_and_on_other_hosts(kept: tuple[Host, Host, dict[str, Any]]) -> None:
+    one, two, rows = kept
+    assert chosen(exported(one)) == chosen(rows)
+    assert chosen(exported(two)) == chosen(rows), "of its copies"
+    assert one.status() is None
+    for host in (one, two):
+        assert values(host, "p", "long") == [*range(1500)]
+        facts = host.cli_here("get", "artifact", "--project", "p", "--name", "model:best")
+        assert [entry["path"] for entry in facts["manifest"]] == ["config.json", "weights.bin"]
+        folder = blobs.folder_of(host.places.blobs, "p")
+        for entry in facts["manifest"]:
+            content = Path(blobs.kept_in(folder, entry["digest"], entry["suffix"])).read_bytes()
+            assert hashlib.sha256(content).hexdigest() == entry["digest"]
+
+
+def test_a_kept_store_goes_on_is_copied_and_uploaded(kept: tuple[Host, Host, dict[str, Any]], server: Hub) -> None:
+    one, two, rows = kept
+    one.start()
+    more = "import trackio; r = trackio.init(project='p', name='long', resume='must')\n"
+    one.run(more + "for step in range(1500, 1520): trackio.log({'n': step, 'new': 1}, step=step)")
+    one.run(LOG, "p", "another", "40")
+    wait_for(lambda: [r.state.state for r in one.runs("p")] == ["finished"] * 4, what="the ends")
+    one.stop()
+    before = {row["run_id"] for row in rows["runs"]}
+    now = exported(one)
+    for kind in ("metrics", "alerts"):
+        was = {*chosen(rows, kind)[kind]}
+        assert was < {*chosen(now, kind)[kind]}, kind
+    assert len(now["metrics"]) == len(rows["metrics"]) + 40 + 80
+    assert before < {row["run_id"] for row in now["runs"]}
+    wait_for(lambda: chosen(exported(two), "metrics", "alerts") == chosen(now, "metrics", "alerts"), 30, "the copies")
+    assert upload(one, server, target(one, server)).problem == ""
+    uploaded = parquet_rows(server.repos[REPO].tree)
+    wanted = [(row["run_id"], row["seq"], row["metric"]) for row in now["metrics"]]
+    assert sorted((row["run_id"], row["seq"], row["metric"]) for row in uploaded) == sorted(wanted)

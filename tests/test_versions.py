@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import signal
-import subprocess
-import sys
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import PATIENCE, Host, shown, wait_for
+from releases import make_release, python, trackiod
 
 from trackio import launch
 from trackio.shipping import HAND_OVERS_A_PROCESS, Succession
 
-ROOT = Path(__file__).parent.parent
 OLDER, NEWER = "0.9.7", "99.1.0"
 
 TRAINER = """
@@ -38,39 +34,8 @@ Venv = Callable[[str], Path]
 
 @pytest.fixture
 def venv(tmp_path: Path) -> Venv:
-    """Makes a virtual environment with a release of us in it; the packages we need are this environment's."""
-
-    def make(version: str) -> Path:
-        folder = tmp_path / f"venv-{version}"
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-        site = next(folder.glob("lib/python*/site-packages"))
-        for package, name in (("trackio", "trackio"), ("trackiod", "trackiod"), ("cli", "trackio_cli")):
-            shutil.copytree(ROOT / package, site / name, ignore=shutil.ignore_patterns("__pycache__"))
-        source = site / "trackio" / "version.py"
-        text, count = re.subn(r'^__version__ = ".*"$', f'__version__ = "{version}"', source.read_text(), flags=re.M)
-        assert count == 1
-        source.write_text(text)
-        (site / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        return folder
-
-    return make
-
-
-def python(host: Host, folder: Path, code: str, *arguments: str, **env: str) -> Any:
-    """A process of that environment."""
-    process = subprocess.Popen(
-        [str(folder / "bin" / "python"), "-P", "-c", code, *arguments],
-        env=host.environ(TRACKIO_AUTOSTART="1", **env), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    host.processes.append(process)
-    return process
-
-
-def trackiod(host: Host, folder: Path, *arguments: str) -> None:
-    code = "from trackio_cli.daemon import trackiod; trackiod()"
-    out, err = python(host, folder, code, *arguments).communicate(timeout=60 * PATIENCE)
-    assert "Traceback" not in err, out + err
+    """Makes a virtual environment with a release of us in it."""
+    return lambda version: make_release(tmp_path, version)
 
 
 def stored(host: Host, project: str) -> int:
