@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,11 +16,16 @@ from typing import Any
 import pytest
 from conftest import Host, database, wait_for
 from hub import Hub
+from releases import ask, make_release, python, replacing, run, trackio, trackiod
+from test_versions import TRAINER, daemon_of, end_and_check, wait_for_more
 from uploads import REPO, parquet_rows, target, upload
 
 from trackiod import blobs
 from trackiod.errors import StoreDamaged
 from trackiod.store import additions, layout, schema
+from trackiod.uploads.cursor import Cursor, File, Place, from_json
+from trackiod.uploads.doubts import Doubt
+from trackiod.uploads.target import Folder, RunState, Status, Target
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -110,7 +116,7 @@ def test_what_only_other_releases_know_is_left_alone_and_in_nobodys_way(hosts: C
     assert rows == {"p": (None, None, None), "q": ("kept", "kept", "red")}, "it goes along, and goes with its run"
 
 
-# -- what is damage ---------------------------------------------------------------------------------------------------
+# -- what is damage ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -167,7 +173,7 @@ def test_every_table_has_its_place_when_runs_are_copied_joined_and_deleted() -> 
     assert layout.VERSION == 3 and additions.known() == "", "a new column or table: add it to this test, not to FIRST"
 
 
-# -- a kept store of each layout -------------------------------------------------------------------------------------------
+# -- a kept store of each layout ---------------------------------------------------------------------------------------
 
 LAYOUTS = sorted(path.name.removesuffix(".tar.xz") for path in FIXTURES.glob("layout-*.tar.xz"))
 WHAT = {
@@ -193,6 +199,11 @@ def exported(host: Host, project: str = "p") -> dict[str, list[dict[str, Any]]]:
     folder = host.data / "exported"
     shutil.rmtree(folder, ignore_errors=True)
     host.cli_here("export", "--project", project, "--to", str(folder), "--format", "jsonl")
+    return read_rows(folder)
+
+
+def read_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """What an export holds."""
     return {
         kind: [json.loads(line) for path in (folder / kind).rglob("*.jsonl") for line in path.read_text().splitlines()]
         for kind in WHAT
@@ -250,3 +261,254 @@ def test_a_kept_store_goes_on_is_copied_and_uploaded(kept: tuple[Host, Host, dic
     uploaded = parquet_rows(server.repos[REPO].tree)
     wanted = [(row["run_id"], row["seq"], row["metric"]) for row in now["metrics"]]
     assert sorted((row["run_id"], row["seq"], row["metric"]) for row in uploaded) == sorted(wanted)
+
+
+# -- two releases of one layout number ---------------------------------------------------------------------------------
+
+NEXT, LATER, THIS = "98.1.0", "99.1.0", "0.9.7"
+"""the next release adds to the layout; a later one has another layout; this one, as one that is older than both"""
+ADDS = {
+    "trackiod/store/layout.py": replacing(
+        r"^    name_rank INTEGER NOT NULL,", "    colour TEXT DEFAULT 'none',\n    name_rank INTEGER NOT NULL,",
+        r"^    run TEXT NOT NULL,\n    role", "    run TEXT NOT NULL,\n    beats INTEGER NOT NULL DEFAULT 3,\n    role",
+        r"^    count INTEGER NOT NULL,(.*)$", r"    remark TEXT,\n    count INTEGER NOT NULL,\1",
+        r"^    type TEXT NOT NULL,$", "    signed TEXT,\n    type TEXT NOT NULL,",
+        r"^    alias TEXT NOT NULL,$", "    signed TEXT,\n    alias TEXT NOT NULL,",
+        r"^CREATE TABLE system", "CREATE TABLE notes (\n    stream TEXT NOT NULL,\n    number INTEGER NOT NULL,\n"
+        "    text TEXT NOT NULL,\n    PRIMARY KEY (stream, number)\n) WITHOUT ROWID;\n"
+        "CREATE INDEX streams_by_process ON streams (process);\nCREATE TABLE system",
+        r'^FACTS = \("clocks",', 'FACTS = ("notes", "clocks",',
+    ),
+    "trackiod/store/shelf.py": replacing(
+        r"^        if digest.name:$",
+        "        self._connection.execute(\"INSERT OR IGNORE INTO notes VALUES (?, 1, 'said')\", (stream,))\n"
+        "        self._connection.execute(\"UPDATE runs SET colour = 'red' WHERE id = (SELECT run FROM streams"
+        " WHERE id = ?)\", (stream,))\n        if digest.name:",
+    ),
+    "trackiod/store/project.py": replacing(r"^        self._note\(stream, end, digest\)\n        self.replace_raw(.*)$",
+        r"        self._note(stream, end, digest)\n        self.replace_raw\1" "\n"
+        "        self._do(\"UPDATE axes SET remark = 'folded' WHERE stream = ?\", stream)"),
+}  # fmt: skip
+COLOURS = "SELECT name, colour FROM runs ORDER BY name"
+EVERYTHING = (
+    "SELECT r.name, r.colour, s.beats, (SELECT group_concat(text) FROM notes WHERE stream = s.id),"
+    " (SELECT max(remark) FROM axes WHERE stream = s.id), (SELECT count(*) FROM versions WHERE signed IS NULL)"
+    " FROM runs r JOIN streams s ON s.run = r.id ORDER BY r.name"
+)
+
+
+@pytest.fixture(scope="module")
+def following(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The next release, in an environment of its own."""
+    return make_release(tmp_path_factory.mktemp("next"), NEXT, ADDS)
+
+
+def log_with(host: Host, release: Path, project: str, name: str, steps: int = 20) -> None:
+    """A daemon of that release stores a run, and ends."""
+    trackiod(host, release, "start")
+    run(host, release, LOG, project, name, str(steps), TRACKIO_AUTOSTART="0")
+    host.ended_runs(project)
+    trackiod(host, release, "stop")
+
+
+def log_here(host: Host, project: str, name: str, steps: int = 20) -> None:
+    """The same with this release."""
+    host.start()
+    assert host.run(LOG, project, name, str(steps)).returncode == 0
+    host.ended_runs(project)
+    host.stop()
+
+
+def test_two_releases_go_on_in_one_store_by_turns(host: Host, following: Path) -> None:
+    path = path_of(host, "p")
+    log_here(host, "p", "a", 1500)
+    assert ask(host, following, path, EVERYTHING) == [["a", "none", 3, None, None, 0]], "before it wrote anything"
+    log_with(host, following, "p", "b", 1500)
+    log_here(host, "p", "c", 1500)
+    log_with(host, following, "p", "d")
+    assert ask(host, following, path, EVERYTHING) == [
+        ["a", "none", 3, None, None, 0], ["b", "red", 3, "said", "folded", 0], ["c", "none", 3, None, None, 0],
+        ["d", "red", 3, "said", None, 0],
+    ]  # fmt: skip
+    for name, steps in (("a", 1500), ("b", 1500), ("c", 1500), ("d", 20)):
+        assert values(host, "p", name) == [*range(steps)]
+        found = trackio(host, following, "get", "metric", "--project", "p", "--run", name, "--metric", "n", "--all")
+        assert [point["value"] for point in found["values"]] == [*range(steps)]
+    log_with(host, following, "q", "new")  # a store that the next release has made, columns in other places
+    log_here(host, "q", "old")
+    assert ask(host, following, path_of(host, "q"), COLOURS) == [["new", "red"], ["old", "none"]]
+    with database(path) as connection:
+        connection.execute("DROP TABLE notes")
+    opening = python(host, following, "import sys; from trackiod.store import schema\n"
+                     "schema.open_for_writing(sys.argv[1], 'p', 's')", path)  # fmt: skip
+    assert "is damaged (it has no table notes)" in opening.communicate()[1], "what was added once cannot be missing"
+
+
+def test_a_kept_store_is_gone_on_in_by_the_next_release(
+    kept: tuple[Host, Host, dict[str, Any]], following: Path
+) -> None:
+    one, two, rows = kept
+    run_ids = sorted(row["run_id"] for row in rows["runs"])
+    every = "SELECT id, colour FROM runs ORDER BY id"
+    assert ask(one, following, path_of(one, "p"), every) == [[id_, "none"] for id_ in run_ids]
+    log_with(one, following, "p", "new")
+    colours = dict(ask(one, following, path_of(one, "p"), "SELECT name, colour FROM runs"))
+    assert colours == {"long": "none", "short": "none", "rest": "none", "new": "red"}
+    assert chosen(exported(one), runs={*run_ids}) == chosen(rows)
+    assert set(trackio(two, following, "list", "runs", "--project", "p")["runs"]) == {"long", "short", "rest", "new"}
+    assert dict(ask(two, following, schema.others_path(path_of(two, "p")), "SELECT name, colour FROM runs")) == colours
+
+
+def test_releases_take_over_from_each_other_under_a_logging_process(host: Host, tmp_path: Path) -> None:
+    old, new = make_release(tmp_path, THIS), make_release(tmp_path, NEXT, ADDS)
+    older = python(host, old, TRAINER, "older")
+    daemon_of(host, THIS)
+    wait_for_more(host, "older")
+    newer = python(host, new, TRAINER, "newer")
+    daemon_of(host, NEXT)
+    wait_for_more(host, "older", "newer")
+    end_and_check(host, newer, "newer", NEXT)
+    trackiod(host, old, "restart")  # a user goes back
+    daemon_of(host, THIS)
+    wait_for_more(host, "older")
+    end_and_check(host, older, "older", THIS)
+    assert not list(Path(host.places.projects).glob("*.damaged-*"))
+
+
+def test_two_releases_share_a_folder(hosts: Callable[[str], Host], following: Path) -> None:
+    one, two, login = hosts("one"), hosts("two"), hosts("login")
+    log_here(one, "p", "this", 1500)
+    log_with(two, following, "p", "next", 1500)
+    for _ in range(2):  # what was taken in by the one is taken in by the other
+        for host in (one, two, login):
+            found = trackio(host, following, "list", "runs", "--project", "p")["runs"]
+            assert set(found) == {"this", "next"} == set(host.cli("list", "runs", "--project", "p")["runs"])
+            for name in found:
+                assert values(host, "p", name) == [*range(1500)]
+    trackio(login, following, "list", "projects")
+    gathered = schema.others_path(path_of(login, "p"))
+    assert ask(login, following, gathered, EVERYTHING) == [
+        ["next", "red", 3, "said", "folded", 0], ["this", "none", 3, None, None, 0],
+    ]  # fmt: skip
+    log_here(two, "p", "more")  # this release copies what the next one stored, without what it does not know
+    wait_for(lambda: set(login.cli("list", "runs", "--project", "p")["runs"]) == {"this", "next", "more"})
+    assert values(login, "p", "next") == [*range(1500)]
+    log_with(two, following, "p", "most")
+    trackio(login, following, "list", "projects")
+    colours = dict(ask(login, following, gathered, COLOURS))
+    assert colours == {"this": "none", "next": "red", "more": "none", "most": "red"}, "and the next one copies it again"
+
+
+# -- another layout number ---------------------------------------------------------------------------------------------
+
+MIGRATES = {
+    "trackiod/store/layout.py": replacing(
+        r"^VERSION = 3$", "VERSION = 4", r"^    monotonic_ns INTEGER", "    boot_ns INTEGER",
+        r'"stream time_ns monotonic_ns"', '"stream time_ns boot_ns"',
+    ),
+    "trackiod/store/migrations.py": replacing(
+        r"^MIGRATIONS: dict\[int, Migration\] = \{\}$",
+        "def _to_4(connection: sqlite3.Connection) -> None:\n"
+        "    import os, pathlib\n"
+        "    connection.execute('ALTER TABLE clocks RENAME COLUMN monotonic_ns TO boot_ns')\n"
+        "    once = pathlib.Path(os.environ['TRACKIO_DIR'], 'killed')\n"
+        "    if once.exists():\n        once.unlink()\n        os.kill(os.getpid(), 9)\n\n\n"
+        "MIGRATIONS: dict[int, Migration] = {3: _to_4}",
+    ),
+    "trackiod/store/project.py": replacing(r"\(stream, time_ns, monotonic_ns\)", "(stream, time_ns, boot_ns)"),
+    "trackiod/store/reader.py": replacing(r"c\.time_ns, c\.monotonic_ns", "c.time_ns, c.boot_ns"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def later(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release with another layout number."""
+    return make_release(tmp_path_factory.mktemp("later"), LATER, MIGRATES)
+
+
+def test_a_migration_is_whole_or_not_begun(kept: tuple[Host, Host, dict[str, Any]], later: Path) -> None:
+    one, two, rows = kept
+    runs = {row["run_id"] for row in rows["runs"]}
+    reading = python(one, later, "from trackio_cli.main import trackio; trackio()", "list", "runs", "--project", "p")
+    said = reading.communicate()[1]
+    assert reading.returncode == 1 and "its daemon brings it there" in said and "Traceback" not in said
+    (one.data / "killed").touch()
+    starting = python(one, later, "from trackio_cli.daemon import trackiod; trackiod()", "start")
+    starting.communicate()
+    assert not (one.data / "killed").exists()
+    assert chosen(exported(one)) == chosen(rows), "a migration that was killed leaves the earlier layout"
+    with database(path_of(one, "p")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+    log_with_later(one, later, "new")
+    found = trackio(one, later, "list", "runs", "--project", "p")["runs"]
+    assert set(found) == {"long", "short", "rest", "new"}
+    out = one.data / "by-later"
+    trackio(one, later, "export", "--project", "p", "--to", str(out), "--format", "jsonl")
+    assert chosen(read_rows(out), runs=runs) == chosen(rows)
+    shown = trackio(two, later, "list", "runs", "--project", "p")["runs"]
+    assert set(shown) == {"long", "short", "rest", "new"}, "parts of both layouts"
+
+
+def log_with_later(host: Host, later: Path, name: str) -> None:
+    trackiod(host, later, "start")
+    run(host, later, LOG, "p", name, "20", TRACKIO_AUTOSTART="0")
+    wait_for(lambda: name in trackio(host, later, "list", "runs", "--project", "p")["runs"])
+    trackiod(host, later, "stop")
+
+
+def test_a_store_of_a_newer_layout_is_left_as_it_is_and_nothing_else_waits(
+    hosts: Callable[[str], Host], later: Path
+) -> None:
+    one, two, login = hosts("one"), hosts("two"), hosts("login")
+    log_with_later(one, later, "newer")
+    log_here(two, "p", "older")
+    path = Path(path_of(one, "p"))
+    before = path.read_bytes()
+    one.start()
+    process = one.python(TRAINER, "p", stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert one.run(LOG, "q", "well", "20").returncode == 0
+    one.ended_runs("q")
+    assert "newer trackio" in process.stdout.readline() + process.stdout.readline()
+    assert "newer trackio" in (one.data / "trackiod.log").read_text()
+    process.communicate()
+    one.stop()
+    assert path.read_bytes() == before and not list(path.parent.glob("*.damaged-*"))
+    done = one.command("trackio", "list", "projects", "--json")
+    assert json.loads(done.stdout) == {"projects": ["q"]} and "upgrade trackio" in done.stderr
+    done = login.command("trackio", "list", "projects", "--json")
+    assert json.loads(done.stdout) == {"projects": ["p", "q"]}
+    assert "upgrade trackio" in done.stderr, "parts of a newer layout are named, and what else there is is read"
+    assert login.cli("list", "runs", "--project", "p")["runs"] == ["older"]
+    trackio(two, later, "list", "projects")  # its own waits for a daemon, what others copied is taken in
+    gathered = Path(schema.others_path(path_of(two, "p")))
+    before = gathered.read_bytes()
+    done = two.command("trackio", "list", "runs", "--project", "p")
+    assert "older" in done.stdout and "newer" not in done.stdout and "newer trackio" in done.stderr
+    assert gathered.read_bytes() == before
+    trackiod(one, later, "start")
+    wait_for(lambda: len(trackio(one, later, "list", "runs", "--project", "p")["runs"]) == 3, 30, "what was kept")
+    trackiod(one, later, "stop")
+
+
+# -- other files -------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_later_release_wrote_into_other_files_is_ignored(tmp_path: Path, host: Host) -> None:
+    cursor = Cursor(3, {"s": 9}, {}, 7, (File(1, 7, {"s": 0}, {"s": 9}),), "t", (Place("runs", 1, "t"),))
+    values = json.loads(cursor.to_json()) | {"new": 1}
+    values["files"][0]["new"] = {"a": 1}
+    values["others"][0].append("new")
+    assert from_json(json.dumps(values)) == cursor
+    wanted = Target("hf://datasets/user/runs", {"p": True})
+    folder = Folder(host.places, wanted.id)
+    status = Status(commits=4, doubts=(Doubt("p", "r", 1.0, 2.0, True),))
+    folder.write_target(wanted)
+    folder.write_status(status)
+    folder.write_run("p", "r", RunState(cursor, "token"))
+    for path in [*Path(folder.path).glob("*.json"), *Path(folder.path).glob("runs/*.json")]:
+        known = json.loads(path.read_text()) | {"new": [1]}
+        if "doubts" in known:
+            known["doubts"][0].append("new")
+        path.write_text(json.dumps(known))
+    assert folder.read_target() == wanted and folder.read_status() == status
+    assert folder.read_run("p", "r") == RunState(cursor, "token")
