@@ -21,7 +21,7 @@ import pytest
 import zmq
 from conftest import PATIENCE, Host, wait_for
 
-from trackio import fallbacks, mounts, places, trust
+from trackio import fallbacks, mounts, opening, places, trust, voice
 from trackio.link import ForeignPeer, Link
 from trackio.places import Places
 from trackio.spool import Spool
@@ -301,6 +301,66 @@ def network_home(host: Host) -> None:
 @needs_root
 def test_the_live_store_of_a_network_home_is_not_put_into_another_users_folder(tmp_path: Path) -> None:
     in_a_host_of_its_own(network_home, tmp_path)
+
+
+# -- file systems ------------------------------------------------------------------------------------------------------
+
+LOCAL = (
+    "ext4 ext3 xfs btrfs zfs f2fs bcachefs overlay tmpfs fuseblk fuse.fuse-overlayfs ecryptfs ntfs3 vfat unknown"
+).split()
+NETWORK = (
+    "nfs nfs4 cifs smb3 lustre gpfs beegfs ceph 9p afs glusterfs virtiofs fuse.sshfs fuse.mfs fuse.lustre "
+    "fuse.blobfuse fuse.blobfuse2 quobyte fuse.quobyte dvs acfs fuse.dfuse fuse.s3ql fuse.goofys fuse.davfs2 "
+    "davfs coda ncpfs fuse.gvfsd-fuse fuse.moosefs fuse.seaweedfs fuse.alluxio fuse.cernvm-fs fuse.cvmfs2 "
+    "fuse.hdfs fuse.curlftpfs fuse.pvfs2 ocfs2 gfs2 stornext cvfs snfs vxfs mvfs autofs fuse fuse.unheard-of "
+    "unheard-of"
+).split()
+
+
+@pytest.mark.parametrize(("types", "is_network"), [(LOCAL, False), (NETWORK, True)])
+def test_what_is_not_known_as_a_disk_of_this_host_counts_as_a_network(types: list[str], is_network: bool) -> None:
+    assert [kind for kind in types if mounts.Mount("/", kind).is_network != is_network] == []
+
+
+def test_every_character_of_a_mount_point_is_read() -> None:
+    (mount,) = mounts.parse("30 22 0:30 / /a\\040b\\012c\\134040\\043d\x0b\x85 rw shared:5 - fuse.mfs mfs:/ rw\n")
+    assert mount == mounts.Mount("/a b\nc\\040#d\x0b\x85", "fuse.mfs")
+
+
+@pytest.fixture
+def mfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder, not made yet, on a file system that used to count as local."""
+    data, live = tmp_path / "home" / "trackio", tmp_path / "live"
+    live.mkdir()
+    table = [mounts.Mount("/", "ext4"), mounts.Mount(str(tmp_path / "home"), "fuse.mfs")]
+    monkeypatch.setattr(mounts, "of", lambda path: mounts.mount_of(os.path.realpath(path), table))
+    monkeypatch.setattr(places, "_LIVE_BASE", str(live))
+    return data
+
+
+def test_a_store_on_what_used_to_count_as_local_stays_in_use(
+    mfs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(voice, "_said", {})
+    new = places.find(str(mfs), "")
+    assert new.live.startswith(str(tmp_path / "live")) and new.shared == str(mfs / "hosts")
+    assert "may be a network file system (fuse.mfs)" in opening._of_network(new)
+    (mfs / "spill" / "s").mkdir(parents=True)
+    where = places.find(str(mfs), "")
+    assert where.live == where.data == str(mfs) and where.network == "fuse.mfs" and not where.shared
+    opening._warn_of_folder(where)
+    opening._warn_of_folder(where)
+    assert capsys.readouterr().err.count("fuse.mfs") == 1
+    os.makedirs(new.live)
+    Path(new.live, "store.id").write_text("x")
+    assert places.find(str(mfs), "").live == new.live, "two stores: that of this host"
+
+
+def test_the_store_stays_where_no_folder_of_this_host_is_better(mfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts, "of", lambda path: mounts.Mount("/", "fuse.whatever"))
+    assert places.find(str(mfs), "").live == str(mfs)
+    monkeypatch.setattr(mounts, "of", lambda path: mounts.Mount("/", "nfs4"))
+    assert places.find(str(mfs), "").live != str(mfs)
 
 
 # -- the record --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from trackio import (
     identity,
     inquiry,
     launch,
+    mounts,
     names,
     places,
     process,
@@ -244,14 +245,22 @@ def _find(where: Places, asked: Request, attempt: str, ours: Settings) -> wire.F
     return None
 
 
+def _of_network(where: Places) -> str:
+    """What comes of a data folder on a network, in a sentence."""
+    if where.live == where.data:
+        return (
+            f"{where.data} is on {where.network}, which is not known as a file system of this host; the store there "
+            "stays in use, and may be damaged if hosts share it. Set TRACKIO_DIR to a disk of this host."
+        )
+    kind = "a network file system" if where.network in mounts.NETWORK_TYPES else "what may be a network file system"
+    copied = f" and are copied to {where.shared} every minute." if where.shared else "."
+    return f"{where.data} is on {kind} ({where.network}); this host's data lie in {where.live}{copied}"
+
+
 def _warn_of_folder(where: Places) -> None:
     """One sentence if the data folder cannot hold the data where the user expects them."""
     if where.network:
-        voice.warn_once(
-            "network",
-            f"{where.data} is on a network file system ({where.network}); this host's data lie in {where.live}"
-            + (f" and are copied to {where.shared} every minute." if where.shared else "."),
-        )  # fmt: skip
+        voice.warn_once("network", _of_network(where))
     try:
         places.make_private(where.live)
         problem = "" if os.access(where.live, os.W_OK | os.X_OK) else "no permission"

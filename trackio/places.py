@@ -19,10 +19,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from trackio import fallbacks, mounts, trust
+from trackio.lookup import is_there
 from trackio.settings import Settings
 
 MAX_SOCKET_PATH_BYTES = 107
 STREAM_META = "stream.meta"
+STORE_ID = "store.id"
 OWNER = "owner"
 COUNTERS = "counters"
 
@@ -60,7 +62,7 @@ class Places(NamedTuple):
     live: str
     """where the live store lies: `data`, or a node-local folder if `data` is on a network file system"""
     network: str
-    """the network file system's type, or empty"""
+    """the type of the data folder's file system if it is, or may be, on a network; else empty"""
     roots: tuple[str, ...]
     """candidate runtime folders under their usual names, best first, each under a base that exists; they need not exist
     themselves, and others may have made them"""
@@ -182,13 +184,13 @@ def find(configured_data: str, configured_spool: str, configured_shared: str = "
     """The places for this process. Creates nothing."""
     data = os.path.realpath(data_folder(configured_data, os.path.expanduser("~"), os.environ.get("XDG_DATA_HOME", "")))
     mount = mounts.of(data)
-    live = _live_on_this_host(data) if mount.is_network else data
+    live = _live(data, mount)
     roots = dict.fromkeys(
         os.path.join(os.path.realpath(base), _own_name(), folder_hash(data))
         for base in (configured_spool, *_chosen_bases())
         if base.startswith("/") and os.path.isdir(base)
     )
-    shared = _shared(configured_shared, data, mount)
+    shared = _shared(configured_shared, data, mount, is_on_network=live != data)
     return Places(data, live, mount.type if mount.is_network else "", tuple(roots), shared)
 
 
@@ -205,6 +207,30 @@ def _chosen_bases() -> list[str]:
 @lru_cache(4)
 def _without_links(*paths: str) -> frozenset[str]:
     return frozenset(os.path.realpath(path) for path in paths if path)
+
+
+def _live(data: str, mount: mounts.Mount) -> str:
+    """Where the store of a data folder lies: in it, or on this host if it is, or may be, on a network.
+
+    A store that an earlier release put there stays in use, unless this host has another one already. So does the folder
+    where `/var/tmp` would be no better.
+    """
+    if not mount.is_network:
+        return data
+    live = _live_on_this_host(data)
+    if not mount.may_hold_a_store or os.path.exists(os.path.join(live, STORE_ID)):
+        return live
+    if _holds_a_store(data) or mounts.of(_LIVE_BASE) == mount:
+        return data
+    return live
+
+
+def _holds_a_store(data: str) -> bool:
+    """Whether something was stored or moved to disk in a data folder; in doubt it was."""
+    try:
+        return any(is_there(os.path.join(data, name)) for name in (STORE_ID, "projects", "spill", "incoming"))
+    except OSError:
+        return True
 
 
 def _live_on_this_host(data: str) -> str:
@@ -245,12 +271,12 @@ def host_key() -> str:
     return f"{''.join(c if c.isalnum() or c in '.-' else '_' for c in node)[:64]}-{digest}"
 
 
-def _shared(configured: str, data: str, mount: mounts.Mount) -> str:
+def _shared(configured: str, data: str, mount: mounts.Mount, *, is_on_network: bool) -> str:
     """The folder that all hosts see. A store that lies on this host while its user's home is on a network, as compute
     nodes have it, is copied to the home; so is one in a batch job's own folder, which goes with the job."""
     if configured:
         return "" if configured.lower() in _OFF else os.path.realpath(os.path.expanduser(configured))
-    if mount.is_network:
+    if is_on_network:
         return os.path.join(data, "hosts")
     home = os.path.realpath(data_folder("", os.path.expanduser("~"), os.environ.get("XDG_DATA_HOME", "")))
     if data == home:

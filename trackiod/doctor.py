@@ -157,7 +157,14 @@ def _folder(facts: Facts) -> Iterator[Check]:
         yield Check("data folder", PROBLEM, f"{live.path} cannot be written.", move)
     else:
         yield Check("data folder", OK, f"{live.path}{'' if live.exists else ' (not made yet)'}, on {live.type}.")
-    if facts.network:
+    if facts.network and live.path == facts.data:
+        yield Check(
+            "file system", WARNING,
+            f"{facts.data} is on {facts.network}, which is not known as a file system of this host; the store there "
+            "stays in use, and may be damaged if hosts share it.",
+            "Choose a folder on a disk of this host: export TRACKIO_DIR=/path/to/disk",
+        )  # fmt: skip
+    elif facts.network:
         yield Check(
             "file system", WARNING,
             f"{facts.data} is on a network file system ({facts.network}); the live store is {live.path}, on this host.",
