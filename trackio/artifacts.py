@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _VERSION = re.compile(r"v\d+(-[0-9a-f]{8})?\Z")
 _MAX_OBJECTS = 10_000
+_MOST_PROBLEMS = 10
+"""files that are named one by one when they are missing"""
+_CHARS_A_PART = 128 << 10
+"""of references in one record of the stream, which holds 1 MiB: at most 4 bytes a character, and their keys"""
 _SIGNED = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig|token|access_token)=", re.IGNORECASE)
 
 
@@ -87,6 +91,12 @@ class Artifact:
         self.metadata: dict[str, Any] = _metadata(metadata)
         self._files: list[tuple[str, str]] = []
         self._references: list[dict[str, Any]] = []
+        self._lost: list[dict[str, Any]] = []
+        """folders that could not be listed"""
+        self._taken: set[str] = set()
+        """paths of files and references"""
+        self._folders: dict[str, str] = {}
+        """every folder above these, and one of the paths below it"""
         self._at: tuple[str, str, int] | None = None
         """where it was logged: data folder, stream and number"""
         self._found: Any = None
@@ -109,12 +119,8 @@ class Artifact:
         if not os.path.isdir(root):
             raise ValueError(f"Not a directory: {clean_text(root)}")
         prefix = checked_path(str(name).rstrip("/")) + "/" if name else ""
-        for folder, folders, names in os.walk(root):
-            folders.sort()
-            for each in sorted(names):
-                path = os.path.join(folder, each)
-                if os.path.isfile(path) and not os.path.islink(path):
-                    self._add(path, checked_path(prefix + clean_path(os.path.relpath(path, root))))
+        for path, relative in _files_below(root, follow_links=False, on_error=self._note_unlisted):
+            self._add(path, checked_path(prefix + clean_path(relative)))
 
     @raises_only(ValueError, RuntimeError)
     def add_reference(self, uri: str, name: Any = None, checksum: bool = True, max_objects: int | None = None) -> None:
@@ -138,11 +144,11 @@ class Artifact:
 
     def _add(self, path: str, inside: str) -> None:
         self._check_open()
-        self._check_free(inside)
+        self._take_path(inside)
         self._files.append((path, inside))
 
     def _refer(self, inside: str, uri: str, digest: str, size: int) -> None:
-        self._check_free(inside)
+        self._take_path(inside)
         self._references.append(
             {"path": inside, "ref": clean_text(uri), "digest": clean_text(str(digest)), "size": size}
         )
@@ -151,30 +157,55 @@ class Artifact:
         if self._at is not None or self._found is not None:
             raise RuntimeError("Artifact has already been logged or fetched; make a new Artifact to log again.")
 
-    def _check_free(self, inside: str) -> None:
-        for taken in (*(path for _, path in self._files), *(r["path"] for r in self._references)):
-            if inside == taken or inside.startswith(taken + "/") or taken.startswith(inside + "/"):
-                raise ValueError(f"Artifact path {inside!r} collides with {taken!r}.")
+    def _note_unlisted(self, folder: str, error: OSError) -> None:
+        self._lost.append({"path": folder, "incomplete": f"the folder cannot be listed ({error.strerror})"})
+
+    def _take_path(self, inside: str) -> None:
+        """Reserve a path in the artifact. Raises ValueError if it is taken, or is both a file and a folder.
+
+        The work for a path does not grow with the number of paths before it: a folder that is known has known folders
+        above it, none of which is a file.
+        """
+        collides = inside if inside in self._taken else self._folders.get(inside)
+        folders = []
+        folder = inside.rpartition("/")[0]
+        while folder and collides is None and folder not in self._folders:
+            collides = folder if folder in self._taken else None
+            folders.append(folder)
+            folder = folder.rpartition("/")[0]
+        if collides is not None:
+            raise ValueError(f"Artifact path {inside!r} collides with {collides!r}.")
+        self._taken.add(inside)
+        for folder in folders:
+            self._folders[folder] = inside
 
     # -- handing over ---------------------------------------------------------------------------------------------
 
     def _hand_over(self, stream: Stream, data: str, project: str, aliases: list[str], *, overwrite: bool) -> list[str]:
         """Puts its files and itself into the stream; returns a sentence for each file that could not be taken."""
         number = stream.next_artifact()
-        problems = []
-        lost = []
-        for path, inside in self._files:
-            try:
-                stream.staging.take(path, artifact=number, path=inside)
-            except Unstorable as error:
-                problems.append(f"{inside!r} of artifact {self.name!r} is missing: {error}.")
-                lost.append({"path": inside, "incomplete": str(error)})
+        taken = stream.staging.take_all([(path, {"artifact": number, "path": inside}) for path, inside in self._files])
+        lost = list(self._lost)
+        for (_, inside), staged in zip(self._files, taken, strict=True):
+            if isinstance(staged, Unstorable):
+                lost.append({"path": inside, "incomplete": str(staged)})
+        problems = [f"{each['path']!r} of artifact {self.name!r} is missing: {each['incomplete']}." for each in lost]
+        if (more := len(lost) - _MOST_PROBLEMS) > 0:
+            problems[_MOST_PROBLEMS:] = [f"{more:,} more files of artifact {self.name!r} are missing."]
         facts = {
             "type": self.type, "description": self.description, "metadata": plain_config(self.metadata),
-            "aliases": aliases, "references": self._references, "lost": lost, "files": len(self._files) - len(lost),
+            "aliases": aliases, "files": len(self._files) - sum(isinstance(each, Unstorable) for each in taken),
             "overwrite": overwrite,
         }  # fmt: skip
-        if stream.note_artifact(number, "output", self.name, facts):
+        parts = list(_parts([*self._references, *lost]))
+        is_told = True
+        if len(parts) <= 1:
+            facts |= {"references": self._references, "lost": lost}
+        else:
+            facts["parts"] = len(parts)
+            about = ({"of": number, "entries": entries} for entries in parts)
+            is_told = all(stream.note_artifact(stream.next_artifact(), "part", self.name, part) for part in about)
+        if is_told and stream.note_artifact(number, "output", self.name, facts):
             self._at = _handed_over[data, project, self.name] = (data, stream.id, number)
         else:
             problems.append(f"artifact {self.name!r} found no room and was not logged.")
@@ -279,6 +310,20 @@ def made_of(artifact_or_path: Any, name: str | None, type_: str | None) -> Artif
     return artifact
 
 
+def _parts(entries: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield entries in lists that each fit into a record of the stream."""
+    part: list[dict[str, Any]] = []
+    chars = 0
+    for entry in entries:
+        chars += sum(len(str(value)) for value in entry.values())
+        if part and chars > _CHARS_A_PART:
+            yield part
+            part, chars = [], 0
+        part.append(entry)
+    if part:
+        yield part
+
+
 def _local(path: str, most: int) -> list[tuple[str, str]]:
     """(path, path below the folder or nothing) of what a local address names. Raises ValueError."""
     from urllib.parse import unquote
@@ -286,18 +331,53 @@ def _local(path: str, most: int) -> list[tuple[str, str]]:
     path = os.path.realpath(unquote(path))
     if os.path.isfile(path):
         return [(path, "")]
-    found = []
-    for folder, folders, names in os.walk(path):
-        folders.sort()
-        for name in sorted(names):
-            each = os.path.join(folder, name)
-            if os.path.isfile(each):
-                found.append((each, os.path.relpath(each, path)))
-            if len(found) > most:
-                raise ValueError(f"Reference {path!r} has more than {most:,} files; pass max_objects.")
+    found: list[tuple[str, str]] = []
+
+    def refuse(_: str, error: OSError) -> None:
+        raise ValueError(f"Reference {path!r} cannot be listed whole ({error.strerror}).")
+
+    for each in _files_below(path, follow_links=True, on_error=refuse):
+        found.append(each)
+        if len(found) > most:
+            raise ValueError(f"Reference {path!r} has more than {most:,} files; pass max_objects.")
     if not found:
         raise ValueError(f"Reference {path!r} matched no file.")
     return found
+
+
+def _files_below(
+    root: str, *, follow_links: bool, on_error: Callable[[str, OSError], None]
+) -> Iterator[tuple[str, str]]:
+    """Yield (path, path below `root`) of each regular file, those of a folder before its folders, each in order.
+
+    Links to folders are left out; links to files too, unless they are to be followed. A folder that cannot be listed
+    is given to `on_error`.
+    """
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        path = os.path.join(root, below) if below else root
+        try:
+            with os.scandir(path) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            on_error(below or os.path.basename(root), error)
+            continue
+        folders = []
+        for entry in found:
+            relative = f"{below}/{entry.name}" if below else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(relative)
+            elif _is_file(entry, follow_links=follow_links):
+                yield entry.path, relative
+        waiting += reversed(folders)
+
+
+def _is_file(entry: os.DirEntry[str], *, follow_links: bool) -> bool:
+    try:
+        return entry.is_file(follow_symlinks=follow_links)
+    except OSError:
+        return False  # a link that leads in a circle
 
 
 def used(data: str, project: str, artifact_or_name: Any, type_: str | None) -> Artifact:

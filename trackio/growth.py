@@ -61,7 +61,11 @@ def may_grow(size: int, room: Room) -> bool:
     )
 
 
+def disk_floor(disk_total: int) -> float:
+    """The bytes of a disk that stay free."""
+    return min(SPILL_FLOOR_BYTES, disk_total * SPILL_FLOOR_SHARE)
+
+
 def may_spill(size: int, *, held_bytes: int, limit_bytes: int, disk_total: int, disk_free: int) -> bool:
     """Whether `size` more bytes may go to disk: within the stream's limit, above the disk's floor."""
-    floor = min(SPILL_FLOOR_BYTES, disk_total * SPILL_FLOOR_SHARE)
-    return held_bytes + size <= limit_bytes and disk_free - size >= floor
+    return held_bytes + size <= limit_bytes and disk_free - size >= disk_floor(disk_total)

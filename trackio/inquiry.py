@@ -8,7 +8,9 @@ from trackio import places, voice, wire
 from trackio.link import ForeignPeer, Link, LinkError
 from trackio.places import Places
 
-Question = wire.Find | wire.StatusQuery | wire.Stop | wire.Edit | wire.SamplerQuery | wire.Copy | wire.Sync
+Question = (
+    wire.Find | wire.StatusQuery | wire.Stop | wire.Edit | wire.SamplerQuery | wire.Copy | wire.Sync | wire.Protect
+)
 
 
 def ask(where: Places, question: Question, seconds: float) -> wire.Message | None:

@@ -21,11 +21,15 @@ def save(glob_str: Any, base_path: Any, project: str, stream: Stream | None) -> 
     base = os.path.abspath(os.fsdecode(base_path)) if base_path is not None else os.getcwd()
     if stream is None:
         return ""
-    for path in found:
-        name = os.path.relpath(path, base)
-        name = os.path.basename(path) if name.startswith("..") else name
-        try:
-            stream.staging.take(path, saved=clean_path(name))
-        except Unstorable as error:
-            voice.warn_once(f"save {path}", f"{name!r} was not saved: {error}.")
+    names = [_name_of(path, base) for path in found]
+    taken = stream.staging.take_all([(path, {"saved": name}) for path, name in zip(found, names, strict=True)])
+    for name, staged in zip(names, taken, strict=True):
+        if isinstance(staged, Unstorable):
+            voice.warn_once(f"save {name}", f"{name!r} was not saved: {staged}.")
     return stream.staging.kept_in(project)
+
+
+def _name_of(path: str, base: str) -> str:
+    """The path below the base; the file's own name if it lies elsewhere."""
+    name = os.path.relpath(path, base)
+    return clean_path(os.path.basename(path) if name.startswith("..") else name)

@@ -65,7 +65,9 @@ class Stream:
         self.shipment = shipper.add(self.spool, self.check_clock, secrets)
         self._ring = self.spool.ring
         self._artifacts = itertools.count()
-        self.staging = Staging(shipper.places.incoming, self.id, self._note_file, settings.spill_bytes)
+        self.staging = Staging(
+            shipper.places.incoming, self.id, self._note_file, settings.spill_bytes, self._ask_for_leases
+        )
 
     def log(self, step: int, origin: int, metrics: dict[str, Any], _time_ns: Any = time.time_ns) -> bool:
         """Stores one log() call of plain values. False if there was no room. Raises PACK_ERRORS."""
@@ -107,6 +109,12 @@ class Stream:
 
     def _note_file(self, number: int, facts: dict[str, Any]) -> bool:
         return self.note(Kind.FILE, number, facts)
+
+    def _ask_for_leases(self, numbers: list[int], seconds: float) -> list[int] | None:
+        from trackio import inquiry  # only where there is a large file
+
+        answer = inquiry.ask(self.places, wire.Protect(self.id, numbers), seconds)
+        return answer.files if isinstance(answer, wire.Protected) else None
 
     def check_clock(self) -> None:
         """Notes that the wall clock jumped against the monotonic one, so that durations can be told."""

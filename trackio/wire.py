@@ -179,6 +179,21 @@ class Sync(NamedTuple):
     is_retry: bool = False
 
 
+class Protect(NamedTuple):
+    """A process linked files of these numbers into this stream's folder in `incoming`: nobody is to write to them
+    before they are kept. Answered by Protected."""
+
+    stream: str
+    files: list[int]
+
+
+class Protected(NamedTuple):
+    """The daemon holds a lease on these of them; the others are the asker's to copy."""
+
+    stream: str
+    files: list[int]
+
+
 Message = (
     Hello
     | Welcome
@@ -200,6 +215,8 @@ Message = (
     | HostSampler
     | Copy
     | Sync
+    | Protect
+    | Protected
 )
 
 _TYPES: dict[int, type[Message]] = {
@@ -223,6 +240,8 @@ _TYPES: dict[int, type[Message]] = {
     18: HostSampler,
     19: Copy,
     20: Sync,
+    21: Protect,
+    22: Protected,
 }
 _KINDS = {kind: number for number, kind in _TYPES.items()}
 _PLAIN: dict[str, type] = {"str": str, "int": int, "bool": bool}

@@ -69,6 +69,7 @@ class ProjectStore:
             yield
             self.connection.execute("COMMIT")
         except BaseException:
+            self.shelf.forget()
             with contextlib.suppress(sqlite3.Error):
                 self.connection.execute("ROLLBACK")
             raise

@@ -12,6 +12,10 @@ from typing import Any
 import msgpack
 
 from trackiod.store.digest import Digest
+from trackiod.views.versions import missing_in
+
+_MAX_MISSING = 20
+"""files that an incomplete version names beside its manifest"""
 
 _ALERTS = (
     "INSERT OR IGNORE INTO alerts (stream, start, time_ns, step, level, title, text, webhook)"
@@ -24,6 +28,12 @@ class Shelf:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._unsettled: dict[tuple[str, int], int] = {}
+        """how many files of a stream's artifact are to be kept yet, for those that wait for nothing else"""
+
+    def forget(self) -> None:
+        """Forget what was counted: the transaction in hand is rolled back."""
+        self._unsettled.clear()
 
     def note(self, stream: str, digest: Digest) -> None:
         """Notes what a batch says; what is known already stays as it is."""
@@ -35,6 +45,9 @@ class Shelf:
                 for f in digest.files
             ],
         )
+        for number in {_number_in(file.facts) for file in digest.files}:
+            if number is not None:
+                self._unsettled.pop((stream, number), None)
         alerts = [(stream, *alert) for alert in digest.alerts]
         many(_ALERTS, alerts)
         many("INSERT OR IGNORE INTO system (stream, start, time_ns, metrics) VALUES (?, ?, ?, ?)",
@@ -75,13 +88,12 @@ class Shelf:
 
     def note_file(self, file: str, state: str, digest: str | None, size: int | None, suffix: str, cause: str) -> None:
         """Notes what became of a file; the artifact that waited for it gets its version."""
-        self._connection.execute(
-            "UPDATE files SET state = ?, digest = ?, size = ?, suffix = ?, cause = ? WHERE id = ?",
-            (state, digest, size, suffix, cause, file),
-        )
-        row = self._connection.execute("SELECT stream, artifact FROM files WHERE id = ?", (file,)).fetchone()
+        do = self._connection.execute
+        row = do("SELECT stream, artifact FROM files WHERE id = ? AND state IS NULL", (file,)).fetchone()
+        do("UPDATE files SET state = ?, digest = ?, size = ?, suffix = ?, cause = ? WHERE id = ?",
+           (state, digest, size, suffix, cause, file))  # fmt: skip
         if row is not None and row[1] is not None:
-            self.number_artifacts(row[0])
+            self._note_settled(row[0], row[1])
 
     def alerts_to_send(self, stream: str | None = None) -> list[tuple[str, dict[str, Any]]]:
         """(stream, facts) of the alerts that are to be sent yet, the oldest first; of one stream, or of all."""
@@ -113,33 +125,73 @@ class Shelf:
     # -- artifacts -------------------------------------------------------------------------------------------------
 
     def number_artifacts(self, stream: str) -> None:
-        """Gives a version to each of the stream's artifacts whose files are all kept, or known to be missing."""
-        waiting = self._connection.execute(
-            "SELECT number, time_ns, name, facts FROM artifacts"
-            " WHERE stream = ? AND version IS NULL AND role = 'output' ORDER BY number",
+        """Give a version to each of the stream's artifacts whose files are all kept, or known to be missing."""
+        rows = self._connection.execute(
+            "SELECT number FROM artifacts WHERE stream = ? AND version IS NULL AND role = 'output' ORDER BY number",
             (stream,),
         ).fetchall()
-        for number, time_ns, name, packed in waiting:
-            facts = _unpacked(packed)
-            rows = self._connection.execute(
-                "SELECT facts, state, digest, size, ifnull(suffix, ''), cause FROM files"
-                " WHERE stream = ? AND artifact = ?", (stream, number),
-            ).fetchall()  # fmt: skip
-            if len(rows) >= int(facts.get("files", 0)) and all(row[1] is not None for row in rows):
-                self._number(stream, number, time_ns, name, facts, _manifest(facts, rows))
+        for (number,) in rows:
+            if (stream, number) not in self._unsettled:
+                self._look_at(stream, number)
+
+    def _note_settled(self, stream: str, number: int) -> None:
+        """One more file of an artifact is settled. The last one brings its version; the others cost a look at a
+        counter, or at one row while the artifact itself is not stored yet."""
+        key = (stream, number)
+        if key not in self._unsettled:
+            self._look_at(stream, number)
+        elif self._unsettled[key] > 1:
+            self._unsettled[key] -= 1
+        else:
+            del self._unsettled[key]
+            self._look_at(stream, number)
+
+    def _look_at(self, stream: str, number: int) -> None:
+        """Number an artifact that waits for nothing more; else count what it waits for."""
+        do = self._connection.execute
+        row = do("SELECT time_ns, name, facts FROM artifacts"
+                 " WHERE stream = ? AND number = ? AND version IS NULL AND role = 'output'",
+                 (stream, number)).fetchone()  # fmt: skip
+        if row is None:
+            return
+        of_it = "FROM files WHERE stream = ? AND artifact = ?"
+        total, open_ = do(f"SELECT count(*), count(*) - count(state) {of_it}", (stream, number)).fetchone()
+        if open_:
+            self._unsettled[stream, number] = open_
+            return
+        facts = _unpacked(row[2])
+        if total < int(facts.get("files", 0)):
+            return
+        rows = do(f"SELECT facts, state, digest, size, ifnull(suffix, ''), cause {of_it}", (stream, number)).fetchall()
+        manifest = _manifest([*facts.get("references", ()), *facts.get("lost", ())], rows)
+        if facts.get("parts"):
+            manifest = _manifest(self._entries_apart(stream, number), rows)
+        self._number(stream, number, row[0], row[1], facts, manifest)
+
+    def _entries_apart(self, stream: str, number: int) -> list[dict[str, Any]]:
+        """Entries of an artifact that has so many that they stand in records of their own."""
+        rows = self._connection.execute(
+            "SELECT facts FROM artifacts WHERE stream = ? AND role = 'part' ORDER BY number", (stream,)
+        ).fetchall()
+        parts = [facts for facts in (_unpacked(row[0]) for row in rows) if facts.get("of") == number]
+        return [entry for part in parts for entry in part.get("entries") or ()]
 
     def _number(
         self, stream: str, number: int, time_ns: int, name: str, facts: dict[str, Any], manifest: list[dict[str, Any]]
     ) -> None:
+        """Give an artifact the version of its content. One that is incomplete is a version of its own, equal to no
+        other: it takes no alias, and the place of none."""
         do = self._connection.execute
-        digest = manifest_digest(manifest)
+        missing = missing_in(manifest)
+        digest = manifest_digest(manifest, f"{stream}/{number}" if missing else "")
         highest, known = do("SELECT max(version), max(CASE WHEN digest = ? THEN version END) FROM versions"
                             " WHERE name = ?", (digest, name)).fetchone()  # fmt: skip
-        overwrite = bool(facts.get("overwrite"))
+        overwrite = bool(facts.get("overwrite")) and not missing
         version = known
         if version is None or overwrite:
             version = 0 if highest is None else highest + 1
-            about = msgpack.packb({"description": facts.get("description"), "metadata": facts.get("metadata") or {}})
+            told = {"description": facts.get("description"), "metadata": facts.get("metadata") or {}}
+            about = msgpack.packb(told | ({"incomplete": missing[:_MAX_MISSING]} if missing else {}))
             do("INSERT INTO versions (name, version, created_ns, type, digest, size, facts, manifest)"
                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                (name, version, time_ns, str(facts.get("type")), digest, sum(int(e.get("size") or 0) for e in manifest),
@@ -147,29 +199,30 @@ class Shelf:
             if overwrite:
                 do("DELETE FROM versions WHERE name = ? AND version <> ?", (name, version))
                 do("DELETE FROM aliases WHERE name = ?", (name,))
-            do("INSERT OR REPLACE INTO aliases (name, alias, version) VALUES (?, 'latest', ?)", (name, version))
-        for alias in facts.get("aliases") or []:  # forward only: content that was there before takes no alias back
-            do("INSERT INTO aliases (name, alias, version) VALUES (?, ?, ?)"
+            if not missing:
+                do("INSERT OR REPLACE INTO aliases (name, alias, version) VALUES (?, 'latest', ?)", (name, version))
+        for alias in [] if missing else facts.get("aliases") or []:  # forward only: content that was there before
+            do("INSERT INTO aliases (name, alias, version) VALUES (?, ?, ?)"  # takes no alias back
                " ON CONFLICT DO UPDATE SET version = max(version, excluded.version)",
                (name, str(alias), version))  # fmt: skip
         do("UPDATE artifacts SET version = ? WHERE stream = ? AND number = ?", (version, stream, number))
 
 
-def _manifest(facts: dict[str, Any], rows: list[Any]) -> list[dict[str, Any]]:
+def _manifest(entries: list[dict[str, Any]], rows: list[Any]) -> list[dict[str, Any]]:
     """A map for each file and reference, in the order of paths."""
-    entries = [dict(entry) for entry in (*facts.get("references", ()), *facts.get("lost", ()))]
+    found = [dict(entry) for entry in entries]
     for packed, state, digest, size, suffix, cause in rows:
         entry = {"path": str(_unpacked(packed).get("path")), "digest": digest, "size": size}
-        entries.append(
+        found.append(
             entry | ({"suffix": suffix} if suffix else {}) | ({} if state == "kept" else {"incomplete": cause})
         )
-    return sorted(entries, key=lambda entry: str(entry.get("path")))
+    return sorted(found, key=lambda entry: str(entry.get("path")))
 
 
-def manifest_digest(manifest: list[dict[str, Any]]) -> str:
-    """SHA-256 over paths and digests: equal for equal content."""
-    lines = (f"{entry.get('path')}\0{entry.get('digest')}\n" for entry in manifest)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def manifest_digest(manifest: list[dict[str, Any]], apart: str = "") -> str:
+    """SHA-256 over paths and digests: equal for equal content. `apart` keeps it from being equal to any other."""
+    lines = [f"{entry.get('path')}\0{entry.get('digest')}\n" for entry in manifest]
+    return hashlib.sha256("".join([*lines, *([f"\0{apart}"] if apart else [])]).encode()).hexdigest()
 
 
 def _unpacked(packed: bytes) -> dict[str, Any]:

@@ -43,6 +43,15 @@ def is_kept(entry: Mapping[str, Any]) -> bool:
     return "ref" not in entry and "incomplete" not in entry
 
 
+def missing_in(manifest: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Path and cause of each entry of which the content was not kept whole."""
+    return [
+        {"path": str(entry.get("path")), "cause": str(entry["incomplete"])}
+        for entry in manifest
+        if "incomplete" in entry
+    ]
+
+
 def full_label(number: int, digest: str) -> str:
     """What a version is called on every host."""
     return f"{number}-{digest[:8]}"
