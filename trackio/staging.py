@@ -354,6 +354,18 @@ def cloned(source: str, path: str) -> bool:
         os.close(fd)
 
 
+def copied(source: str, path: str) -> int:
+    """Copy a file into a new one; return the bytes that were copied. Raises OSError, and leaves nothing then."""
+    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _copy(fd, path)
+    except OSError:
+        _forget(path)
+        raise
+    finally:
+        os.close(fd)
+
+
 def sha256_of(path: str) -> str:
     """A file's digest in hex. Raises OSError."""
     with open(path, "rb") as file:

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trackiod")
 
-_THREADS = 5
-"""Commit, keep and send, and two of libzmq's."""
+_THREADS = 9
+"""Commit, leases, four that keep, and send, and two of libzmq's."""
 _STOP_SECONDS = 20.0
 _COPY_SECONDS = 8.0
 """of these, kept for copying"""
@@ -146,6 +146,7 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, report: _
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda signum, _: server.stop(signal.Signals(signum).name))
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(signal.SIGIO, signal.SIG_IGN)  # of leases; it would end the process
             server.each_tick(_PackageWatch().check)
             server.each_tick(lambda: "" if lock.is_held() else "the data folder was removed")
             notifier = Notifier(os.environ)

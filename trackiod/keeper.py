@@ -1,7 +1,8 @@
-"""Takes over one staged file: makes of it what it is to be, hashes it, puts it under its content's name.
+"""Takes over staged files: makes of each what it is to be, hashes it, puts it under its content's name.
 
 Runs in a child (`python -m trackiod keep`), since a source on a dead file server hangs for ever and a codec may do
-anything. A task may be done twice: it comes to the same.
+anything. A task may be done twice: it comes to the same. Only a file that is gone, changed or not what it is said to
+be is settled as incomplete; any other failure may pass, and the file is tried again.
 """
 
 from __future__ import annotations
@@ -9,24 +10,41 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
 import shutil
 import sys
 import time
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import IO, Any, NamedTuple, TypeVar
 
-from trackio.staging import clean_suffix, sha256_of
+from trackio import growth
+from trackio.staging import clean_suffix, copied
 from trackiod import blobs, encoding
 
-_FREE_SHARE = 0.05
-"""of the disk stays free when a linked file is copied so that it no longer changes with its source"""
 _STALE_SECONDS = 600.0
-_NO_COPY = "it shares its data with its source, since there is no room for a copy: it changes if that is written to"
+_TIDY_SECONDS = 60.0
+_REMOVED = "its source was removed before it could be kept"
+_CHANGED = "its source was written to before it could be kept"
+_TORN = "it was written to while it was copied"
+
+COPIED = "copied"
+"""A line from the child: it has read the whole file. It goes on when it is told whether the file was protected."""
+AGAIN = "again"
+"""The state of a file that could not be kept now."""
+FULL = "the disk is full"
+"""Why, if it is that."""
+
+IsIntact = Callable[[], bool]
+_Result = TypeVar("_Result")
+Task = tuple[str, str, dict[str, Any]]
+"""where the file is staged, the project's folder, the file's facts"""
 
 
 class Kept(NamedTuple):
-    """What became of a file: `state` is kept or incomplete, for the `cause` given."""
+    """What became of a file: `state` is kept, or incomplete for the `cause` given. With a digest there are bytes."""
 
     state: str
     digest: str | None = None
@@ -35,44 +53,8 @@ class Kept(NamedTuple):
     cause: str = ""
 
 
-def keep(staged: str, folder: str, facts: dict[str, Any]) -> Kept:
-    """Takes over the file at `staged`, or at its source, into `folder`, the project's; the staged one stays. Raises
-    OSError if the disk is full."""
-    suffix = clean_suffix(str(facts.get("suffix", "")))
-    new = os.path.join(folder, f".new-{os.getpid()}")
-    try:
-        os.makedirs(folder, 0o700, exist_ok=True)
-        _remove_stale(folder)
-        made = _made(staged, new, suffix, facts)
-        digest, size = sha256_of(made.path), os.stat(made.path).st_size
-        if why := _changed(staged, facts):
-            return Kept("incomplete", cause=why)
-        target = blobs.path_in(folder, digest, made.suffix)
-        if not os.path.exists(target):
-            os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
-            _sync(made.path)
-            os.link(made.path, target)
-            _sync(os.path.dirname(target))
-        return Kept("kept", digest, size, made.suffix, made.cause)
-    except FileNotFoundError:
-        return Kept("incomplete", cause="its source was removed before it could be kept")
-    except encoding.NotEncoded as error:
-        return Kept("incomplete", cause=str(error))
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(errno.ENOSPC, error.strerror) from error  # it may pass
-        return Kept("incomplete", cause=f"it could not be kept ({error.strerror or error})")
-    finally:
-        if os.path.lexists(new):
-            os.unlink(new)
-
-
-def _remove_stale(folder: str) -> None:
-    """What a child that was killed had in hand; one that is at work writes to it all the time."""
-    for path in glob.glob(os.path.join(glob.escape(folder), ".new-*")):
-        with contextlib.suppress(FileNotFoundError):  # it was just finished
-            if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
-                os.unlink(path)
+class _Final(Exception):
+    """Nothing can be kept of the file. The message says why."""
 
 
 class _Made(NamedTuple):
@@ -81,33 +63,213 @@ class _Made(NamedTuple):
     path: str
     suffix: str
     cause: str = ""
+    state: str = "kept"
 
 
-def _made(staged: str, new: str, suffix: str, facts: dict[str, Any]) -> _Made:
+def keep(tasks: list[Task], is_intact: IsIntact = lambda: False) -> list[Kept]:
+    """Take over staged files; what is staged stays. Return what became of each, `again` for what may pass.
+
+    `is_intact` is asked once the content of a linked file is read, and tells whether nobody could write to it until
+    then. All files are written out at once before the first is waited for: so the disk takes many in little more time
+    than one.
+    """
+    new = [f"{os.path.join(folder, '.new-')}{os.getpid()}-{place}" for place, (_, folder, _) in enumerate(tasks)]
+    try:
+        ready = [
+            _settled(task[0], partial(_prepared, *task, path, is_intact)) for task, path in zip(tasks, new, strict=True)
+        ]
+        touched: set[str] = set()
+        results = [
+            each if isinstance(each, Kept) else _settled(staged, partial(_put, folder, each, touched))
+            for (staged, folder, _), each in zip(tasks, ready, strict=True)
+        ]
+        problem = next(filter(None, map(_sync_problem, sorted(touched))), "")
+        return [_again(problem) if problem and each.state == "kept" else each for each in results]
+    finally:
+        for path in new:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _settled(staged: str, act: Callable[[], _Result]) -> _Result | Kept:
+    """What `act` returns, or what its failure means for the file."""
+    try:
+        return act()
+    except _Final as error:
+        return Kept("incomplete", cause=str(error))
+    except (ValueError, TypeError, LookupError) as error:
+        return Kept("incomplete", cause=f"what is said of it cannot be used ({error})")
+    except OSError as error:
+        if _is_gone(staged):
+            return Kept("incomplete", cause=_REMOVED)
+        return _again(error.strerror or str(error), error.errno)
+
+
+def _again(why: str, number: int | None = None) -> Kept:
+    return Kept(AGAIN, cause=FULL if number in (errno.ENOSPC, errno.EDQUOT) else why)
+
+
+def _is_gone(path: str) -> bool:
+    """Whether a file is not there: any other error says nothing, and a stale handle is looked up again."""
+    for _ in range(2):
+        try:
+            os.lstat(path)
+            return False
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno not in (errno.ESTALE, errno.ENOTDIR):
+                return False
+    return False
+
+
+class _Prepared(NamedTuple):
+    """Content that is on its way to the disk."""
+
+    made: _Made
+    digest: str
+    size: int
+
+
+def _prepared(staged: str, folder: str, facts: dict[str, Any], new: str, is_intact: IsIntact) -> _Prepared:
+    """The content that is to be kept, its digest and size; on its way to the disk. Raises OSError or _Final."""
+    _make_folder(folder)
+    _remove_stale(folder)
+    made = _made(staged, new, facts, is_intact)
+    if facts.get("torn"):
+        made = made._replace(state="incomplete", cause=_TORN)
+    with open(made.path, "rb") as file:
+        digest, size = hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # begins to write, and waits for nothing
+    return _Prepared(made, digest, size)
+
+
+def _put(folder: str, prepared: _Prepared, touched: set[str]) -> Kept:
+    """Give the content its name; the folders in `touched` are to be synced before anybody relies on it."""
+    made, digest, size = prepared
+    target = blobs.path_in(folder, digest, made.suffix)
+    parent = os.path.dirname(target)
+    touched.add(parent)
+    if not os.path.exists(target):
+        _make_folder(parent)
+        _sync(made.path)
+        with contextlib.suppress(FileExistsError):  # another child kept the same content just now
+            os.link(made.path, target)
+    return Kept(made.state, digest, size, made.suffix, made.cause)
+
+
+def _make_folder(path: str) -> None:
+    """Make a folder and its parents; their names are on the disk then."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    _make_folder(parent)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    _sync(parent)
+
+
+_tidied: dict[str, float] = {}
+
+
+def _remove_stale(folder: str) -> None:
+    """What a child that was killed had in hand; one that is at work writes to it all the time."""
+    if time.monotonic() - _tidied.get(folder, -_TIDY_SECONDS) < _TIDY_SECONDS:
+        return
+    _tidied[folder] = time.monotonic()
+    for path in glob.glob(os.path.join(glob.escape(folder), ".new-*")):
+        with contextlib.suppress(FileNotFoundError):  # it was just finished
+            if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
+                os.unlink(path)
+
+
+def _made(staged: str, new: str, facts: dict[str, Any], is_intact: IsIntact) -> _Made:
+    suffix = clean_suffix(str(facts.get("suffix", "")))
     how, encode = facts.get("how"), facts.get("encode")
-    if encode:
-        suffix, cause = encoding.encode(str(encode), staged, new, suffix, facts)
-        return _Made(new, suffix, cause)
     if how == "later":
-        shutil.copyfile(str(facts["source"]), new)
+        _copy_later(str(facts["source"]), new, facts)
         return _Made(new, suffix)
-    if how == "linked" and os.stat(staged).st_nlink > 1:  # the source is there, and may be written to
-        disk = os.statvfs(os.path.dirname(new))
-        if disk.f_bavail * disk.f_frsize - os.stat(staged).st_size < disk.f_blocks * disk.f_frsize * _FREE_SHARE:
-            return _Made(staged, suffix, _NO_COPY)
-        shutil.copyfile(staged, new)
-        return _Made(new, suffix)
-    return _Made(staged, suffix)
+    if how in ("leased", "linked"):
+        _make_own(staged, facts, is_intact)
+        return _Made(staged, suffix)
+    size = os.stat(staged).st_size
+    if "size" in facts and size != facts["size"]:
+        raise _Final(f"its staged file was cut short: {size:,} of {facts['size']:,} bytes are left")
+    if not encode:
+        return _Made(staged, suffix)
+    if why := facts.get("raw"):
+        return _raw(staged, str(why))
+    try:
+        suffix, cause = encoding.encode(str(encode), staged, new, suffix, facts)
+    except (encoding.NotEncoded, ValueError, TypeError, LookupError, OverflowError) as error:
+        return _raw(staged, str(error))
+    except OSError as error:
+        if error.errno is None:  # a codec's own error
+            return _raw(staged, str(error))
+        raise
+    return _Made(new, suffix, cause)
 
 
-def _changed(staged: str, facts: dict[str, Any]) -> str:
-    """Why what was read is not what was logged, or nothing."""
-    how = facts.get("how")
-    if how not in ("linked", "later"):
-        return ""
-    info = os.stat(staged if how == "linked" else str(facts["source"]))
+def _raw(staged: str, why: str) -> _Made:
+    """The bytes as they were logged, of which nothing else can be made."""
+    return _Made(staged, ".bin", f"it was not encoded: {why}; its bytes are kept as they were logged", "incomplete")
+
+
+def _copy_later(source: str, new: str, facts: dict[str, Any]) -> None:
+    """Copy what older clients left where it was. Raises _Final if it is not what it was."""
+    if _is_gone(source):
+        raise _Final(_REMOVED)
+    shutil.copyfile(source, new)
+    info = os.stat(source)
     if (info.st_size, info.st_mtime_ns) != (facts["size"], facts["mtime_ns"]):
-        return "its source was written to before it could be kept"
+        raise _Final(_CHANGED)
+
+
+def _make_own(staged: str, facts: dict[str, Any], is_intact: IsIntact) -> None:
+    """Make a link to a file that others may write to a file of our own, with the content that was logged.
+
+    It takes the link's place, with the time of that content, so that a daemon that has to do this again finds what
+    was logged although its source was written to meanwhile. Raises _Final if somebody was there before.
+    """
+    own = f"{staged}.keep"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(own)
+    is_shared = os.stat(staged).st_nlink > 1
+    if is_shared:
+        _copy_with_room(staged, own)
+    intact = is_intact()
+    info = os.stat(staged)
+    if not intact and (info.st_size, info.st_mtime_ns) != (facts["size"], facts["mtime_ns"]):
+        with contextlib.suppress(OSError):
+            os.unlink(own)
+        raise _Final(_CHANGED)
+    if not is_shared and not intact:  # a process that had it open may write to it yet
+        _copy_with_room(staged, own)
+        is_shared = True
+        info = os.stat(staged)
+    size = os.stat(own if is_shared else staged).st_size
+    if size != facts["size"] or (not intact and info.st_mtime_ns != facts["mtime_ns"]):
+        raise _Final(_CHANGED)
+    if is_shared:
+        os.utime(own, ns=(facts["mtime_ns"], facts["mtime_ns"]))
+        os.rename(own, staged)
+
+
+def _copy_with_room(source: str, target: str) -> None:
+    """Copy a file. Raises OSError, if the disk would be full then with ENOSPC."""
+    disk = os.statvfs(os.path.dirname(target))
+    left = disk.f_bavail * disk.f_frsize - os.stat(source).st_size
+    if left < growth.disk_floor(disk.f_blocks * disk.f_frsize):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    copied(source, target)
+
+
+def _sync_problem(path: str) -> str:
+    try:
+        _sync(path)
+    except OSError as error:
+        return error.strerror or str(error)
     return ""
 
 
@@ -120,9 +282,16 @@ def _sync(path: str) -> None:
 
 
 def serve(tasks: IO[str], results: IO[str]) -> int:
-    """Does a task a line, `[staged, folder, facts]` in JSON, and answers each with a line; ends with its input."""
-    for line in tasks:
-        results.write(json.dumps(keep(*json.loads(line))) + "\n")
+    """Do the tasks of a line, a list of `[staged, folder, facts]` in JSON, and answer with a line; end with the input.
+    A task with a linked file comes alone, and asks on its way whether that is intact."""
+
+    def is_intact() -> bool:
+        results.write(json.dumps(COPIED) + "\n")
+        results.flush()
+        return bool(json.loads(tasks.readline() or "false"))
+
+    while line := tasks.readline():
+        results.write(json.dumps(keep([(*task,) for task in json.loads(line)], is_intact)) + "\n")
         results.flush()
     return 0
 
@@ -134,5 +303,3 @@ def main() -> int:
         return serve(sys.stdin, sys.stdout)
     except (KeyboardInterrupt, BrokenPipeError):
         return 1
-    except OSError as error:  # a full disk, which `keep` lets through: the daemon tries again
-        return error.errno or 1

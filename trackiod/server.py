@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import zmq
@@ -182,6 +183,8 @@ class Server:
                 self._send(peer, self._outlets.copy())
             case wire.Sync():
                 self._send(peer, self._outlets.sync(message))
+            case wire.Protect():
+                self._errands.leases.ask(message.stream, message.files, partial(self._on_leases, peer, message.stream))
             case wire.SamplerQuery():
                 orders = self._sampling.orders(message, self._streams, time.monotonic())
                 self._send(peer, wire.SamplerOrders(orders))
@@ -192,6 +195,11 @@ class Server:
                 self.stop(message.reason or "asked to stop")
             case _:
                 log.warning("pid %d sent a %s, which is not for a daemon", pid, type(message).__name__)
+
+    def _on_leases(self, peer: bytes, stream: str, files: list[int]) -> None:
+        """From another thread: these are protected."""
+        self._committer.outcomes.append(Reply(peer, wire.Protected(stream, files)))
+        self.wake()
 
     def _on_hello(self, peer: bytes, pid: int, hello: wire.Hello) -> None:
         if wire.common_version(hello.versions) is None:
@@ -325,7 +333,8 @@ class Server:
             if reason := check():
                 self.stop(reason)
         is_logged_to = any(stream.role != "sampler" for stream in self._streams.values())
-        waits = self._committer.backlog or self._errands.backlog or self._outlets.uploading.backlog
+        errands = self._errands.backlog - self._errands.stuck
+        waits = self._committer.backlog or errands > 0 or self._outlets.uploading.backlog
         if is_logged_to or self._draining or waits:
             self._busy_at = now
         elif self._idle_seconds is not None and now - self._busy_at > self._idle_seconds:
@@ -385,6 +394,7 @@ class Server:
             "commits": self._committer.commits,
             "backlog": self._committer.backlog,
             "errands": self._errands.backlog,
+            "waiting_files": self._errands.waiting,
             "problem": self._committer.problem,
             **self._outlets.facts(self._committer.commits),
             "sampler": self._sampling.facts(self._streams),
