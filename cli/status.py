@@ -50,6 +50,10 @@ def text(facts: dict[str, Any]) -> str:
         lines.append(f"Of {facts['waiting']} process(es) data wait on this host to be stored.")
     if facts["daemon"] and facts["daemon"].get("errands"):
         lines.append(f"{facts['daemon']['errands']} file(s) to keep or alert(s) to send.")
+    for file in (facts["daemon"] or {}).get("waiting_files") or []:
+        again = f"tried {file['tries']} times, again in {duration(file['seconds'])}"
+        lines.append(f"Not kept yet: {file['path']} of project '{file['project']}': {file['problem']} ({again}).")
+    lines += [f"Lost: {sentence}" for sentence in facts["incomplete"]]
     uploads = (facts["daemon"] or {}).get("uploads")
     lines += ["", uploads_text(uploads)] if uploads else []
     if not facts["runs"]:

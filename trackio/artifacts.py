@@ -158,7 +158,7 @@ class Artifact:
             raise RuntimeError("Artifact has already been logged or fetched; make a new Artifact to log again.")
 
     def _note_unlisted(self, folder: str, error: OSError) -> None:
-        self._lost.append({"path": folder, "incomplete": f"the folder cannot be listed ({error.strerror})"})
+        self._lost.append({"path": clean_path(folder), "incomplete": f"the folder cannot be listed ({error.strerror})"})
 
     def _take_path(self, inside: str) -> None:
         """Reserve a path in the artifact. Raises ValueError if it is taken, or is both a file and a folder.
@@ -181,14 +181,17 @@ class Artifact:
 
     # -- handing over ---------------------------------------------------------------------------------------------
 
-    def _hand_over(self, stream: Stream, data: str, project: str, aliases: list[str], *, overwrite: bool) -> list[str]:
-        """Puts its files and itself into the stream; returns a sentence for each file that could not be taken."""
+    def _hand_over(
+        self, stream: Stream, data: str, project: str, aliases: list[str], *, overwrite: bool
+    ) -> tuple[list[str], int]:
+        """Puts its files and itself into the stream; returns sentences for files that could not be taken, and their
+        number."""
         number = stream.next_artifact()
         taken = stream.staging.take_all([(path, {"artifact": number, "path": inside}) for path, inside in self._files])
         lost = list(self._lost)
         for (_, inside), staged in zip(self._files, taken, strict=True):
             if isinstance(staged, Unstorable):
-                lost.append({"path": inside, "incomplete": str(staged)})
+                lost.append({"path": inside, "incomplete": clean_text(str(staged))})
         problems = [f"{each['path']!r} of artifact {self.name!r} is missing: {each['incomplete']}." for each in lost]
         if (more := len(lost) - _MOST_PROBLEMS) > 0:
             problems[_MOST_PROBLEMS:] = [f"{more:,} more files of artifact {self.name!r} are missing."]
@@ -209,14 +212,15 @@ class Artifact:
             self._at = _handed_over[data, project, self.name] = (data, stream.id, number)
         else:
             problems.append(f"artifact {self.name!r} found no room and was not logged.")
-        return problems
+        return problems, len(lost)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def wait(self, timeout: float | None = None) -> Artifact:
         """Waits until the daemon has its files, and so its version: `timeout` seconds, else a minute and what its size
-        takes. Raises RuntimeError if it was not logged, TimeoutError if it took longer."""
-        self._known(timeout)
+        takes. Raises RuntimeError if it was not logged or not all of it was kept, TimeoutError if it took longer."""
+        if problem := self._known(timeout).problem:
+            raise RuntimeError(problem)
         return self
 
     def _known(self, timeout: float | None = None) -> Any:
@@ -382,16 +386,19 @@ def _is_file(entry: os.DirEntry[str], *, follow_links: bool) -> bool:
 
 def used(data: str, project: str, artifact_or_name: Any, type_: str | None) -> Artifact:
     """A logged artifact by `name`, `name:alias`, `name:v3` or `project/name:...`; what this process has logged under
-    that name is waited for. Raises ValueError if there is none, or it is of another type, TimeoutError as `wait()`."""
+    that name is waited for. A line says what of it is incomplete. Raises ValueError if there is none, or it is of
+    another type, TimeoutError as `wait()`."""
     if isinstance(artifact_or_name, Artifact):
         artifact_or_name._known()
         return artifact_or_name
     library = surface.daemons("library")
     its_project, name, _ = library.parted(text_of(artifact_or_name), project)
     last = _handed_over.get((data, its_project, name))
-    if last is not None:
-        library.awaited(*last, None)
+    logged = library.awaited(*last, None) if last is not None else None
     found = library.find(data, project, text_of(artifact_or_name))
+    for version in filter(None, (logged, found)):
+        if version.problem:
+            voice.warn_once(f"use {version.project} {version.problem}", version.problem)
     if type_ is not None and found.type != text_of(type_):
         raise ValueError(f"Artifact {short_repr(artifact_or_name)} has type {found.type!r}, not {short_repr(type_)}.")
     artifact = Artifact(found.name, found.type, found.description, found.metadata)

@@ -34,6 +34,7 @@ class Likeness:
     _facts: dict[str, Any]
     _steps: Steps
     _goes_on: bool
+    refused_files: int
 
     def _note(self, kind: Kind, *fields: Any) -> None:
         raise NotImplementedError
@@ -115,7 +116,9 @@ class Likeness:
             raise ValueError(f"Artifact {artifact.name!r} has no files or references; call add_file first.")
         stream = self._open()
         if stream is not None:
-            for problem in artifact._hand_over(stream, self.dir, self.project, wanted, overwrite=is_given(overwrite)):
+            problems, lost = artifact._hand_over(stream, self.dir, self.project, wanted, overwrite=is_given(overwrite))
+            self.refused_files += lost
+            for problem in problems:
                 voice.warn_once(problem, problem)
         return artifact
 
@@ -138,4 +141,6 @@ class Likeness:
         ValueError if there is none."""
         from trackio import saving
 
-        return saving.save(glob_str, base_path, self.project, self._open())
+        folder, lost = saving.save(glob_str, base_path, self.project, self._open())
+        self.refused_files += lost
+        return folder

@@ -44,6 +44,7 @@ class Process:
         self.interactive = False
         self._refused_values = 0
         """of runs that this process has let go of"""
+        self._refused_files = 0
         self._shippers: dict[str, Shipper] = {}
 
     def open_stream(
@@ -70,6 +71,7 @@ class Process:
         for earlier in self.runs:
             if earlier.is_finished:
                 earlier.retire()
+        self._refused_files += sum(r.refused_files for r in self.runs if r.is_retired)
         self._refused_values += sum(r.refused_values for r in self.runs if r.is_retired)
         self.runs = [r for r in self.runs if not r.is_retired] + [run]
         self.latest = run
@@ -97,6 +99,12 @@ class Process:
         said = []
         if records:
             said.append(f"{records:,} log() calls ({points:,} points) found no room and were dropped")
+        files = sum(shipper.incomplete for shipper in self._shippers.values())
+        files += sum(run.refused_files for run in self.runs) + self._refused_files
+        if files:
+            said.append(
+                f"{files:,} files of artifacts, media or save() were not kept whole: trackio status names artifacts"
+            )
         if values:
             said.append(f"{values:,} more values were left out like those named above")
         if said:

@@ -85,6 +85,8 @@ class Run(Likeness):
         self.is_finished = False
         self.refused_values = 0
         """values that could not be stored, beyond the first of each key and type, which was named"""
+        self.refused_files = 0
+        """files of artifacts and of save() that could not be handed over"""
         self._space_id: str | None = None
         self._stop_flag = threading.Event()
         self._watched: list[Any] = []
@@ -338,7 +340,7 @@ class Run(Likeness):
 
     def become_worker(self) -> None:
         """In a forked child: what it logs goes to a stream of its own, kept apart from the rank's."""
-        self._stream, self.refused_values = None, 0
+        self._stream, self.refused_values, self.refused_files = None, 0, 0
         self._facts = {**self._facts, "role": "worker"}
 
     # -- manners ----------------------------------------------------------------------------------------------

@@ -33,7 +33,17 @@ _MAX_STEPS_A_TURN = 16
 class Shipment:
     """One stream on its way."""
 
-    __slots__ = ("closed", "courier", "each_second", "introduced", "is_over", "next_second", "secrets", "spool")
+    __slots__ = (
+        "closed",
+        "courier",
+        "each_second",
+        "incomplete",
+        "introduced",
+        "is_over",
+        "next_second",
+        "secrets",
+        "spool",
+    )
 
     def __init__(self, spool: Spool, each_second: Callable[[], None], secrets: dict[str, Any]) -> None:
         self.spool = spool
@@ -43,6 +53,8 @@ class Shipment:
         self.next_second = 0.0
         self.introduced = spool.path
         self.closed = False
+        self.incomplete = 0
+        """files that the daemon says it could not keep whole"""
         self.is_over = False
         """its run has ended and another one has taken its place"""
 
@@ -71,6 +83,8 @@ class Shipper:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._connect_at = 0.0
+        self._incomplete = 0
+        """files not kept whole, of streams that were let go of"""
         self._starter = Starter(places, allowed=autostart, goes_first=starts_first, now=time.monotonic())
 
     # -- streams -------------------------------------------------------------------------------------------
@@ -96,6 +110,11 @@ class Shipper:
         """Records and points that found no room; a stream that has any is carried to the end."""
         counts = [shipment.spool.refused for shipment in self._all()]
         return sum(records for records, _ in counts), sum(points for _, points in counts)
+
+    @property
+    def incomplete(self) -> int:
+        """Files that the daemon could not keep whole."""
+        return self._incomplete + sum(shipment.incomplete for shipment in self._all())
 
     def _all(self) -> list[Shipment]:
         return list(self._shipments.values())
@@ -212,6 +231,7 @@ class Shipper:
         else:
             return
         shipment.closed = True
+        self._incomplete += shipment.incomplete
         del self._shipments[spool.stream]
 
     def _do(self, action: SayHello | SendData | SendHeartbeat | SpillUpTo, s: Shipment, now: float) -> bool:
@@ -271,6 +291,8 @@ class Shipper:
             shipment = self._shipments.get(getattr(message, "stream", ""))
             if shipment is not None:
                 shipment.courier.on_message(message, now)
+                if isinstance(message, wire.Ack):
+                    shipment.incomplete = max(shipment.incomplete, message.incomplete)
             if isinstance(message, wire.Welcome):
                 self._starter.on_welcome(self._daemon, message, now)
             elif isinstance(message, wire.HostSampler):

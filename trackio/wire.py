@@ -65,6 +65,8 @@ class Ack(NamedTuple):
     stream: str
     committed: int
     rewind: bool = False
+    incomplete: int = 0
+    """of its files, those that this daemon could not keep whole"""
 
 
 class Heartbeat(NamedTuple):

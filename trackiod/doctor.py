@@ -45,6 +45,7 @@ def examine(facts: Facts) -> list[Check]:
         _locked_memory(facts.limits),
         _linger(facts.login),
         _waiting(facts),
+        *_files(facts),
         _errors(facts.daemon),
     ]
 
@@ -291,6 +292,20 @@ def _waiting(facts: Facts) -> Check:
     if facts.daemon.report is not None:
         return Check("waiting", OK, f"{sentence} The daemon is about to.")
     return Check("waiting", WARNING, sentence, "Start the daemon: trackiod start")
+
+
+def _files(facts: Facts) -> Iterator[Check]:
+    """Files that wait for another try, and artifacts that are not whole."""
+    waiting = (facts.daemon.report or {}).get("waiting_files") or []
+    for file in waiting:
+        yield Check(
+            "files", PROBLEM, f"{file['path']} of project '{file['project']}' is not kept yet: {file['problem']}.",
+            "It is tried again until it is kept; see what its disk says: dmesg",
+        )  # fmt: skip
+    for sentence in facts.incomplete:
+        yield Check("artifacts", WARNING, sentence, "Log it again while its files are there.")
+    if not waiting and not facts.incomplete:
+        yield Check("artifacts", OK, "Nothing that was logged as an artifact is missing.")
 
 
 def _size(count: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from trackio import inquiry, wire
 from trackio.places import Places
-from trackiod import control, orphans
+from trackiod import control, library, orphans
 from trackiod.errors import TrackiodError
 
 _LOOK_SECONDS = 0.2
@@ -16,7 +16,7 @@ _LOOK_SECONDS = 0.2
 
 def drain(where: Places, seconds: float) -> str:
     """Has everything stored, its files kept and its copies made; starts a daemon for as long as that takes if none
-    runs. Returns an empty text, or after `seconds` a sentence that says what still waits."""
+    runs. Returns an empty text, or a sentence that says what still waits after `seconds`, or was not kept."""
     deadline = time.monotonic() + seconds
     is_ours = False
     try:
@@ -30,7 +30,11 @@ def drain(where: Places, seconds: float) -> str:
     finally:
         if is_ours:
             control.stop(where, "trackio drain")
-    return waiting and f"Not everything is safe yet: {waiting}."
+    if waiting:
+        return f"Not everything is safe yet: {waiting}."
+    lost = library.incomplete(where.projects)
+    more = f" So are {len(lost) - 1} more; trackio status names them." if lost[1:] else ""
+    return f"Everything that was left is stored, but not all was kept. {lost[0]}{more}" if lost else ""
 
 
 def _waited(where: Places, deadline: float) -> str:
@@ -86,5 +90,6 @@ class _Goal:
         if waiting := sum(behind):
             return f"{waiting:,} bytes wait to be stored"
         if report.daemon["errands"]:
-            return f"{report.daemon['errands']} file(s) wait to be kept or alert(s) to be sent"
+            why = "".join(f" ({file['path']}: {file['problem']})" for file in report.daemon["waiting_files"][:1])
+            return f"{report.daemon['errands']} file(s) wait to be kept or alert(s) to be sent{why}"
         return ""

@@ -5,6 +5,7 @@ It may hang, so each kind has threads and children. The store remembers what is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,6 +26,8 @@ class Errands:
     def __init__(self, places: Places, submit: Callable[[Work], None]) -> None:
         self._submit = submit
         self._open: set[tuple[Any, ...]] = set()
+        self.incomplete: Counter[str] = Counter()
+        """files that were not kept whole, by their streams, since this daemon runs"""
         self.leases = Leases(places.incoming, lambda: self._keepers.hurry())
         self._keepers = Keepers(places, self.leases, self._done)
         self._sending = Sending(places, self._done)
@@ -59,6 +62,8 @@ class Errands:
     def settle(self, work: Settled) -> None:
         """What came of an errand is stored."""
         place = work.file if isinstance(work, FileKept) else (work.stream, work.start)
+        if isinstance(work, FileKept) and work.state != "kept" and (work.project, place) in self._open:
+            self.incomplete[work.stream] += 1
         self._open.discard((work.project, place))
 
     @property

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from trackio import host, launch, mounts, places
 from trackio.places import Places
-from trackiod import control, installation, orphans
+from trackiod import control, installation, library, orphans
 from trackiod.installation import Installation
 
 _LOG_TAIL_BYTES = 64 << 10
@@ -92,6 +92,8 @@ class Facts(NamedTuple):
     login: Login
     waiting: int
     """streams of dead processes that nobody has stored yet"""
+    incomplete: tuple[str, ...] = ()
+    """a sentence for each artifact of which something was not kept"""
 
 
 def gather(where: Places, *, autostart: bool, settings: tuple[str, ...]) -> Facts:
@@ -109,6 +111,7 @@ def gather(where: Places, *, autostart: bool, settings: tuple[str, ...]) -> Fact
         limits=_limits(),
         login=_login(),
         waiting=sum(1 for found in orphans.find(where) if not found.is_held),
+        incomplete=tuple(library.incomplete(where.projects)),
     )
 
 

@@ -5,10 +5,11 @@ Reads files; needs no daemon but where something is awaited.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -17,12 +18,15 @@ from trackio.staging import cloned
 from trackiod import blobs, elsewhere
 from trackiod.catalog import open_project
 from trackiod.errors import NotFound, StoreError
-from trackiod.store.reader import ProjectReader, paths
-from trackiod.views.versions import Label
+from trackiod.store.reader import ProjectReader, own_paths, paths
+from trackiod.views.versions import Label, missing_in
 
 _WAIT_SECONDS = 60.0
 _BYTES_A_SECOND = 20 << 20
 _LOOK_SECONDS = 0.05
+_MAX_LOOK_SECONDS = 1.0
+_MEASURE_SECONDS = 5.0
+_TOLD_NS = 24 * 3600 * 10**9
 
 
 class Version(NamedTuple):
@@ -42,6 +46,18 @@ class Version(NamedTuple):
     manifest: list[dict[str, Any]]
     aliases: tuple[str, ...]
 
+    @property
+    def problem(self) -> str:
+        """What of it was not kept whole, as a sentence; empty if nothing."""
+        return _problem(f"{self.name}:v{self.version}", missing_in(self.manifest))
+
+
+def _problem(label: str, missing: Sequence[Mapping[str, str]]) -> str:
+    if not missing:
+        return ""
+    more = f" and {len(missing) - 1} more" if missing[1:] else ""
+    return f"Artifact '{label}' is incomplete: {missing[0]['path']!r}{more} ({missing[0]['cause']})."
+
 
 def _places(data: str) -> places.Places:
     return places.find(data, "", settings.of_this_process()[0].shared_dir)
@@ -53,9 +69,31 @@ def find(data: str, project: str, spec: str) -> Version:
     its_project, name, which = parted(spec, project)
     try:
         with open_project(_places(data).projects, its_project) as reader:
-            return named(reader, data, name, which)
+            try:
+                return named(reader, data, name, which)
+            except NotFound as error:
+                told = [_problem(f"{one.name}:v{one.version}", one.missing) for one in reader.incomplete_versions(name)]
+                raise ValueError(" ".join([f"Artifact {spec!r} does not exist: {error}", *told[-1:]])) from None
     except (NotFound, StoreError) as error:
         raise ValueError(f"Artifact {spec!r} does not exist: {error}") from None
+
+
+def incomplete(projects: str) -> list[str]:
+    """A sentence for each incomplete version of this host that nobody may have noticed: the newest of its name, and
+    those of the last day."""
+    since_ns = time.time_ns() - _TOLD_NS
+    told = []
+    for path in own_paths(projects):
+        try:
+            with ProjectReader(path) as reader:
+                told += [
+                    _problem(f"{reader.project}/{one.name}:v{one.version}", one.missing)
+                    for one in reader.incomplete_versions()
+                    if one.created_ns >= since_ns or one.is_newest
+                ]
+        except StoreError:
+            continue  # whoever asks says what is wrong with that project
+    return told
 
 
 def parted(spec: str, project: str) -> tuple[str, str, str]:
@@ -77,27 +115,46 @@ def awaited(data: str, stream: str, number: int, timeout: float | None) -> Versi
     """The version that an artifact became, once the daemon has its files. Raises TimeoutError."""
     start = time.monotonic()
     patience = _WAIT_SECONDS if timeout is None else timeout
+    measured_at = start
+    waits, size = _LOOK_SECONDS, 0
+    path = ""
     while True:
-        found, size = _look(data, stream, number)
-        if found is not None:
+        path = path or _database_of(data, stream)
+        if (found := _numbered(data, path, stream, number)) is not None:
             return found
-        if time.monotonic() - start > patience + (size / _BYTES_A_SECOND if timeout is None else 0.0):
+        now = time.monotonic()
+        if timeout is None and now >= measured_at:  # seldom: it reads a row for each file
+            size, measured_at = _bytes_to_keep(path, stream, number), now + _MEASURE_SECONDS
+        if now - start > patience + size / _BYTES_A_SECOND:
             raise TimeoutError("The daemon does not have all files of this artifact yet; nothing is lost.")
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(waits)
+        waits = min(waits * 1.2, _MAX_LOOK_SECONDS)
 
 
-def _look(data: str, stream: str, number: int) -> tuple[Version | None, int]:
-    """The version if it is there, and the bytes that are to be kept before."""
+def _database_of(data: str, stream: str) -> str:
+    """The database in which a stream is; empty while it is in none."""
     for path in paths(_places(data).projects):
-        try:
-            with ProjectReader(path) as reader:
-                if (key := reader.artifact_of(stream, number)) is not None:
-                    return named(reader, data, key[0], f"v{key[1]}"), 0
-                if (size := reader.bytes_to_keep(stream, number)) is not None:
-                    return None, size
-        except StoreError:
-            continue
-    return None, 0
+        with contextlib.suppress(StoreError), ProjectReader(path) as reader:
+            if reader.has_stream(stream):
+                return path
+    return ""
+
+
+def _numbered(data: str, path: str, stream: str, number: int) -> Version | None:
+    """The version that a stream's artifact became, if it has one."""
+    if path:
+        with contextlib.suppress(StoreError), ProjectReader(path) as reader:
+            if (key := reader.artifact_of(stream, number)) is not None:
+                return named(reader, data, key[0], f"v{key[1]}")
+    return None
+
+
+def _bytes_to_keep(path: str, stream: str, number: int) -> int:
+    """Bytes that are to be kept before an artifact has its version, as far as they are known."""
+    if path:
+        with contextlib.suppress(StoreError), ProjectReader(path) as reader:
+            return reader.bytes_to_keep(stream, number)
+    return 0
 
 
 def all_versions(projects: str, project: str) -> list[dict[str, Any]]:
@@ -113,7 +170,8 @@ def described(reader: ProjectReader, name: str, version: Label) -> dict[str, Any
     facts = {k: v for k, v in found._asdict().items() if k != "data"}
     return facts | {"version": f"v{version}", "aliases": list(found.aliases),
                     "logged_by": [run for role, run in links if role == "output"],
-                    "used_by": [run for role, run in links if role == "input"]}  # fmt: skip
+                    "used_by": [run for role, run in links if role == "input"],
+                    "incomplete": missing_in(found.manifest)}  # fmt: skip
 
 
 def download(version: Version, root: Any) -> str:

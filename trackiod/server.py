@@ -254,6 +254,8 @@ class Server:
         return True
 
     def _send(self, peer: bytes, message: wire.Message) -> None:
+        if isinstance(message, wire.Ack):
+            message = message._replace(incomplete=self._errands.incomplete[message.stream])
         try:
             self._router.send_multipart([peer, *wire.encode(message)], zmq.NOBLOCK)
         except zmq.ZMQError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from trackio import launch, wire
 from trackio.places import Places
-from trackiod import catalog, control, orphans
+from trackiod import catalog, control, library, orphans
 from trackiod.answers import RunView
 from trackiod.errors import StoreError
 from trackiod.moments import timestamp
@@ -45,6 +45,7 @@ def standing(places: Places, recent: int) -> dict[str, Any]:
         "is_silent": report is None and launch.is_running(places),
         "data": places.data,
         "problems": problems + (_problems(report.daemon) if report else []),
+        "incomplete": library.incomplete(places.projects),
         "waiting": len(waiting - known | dead),
         "has_runs": has_runs,
         "runs": rows[:keep],

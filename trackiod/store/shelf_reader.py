@@ -54,6 +54,20 @@ class AlertRow(NamedTuple):
     machine: Machine
 
 
+_INCOMPLETE = msgpack.packb("incomplete")
+"""as a version's facts hold it"""
+
+
+class IncompleteVersion(NamedTuple):
+    """A version that is not whole: path and cause of some of the files that are missing."""
+
+    name: str
+    version: int
+    created_ns: int
+    missing: list[dict[str, str]]
+    is_newest: bool
+
+
 class ShelfReader:
     """The part of `ProjectReader` that reads these."""
 
@@ -138,12 +152,22 @@ class ShelfReader:
                          stream, number)  # fmt: skip
         return (rows[0][0], rows[0][1]) if rows else None
 
-    def bytes_to_keep(self, stream: str, number: int) -> int | None:
-        """Bytes of a stream's artifact that are to be kept yet; None if nothing is known of the stream."""
-        if not self.has_stream(stream):
-            return None
+    def bytes_to_keep(self, stream: str, number: int) -> int:
+        """Bytes of a stream's artifact that are to be kept yet."""
         rows = self._all("SELECT facts FROM files WHERE stream = ? AND artifact = ? AND state IS NULL", stream, number)
         return sum(int(msgpack.unpackb(row[0], strict_map_key=False).get("size") or 0) for row in rows)
+
+    def incomplete_versions(self, name: str | None = None) -> list[IncompleteVersion]:
+        """This host's versions, of one name or of all, of which something was not kept whole; by name and version."""
+        rows = self._all("SELECT name, version, created_ns, facts, version = (SELECT max(version) FROM versions o"
+                         " WHERE o.name = v.name) FROM versions v WHERE instr(facts, ?) AND typeof(version) = 'integer'"
+                         " AND (? IS NULL OR name = ?) ORDER BY name, version", _INCOMPLETE, name, name)  # fmt: skip
+        found = [(*row[:3], msgpack.unpackb(row[3], strict_map_key=False).get("incomplete"), row[4]) for row in rows]
+        return [
+            IncompleteVersion(name, version, created_ns, missing, bool(is_newest))
+            for name, version, created_ns, missing, is_newest in found
+            if missing
+        ]
 
     def artifact_links(self, name: str, digest: str) -> list[tuple[str, str]]:
         """(role, name of the run) of every run that logged or used a version."""
