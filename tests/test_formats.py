@@ -24,7 +24,7 @@ MESSAGES: list[tuple[wire.Message, str]] = [
     (wire.Hello("s", {"run": "r"}, 8, 16, secrets={"a": "t"}), "9701a17381a372756ea172081092010181a161a174"),
     (wire.Welcome("s", 40, "store", 1, "1.0.0", "started"), "9702a17328a573746f726501a5312e302e30a773746172746564"),
     (wire.Data("s", 0, 3, 0, [1, 2], b"abc"), "9603a173000300920102"),
-    (wire.Ack("s", 8, True), "9404a17308c3"),
+    (wire.Ack("s", 8, True, 2), "9504a17308c302"),
     (wire.Heartbeat("s", 8, [0, 300]), "9405a173089200cd012c"),
     (wire.Refusal("s", "no"), "9306a173a26e6f"),
     (wire.Unknown("s"), "9207a173"),

@@ -276,37 +276,22 @@ write("anew.png", 8); write("changed.png", 8)
     assert Path(kept(host, "anew")[0]["file_path"]).read_bytes() == b"a" * 7
     assert Path(kept(host, "large")[0]["file_path"]).read_bytes() == b"l" * (9 << 20)
     (changed,), (left,) = kept(host, "changed"), kept(host, "left")
-    if changed["file_path"] is None:  # it was linked: this file system can not clone
-        assert changed["incomplete"] == "its source was written to before it could be kept"
-    else:
-        assert changed["size"] == 9 << 20
+    assert Path(changed["file_path"]).read_bytes() == b"c" * (9 << 20)
     with open(host.data.parent / "left.png", "r+b") as file:
         file.write(b"X")
     assert Path(left["file_path"]).read_bytes() == b"l" * (9 << 20), "what is kept does not change with its source"
 
 
-def test_a_large_file_on_another_file_system_is_left_to_the_daemon_and_its_loss_is_recorded(host: Host) -> None:
+def test_a_large_file_on_another_file_system_is_copied_within_the_call(host: Host) -> None:
     large = host.spool / "large.png"
     said = log(host, f"""
-for name in ("here", "gone"):
-    path = {str(large)!r} + name + ".png"
-    with open(path, "wb") as file: file.truncate((64 << 20) + 1)
-    trackio.log({{name: trackio.Image(path)}})
-small = {str(large)!r} + "small.png"
-with open(small, "wb") as file: file.write(b"small")
-trackio.log({{"small": trackio.Image(small)}})
-os.unlink(small)
-os.unlink({str(large)!r} + "gone.png")
+with open({str(large)!r}, "wb") as file: file.truncate((64 << 20) + 1)
+trackio.log({{"large": trackio.Image({str(large)!r})}})
+os.unlink({str(large)!r})
 """)  # fmt: skip
-    assert "is copied by the daemon; keep it until" in said
+    assert said == ""
     host.start()
-    assert kept(host, "here")[0]["size"] == (64 << 20) + 1
-    assert Path(kept(host, "small")[0]["file_path"]).read_bytes() == b"small"
-    gone = kept(host, "gone")[0]
-    assert (gone["file_path"], gone["incomplete"]) == (None, "its source was removed before it could be kept")
-    assert "removed before it could be kept" in host.command(
-        "trackio", "get", "metric", "--project", "p", "--run", "r", "--metric", "gone"
-    ).stdout  # fmt: skip
+    assert kept(host, "large")[0]["size"] == (64 << 20) + 1
 
 
 def test_what_finds_no_room_is_named_and_the_rest_is_kept(daemon: Host) -> None:

@@ -30,6 +30,8 @@ MESSAGES = [
     wire.HostSampler("s"),
     wire.Copy(),
     wire.Sync("p", {"url": "hf://datasets/a/b"}, {"token": "t"}, True),
+    wire.Protect("s", [0, 7]),
+    wire.Protected("s", []),
 ]
 
 
@@ -44,7 +46,7 @@ def test_every_message_is_tried_here() -> None:
 
 
 def test_fields_that_a_newer_minor_added_are_ignored() -> None:
-    assert wire.decode([msgpack.packb([4, "s", 8, False, "new", 1])]) == wire.Ack("s", 8)
+    assert wire.decode([msgpack.packb([4, "s", 8, False, 0, "new", 1])]) == wire.Ack("s", 8)
 
 
 def test_fields_that_an_older_minor_lacks_get_their_defaults() -> None:

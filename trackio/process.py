@@ -102,9 +102,7 @@ class Process:
         files = sum(shipper.incomplete for shipper in self._shippers.values())
         files += sum(run.refused_files for run in self.runs) + self._refused_files
         if files:
-            said.append(
-                f"{files:,} files of artifacts, media or save() were not kept whole: trackio status names artifacts"
-            )
+            said.append(f"{files:,} file(s) were not kept whole; trackio status names the artifacts that miss them")
         if values:
             said.append(f"{values:,} more values were left out like those named above")
         if said:

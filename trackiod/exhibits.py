@@ -60,9 +60,11 @@ class Exhibits:
             return {"file_path": None, "incomplete": "nothing is known of its file"}
         if row.state is None:
             return {"file_path": None, "incomplete": "it is not kept yet"}
-        if row.state != "kept" or row.digest is None:
+        if row.digest is None:
             return {"file_path": None, "incomplete": row.cause}
         path = blobs.kept_in(self._folder, row.digest, row.suffix)
+        if row.state != "kept":  # bytes are kept, and not what was logged
+            return {"file_path": path, "size": row.size, "sha256": row.digest, "incomplete": row.cause}
         if row.suffix == ".msgpack":
             return self._content(path) if self._whole else {}
         facts = {"file_path": path, "size": row.size, "sha256": row.digest}

@@ -88,8 +88,7 @@ class Keepers:
 
     def take(self, errand: ToKeep) -> None:
         if errand.facts.get("how") == "leased":
-            stream, _, number = errand.file.partition("/")
-            self._leases.ask(stream, [int(number)], lambda _: None)  # after a restart; else it is held
+            self._leases.take_late(errand.file)
         with self._wake:
             self._ready.append(_Waiting(errand))
             if len(self._ready) == 1:  # else whoever is at work takes it next

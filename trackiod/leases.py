@@ -40,6 +40,8 @@ class Leases:
         self._incoming = incoming
         self._on_wanted = on_wanted
         self._held: dict[str, int] = {}
+        self._late: set[str] = set()
+        """those of which nobody knows whether they were written to before"""
         self._wake = threading.Condition()
         self._asked: deque[tuple[str, Sequence[int], Callable[[list[int]], None]]] = deque()
         self._stopping = False
@@ -58,15 +60,24 @@ class Leases:
             self._asked.append((stream, numbers, answer))
             self._wake.notify()
 
+    def take_late(self, file: str) -> None:
+        """Have the thread take a lease on a file that was linked in another daemon's life, unless it holds one."""
+        stream, _, number = file.partition("/")
+        if not self.is_held(file):
+            self._late.add(file)
+            self.ask(stream, [int(number)], lambda _: None)
+
     def release(self, file: str) -> bool:
-        """Let go of a file; True if nobody could write to it since the lease was taken."""
+        """Let go of a file; True if nobody could write to it since it was handed over."""
         with self._wake:
             fd = self._held.pop(file, None)
+            is_late = file in self._late
+            self._late.discard(file)
         if fd is None:
             return False
         try:
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-            return True
+            return not is_late
         except OSError:
             return False  # the kernel took it away for a writer that had waited long enough
         finally:
