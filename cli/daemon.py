@@ -14,6 +14,8 @@ from trackiod import control, daemon, lock
 
 from .doctor import doctor
 from .output import SpokenErrors, duration, here, print_json, size
+from .repair import repair
+from .status import blocked_line
 
 EXIT_NOT_RUNNING = 3
 
@@ -81,6 +83,8 @@ def status(as_json: bool) -> None:
         click.echo(f"data: {facts['live']}\nsocket: {facts['socket']}\nlog: {places.log}")
         if facts["problem"]:
             click.echo(f"problem: {facts['problem']}")
+        for blocked in facts.get("blocked", []):
+            click.echo(blocked_line(blocked))
         for s in report.streams:
             click.echo(
                 f"  {s['project']} {s['run']} {s['role']} {s['rank']} (pid {s['pid']}): lag {size(s['lag_bytes'])},"
@@ -117,3 +121,4 @@ def logs(lines: int, follow: bool) -> None:
 
 
 trackiod.add_command(doctor)
+trackiod.add_command(repair)

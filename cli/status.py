@@ -46,6 +46,7 @@ def status_facts(places: Places, recent: int) -> dict[str, Any]:
 def text(facts: dict[str, Any]) -> str:
     lines = [_daemon_line(facts)]
     lines += [f"Problem: {problem}" for problem in facts["problems"]]
+    lines += map(blocked_line, facts["blocked"])
     if facts["waiting"]:
         lines.append(f"Of {facts['waiting']} process(es) data wait on this host to be stored.")
     if facts["daemon"] and facts["daemon"].get("errands"):
@@ -68,6 +69,17 @@ def text(facts: dict[str, Any]) -> str:
         if run["twins"]:
             lines.append(f"{run['run']}: {run['twins']} streams claim a rank that another live process had.")
     return "\n".join(lines)
+
+
+def blocked_line(one: dict[str, Any]) -> str:
+    """What cannot be stored now, why, when it is tried again, and what to do."""
+    who = f"stream {one['stream']}" if one["stream"] else "the streams in a folder"
+    of_run = f" of run {one['run']} in project {one['project']}" if one["run"] else ""
+    aside = f"; move it out of the way with: trackiod repair --set-aside {one['stream']}" if one["stream"] else ""
+    return (
+        f"Blocked: {who}{of_run} cannot be stored: {one['sentence']}. Tried {one['tries']} time(s), next at"
+        f" {one['next_try_at']}{aside}"
+    )
 
 
 def _daemon_line(facts: dict[str, Any]) -> str:

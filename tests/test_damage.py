@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import sqlite3
@@ -9,16 +10,20 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from conftest import Host, shown, wait_for
 
-from trackio import record, wire
+from trackio import folder, record, segment, wire
+from trackio.places import Places
 from trackio.record import Kind
+from trackiod import orphans
 from trackiod.committer import Committer
+from trackiod.ended import Ended
 from trackiod.exits import Exit
 from trackiod.store import points, schema
 from trackiod.store.reader import ProjectReader, project_names
-from trackiod.work import Append, Drain, Register
+from trackiod.work import Append, Drain, Drained, MovedAside, NotDrained, Register
 
 COUNT = 6000
 LOG = f"""
@@ -119,6 +124,131 @@ def test_a_damaged_spool_costs_what_is_damaged_and_no_other_project(
     assert bool(aside) == bool(run.holes)
     assert not aside or str(host.data / "damaged") in (host.data / "trackiod.log").read_text(), "where it is, is said"
     wait_for(lambda: not list(root.rglob("seg-*")), 20, "what was stored is removed")
+
+
+# -- what a stream says of itself, by the committer alone -----------------------------------------------------------
+
+
+@pytest.fixture
+def facts(host: Host) -> dict[str, Any]:
+    """What a real process said of itself."""
+    host.run("import os, trackio\ntrackio.init(project='p', group='g').log({'a': 1})\nos.kill(os.getpid(), 9)")
+    (found,) = orphans.find(host.places)
+    return found.meta
+
+
+def leave(where: Places, stream: str, meta: bytes, data: bytes) -> None:
+    """A stream's folder as a dead process leaves it."""
+    path = Path(where.stream_folders[0], stream)
+    path.mkdir(parents=True)
+    (path / "stream.meta").write_bytes(meta)
+    (path / "seg-000001").write_bytes(segment.header(0) + data)
+
+
+def drain_all(where: Places, committer: Committer) -> None:
+    """What the loop does about the dead, until nothing is left to do at once."""
+    ended = Ended(where, committer.submit)
+    for _ in range(3):
+        ended.look(())
+        committer.commit_all()
+        while committer.outcomes:
+            outcome = committer.outcomes.popleft()
+            if isinstance(outcome, Drained):
+                ended.on_drained(outcome)
+            elif isinstance(outcome, NotDrained):
+                ended.on_not_drained(outcome)
+            elif isinstance(outcome, MovedAside):
+                ended.on_moved_aside(outcome)
+    ended.close()
+
+
+@pytest.mark.parametrize("has_checksum", [True, False], ids=["with its checksum", "as the first release wrote it"])
+def test_a_flipped_bit_in_what_a_stream_says_of_itself_costs_that_stream_only(
+    facts: dict[str, Any], tmp_path: Path, has_checksum: bool
+) -> None:
+    where = Places(str(tmp_path / "d"), str(tmp_path / "d"), "", (str(tmp_path / "spool"),))
+    committer = Committer(where.projects, "store", lambda: None)
+    committer.open_streams()
+    data = b"".join(record.encode(i * 48, record.pack(Kind.LOG, 10**18 + i, i, 0, {"i": i})) for i in range(1))
+    pack = folder.packed_meta if has_checksum else msgpack.packb
+    whole = [f"{i:016x}" for i in range(3)]
+    for stream in whole:
+        leave(where, stream, pack({**facts, "stream": stream, "run": stream}), data)
+    chance = random.Random(1)
+    size = len(pack(facts))
+    for spot in range(size):
+        stream = f"{spot + 100:016x}"
+        flipped = bytearray(pack({**facts, "stream": stream}))
+        flipped[spot] ^= 1 << chance.randrange(8)
+        leave(where, stream, bytes(flipped), data)
+    drain_all(where, committer)
+    assert committer.backlog == 0 and committer.problem == ""
+    left, aside = os.listdir(where.stream_folders[0]), os.listdir(tmp_path / "d" / "damaged")
+    assert left == [], "tried again and again"
+    stored = 0
+    for name in project_names(where.projects)[0]:
+        with ProjectReader(schema.path_of(where.projects, name)) as reader:
+            streams = {row[0] for row in reader._all("SELECT id FROM streams WHERE records = 1")}
+            stored += len(streams)
+            assert name != "p" or streams >= {*whole}
+    assert len(aside) + stored == size + len(whole), "all is stored or kept"
+    assert len(aside) >= (size - 12 if has_checksum else size // 4)
+    committer._databases.close_all()
+
+
+@pytest.mark.parametrize("has_value", [True, False])
+def test_facts_of_any_type_or_size_stop_no_project(facts: dict[str, Any], tmp_path: Path, has_value: bool) -> None:
+    where = Places(str(tmp_path / "d"), str(tmp_path / "d"), "", (str(tmp_path / "spool"),))
+    committer = Committer(where.projects, "store", lambda: None)
+    committer.open_streams()
+    number = 0
+    for field in (*facts, "process", "more"):
+        for value in ({"a": 1}, [1], (1 << 64) - 1, -1, "x" * 5000, b"x", 1.5, None, True, "", "\0"):
+            number += 1
+            stream = f"{number:016x}"
+            changed = {**facts, "stream": stream, field: value}
+            if not has_value:
+                del changed[field]
+            leave(where, stream, folder.packed_meta(changed), b"")
+    drain_all(where, committer)
+    assert committer.backlog == 0 and committer.problem == ""
+    assert os.listdir(where.stream_folders[0]) == []
+    committer._databases.close_all()
+
+
+# -- bits of a spool ---------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_anywhere_in_a_segment_costs_one_record_at_most_and_is_named(
+    facts: dict[str, Any], tmp_path: Path
+) -> None:
+    where = Places(str(tmp_path / "d"), str(tmp_path / "d"), "", (str(tmp_path / "spool"),))
+    committer = Committer(where.projects, "store", lambda: None)
+    committer.open_streams()
+    data = b""
+    for i in range(4):
+        data += record.encode(len(data), record.pack(Kind.LOG, 10**18 + i, i, 0, {"i": i}))
+    size = segment.HEADER_BYTES + len(data)
+    chance = random.Random(2)
+    for spot in range(size):
+        stream = f"{spot:016x}"
+        leave(where, stream, folder.packed_meta({**facts, "stream": stream, "run": stream}), data)
+        path = Path(where.stream_folders[0], stream, "seg-000001")
+        flipped = bytearray(path.read_bytes())
+        flipped[spot] ^= 1 << chance.randrange(8)
+        path.write_bytes(flipped)
+    drain_all(where, committer)
+    with ProjectReader(schema.path_of(where.projects, "p")) as reader:
+        rows = {row[0]: row[1:] for row in reader._all(
+            "SELECT s.id, s.records, (SELECT count(*) FROM holes h WHERE h.stream = s.id) FROM streams s")}  # fmt: skip
+    for spot in range(size):
+        records, holes = rows[f"{spot:016x}"]
+        in_last_word = size - len(data) // 4 <= spot < size - len(data) // 4 + 8  # as if it had not been logged whole
+        assert (records, holes) in [(4, 0), (3, 0 if in_last_word else 1)], spot
+        assert spot >= segment.HEADER_BYTES or (records, holes) == (4, 0), spot
+    aside = {name[:16] for name in os.listdir(tmp_path / "d" / "damaged")}
+    assert aside == {stream for stream, (_, holes) in rows.items() if holes}
+    committer._databases.close_all()
 
 
 # -- a database, by the committer alone: many damages in little time ----------------------------------------------

@@ -43,6 +43,7 @@ MESSAGES: list[tuple[wire.Message, str]] = [
     (wire.Sync("p", {"url": "u"}, {}, True), "9514a17081a375726ca17580c3"),
     (wire.Protect("s", [0, 7]), "9315a173920007"),
     (wire.Protected("s", [7]), "9316a1739107"),
+    (wire.SetAside("s"), "9217a173"),
 ]
 
 

@@ -9,7 +9,15 @@ from trackio.link import ForeignPeer, Link, LinkError
 from trackio.places import Places
 
 Question = (
-    wire.Find | wire.StatusQuery | wire.Stop | wire.Edit | wire.SamplerQuery | wire.Copy | wire.Sync | wire.Protect
+    wire.Find
+    | wire.StatusQuery
+    | wire.Stop
+    | wire.Edit
+    | wire.SamplerQuery
+    | wire.Copy
+    | wire.Sync
+    | wire.Protect
+    | wire.SetAside
 )
 
 

@@ -4,7 +4,7 @@
     | magic  | base  | reserved        | records from offset `base` on ...
 
 The same layout serves the mapped segments of the spool and the plain files of the spill, so one reader
-(`read_file`) recovers both.
+(`trackiod.recovery`) recovers both.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import mmap
 import os
 import struct
 from typing import NamedTuple
+
+from trackio.record import COMMITTED, HEADER, framed_bytes
+from trackio.record import HEADER_BYTES as RECORD_BYTES
 
 MAGIC = b"trkseg\x00\x01"
 HEADER_BYTES = 64
@@ -111,29 +114,32 @@ class Content(NamedTuple):
     data: bytes
 
 
-def range_of(fd: int) -> tuple[int, int] | None:
-    """The range [base, end) of the stream that the segment behind `fd` may hold, or None as `read_file` has it.
-    Raises OSError."""
-    base = _base_in(os.pread(fd, HEADER_BYTES, 0))
-    return None if base is None else (base, base + os.fstat(fd).st_size - HEADER_BYTES)
+def bases_of(fd: int) -> list[int]:
+    """Return the bases that the segment behind a descriptor may have; none if it holds nothing. Raises OSError.
 
-
-def read_file(fd: int) -> Content | None:
-    """The segment behind `fd`, by plain reads (a mapping of a file that others truncate is a SIGBUS).
-
-    None if it is no segment, or one that never held a record. Raises OSError.
+    The header gives one, the commit word of the first record another. They differ in a segment that was taken anew and
+    holds no record of its own yet, and where a bit of either was flipped: then the second record tells.
     """
-    size = os.fstat(fd).st_size
-    data = os.pread(fd, size, 0)
-    while len(data) < size and (more := os.pread(fd, size - len(data), len(data))):
+    head = read_bytes(fd, HEADER_BYTES + RECORD_BYTES)
+    bases: list[int] = []
+    if len(head) >= HEADER_BYTES and head[:8] == MAGIC:
+        bases = [base for base in _BASE.unpack_from(head, 8) if base != _NOWHERE and base % 8 == 0]
+    if len(head) < HEADER_BYTES + RECORD_BYTES:
+        return bases
+    word, length, _ = HEADER.unpack_from(head, HEADER_BYTES)
+    other = word - COMMITTED
+    if other in bases or other % 8 or other >= 1 << 63:
+        return bases
+    second = framed_bytes(length)
+    following = read_bytes(fd, _BASE.size, HEADER_BYTES + second)
+    expected = [_BASE.pack((base + second | COMMITTED) & _NOWHERE) for base in bases]
+    return bases if following in expected else [*bases, other]
+
+
+def read_bytes(fd: int, size: int, start: int = 0) -> bytes:
+    """Return `size` bytes of a file, fewer only where it ends, by plain reads (a mapping of a file that others truncate
+    is a SIGBUS). Raises OSError."""
+    data = os.pread(fd, size, start)
+    while len(data) < size and (more := os.pread(fd, size - len(data), start + len(data))):
         data += more
-    base = _base_in(data)
-    return None if base is None else Content(base, data[HEADER_BYTES:])
-
-
-def _base_in(data: bytes) -> int | None:
-    """The base that the header at the beginning of `data` gives; None if there is no header, or none yet."""
-    if len(data) < HEADER_BYTES or data[:8] != MAGIC:
-        return None
-    base: int = _BASE.unpack_from(data, 8)[0]
-    return None if base == _NOWHERE else base
+    return data

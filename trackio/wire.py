@@ -196,6 +196,12 @@ class Protected(NamedTuple):
     files: list[int]
 
 
+class SetAside(NamedTuple):
+    """Move out of the way what a dead process left and cannot be stored; nothing is removed. Answered by Edited."""
+
+    stream: str
+
+
 Message = (
     Hello
     | Welcome
@@ -219,6 +225,7 @@ Message = (
     | Sync
     | Protect
     | Protected
+    | SetAside
 )
 
 _TYPES: dict[int, type[Message]] = {
@@ -244,6 +251,7 @@ _TYPES: dict[int, type[Message]] = {
     20: Sync,
     21: Protect,
     22: Protected,
+    23: SetAside,
 }
 _KINDS = {kind: number for number, kind in _TYPES.items()}
 _PLAIN: dict[str, type] = {"str": str, "int": int, "bool": bool}

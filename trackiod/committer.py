@@ -7,10 +7,10 @@ of the work; meanwhile the senders keep their data.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
-import shutil
 import sqlite3
 import threading
 import time
@@ -19,15 +19,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from trackio import folder, wire
+from trackio import wire
+from trackio.lookup import is_there
 from trackio.places import COUNTERS
-from trackiod import incoming, recovery, resuming
+from trackiod import aside, incoming, recovery, resuming
 from trackiod.backlog import Backlog
 from trackiod.causes import cause_of
 from trackiod.databases import Databases
 from trackiod.editing import DELETE_PROJECT, edit
 from trackiod.errors import StoreDamaged, StoreError
-from trackiod.exits import verdict
+from trackiod.exits import Exit, verdict
 from trackiod.folding import Folding
 from trackiod.ingest import Duplicate, Refuse, judge
 from trackiod.store import finding, schema
@@ -47,6 +48,8 @@ from trackiod.work import (
     FileKept,
     Find,
     InCommit,
+    MoveAside,
+    MovedAside,
     NotDrained,
     OfStream,
     Raise,
@@ -56,8 +59,10 @@ from trackiod.work import (
     Settled,
     ToKeep,
     ToSend,
+    Trouble,
     Work,
     joined,
+    trouble_of,
 )
 
 log = logging.getLogger("trackiod.committer")
@@ -65,6 +70,8 @@ log = logging.getLogger("trackiod.committer")
 _PORTION_BYTES = 32 << 20
 """of a long spill in one transaction"""
 _DAMAGED = "the spool was damaged or deleted"
+_UNUSABLE = (sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError, TypeError, ValueError, KeyError)
+"""What facts of a stream raise that are not of their types."""
 
 
 class Committer:
@@ -81,7 +88,7 @@ class Committer:
     ) -> None:
         """`on_outcome` is called in the thread when outcomes wait in `outcomes`, `on_errand` with everything that is to
         be done beside storing, more than once if need be, `on_settled` when what came of it is stored."""
-        self.outcomes: deque[Reply | Drained | NotDrained | Deleted | Failing] = deque()
+        self.outcomes: deque[Reply | Drained | NotDrained | MovedAside | Deleted | Failing] = deque()
         self.problem = ""
         """why something cannot be committed now, or empty"""
         self.commits = 0
@@ -187,12 +194,14 @@ class Committer:
         if not taken:
             return False
         project = taken[0].project
-        items: list[InCommit] = [work for work in taken if not isinstance(work, Edit)]
+        items: list[InCommit] = [work for work in taken if not isinstance(work, (Edit, MoveAside))]
         try:
             failed = self._commit(project, items) if items else ""
             for work in taken:
                 if isinstance(work, Edit):
                     self._edit(work)
+                elif isinstance(work, MoveAside):
+                    self._move_aside(work)
         except Exception as error:  # the border of the commit thread: one project must not stop the others
             log.exception("internal error in project %r", project)
             failed = f"project {project!r} cannot be committed: internal error ({type(error).__name__}), see the log."
@@ -233,7 +242,7 @@ class Committer:
             return f"project {project!r} cannot be opened: {cause_of(error, path)}."
         self._raw_bytes = 0
         self._errands = []
-        outcomes: list[Reply | Drained] = []
+        outcomes: list[Reply | Drained | NotDrained] = []
         after: list[Callable[[], None]] = []
         try:
             with store.transaction():
@@ -281,7 +290,7 @@ class Committer:
     def _commit_apart(self, project: str, items: list[InCommit]) -> str:
         """Finds the piece of work that cannot be done by doing each alone; that one is refused."""
         if len(items) == 1:
-            self._refuse(project, items, "internal error in trackiod, see its log.")
+            self._refuse(project, items, "internal error in trackiod, see its log.", lasts=True)
             return ""
         for i, work in enumerate(items):
             failed = self._commit(project, [work])
@@ -290,8 +299,9 @@ class Committer:
                 return failed
         return ""
 
-    def _refuse(self, project: str, items: list[InCommit], reason: str) -> None:
-        """The project cannot be written by us at all: its senders keep their data."""
+    def _refuse(self, project: str, items: list[InCommit], reason: str, *, lasts: bool = False) -> None:
+        """The project cannot be written by us at all, or this work cannot be done: its senders keep their data.
+        `lasts`: it is the work itself, so trying again gives the same."""
         self._note_failure(project, reason)
         for work in items:
             if isinstance(work, (Register, Append)):
@@ -299,12 +309,14 @@ class Committer:
             elif isinstance(work, Find):
                 self.outcomes.append(Reply(work.peer, wire.Found(work.project, work.name)))
             elif isinstance(work, Drain):
-                self.outcomes.append(NotDrained(work.stream))
+                self.outcomes.append(NotDrained(work.stream, Trouble(reason, lasts=lasts)))
             elif isinstance(work, Settled):
                 self._on_settled(work)  # the next daemon does it again
         self._on_outcome()
 
-    def _apply(self, store: ProjectStore, work: InCommit, after: list[Callable[[], None]]) -> Reply | Drained | None:
+    def _apply(
+        self, store: ProjectStore, work: InCommit, after: list[Callable[[], None]]
+    ) -> Reply | Drained | NotDrained | None:
         match work:
             case Register():
                 committed = store.register(work.stream, work.meta, time.time_ns())
@@ -329,13 +341,23 @@ class Committer:
                 run, step = finding.find_run(store, work.name, work.attempt)
                 return Reply(work.peer, wire.Found(work.project, work.name, run, step))
             case Drain():
-                if not self._drain(store, work):
-                    after.append(lambda: self._go_on(work))
-                    return None
-                after.append(lambda: incoming.remove_strays(self._live, work.stream, store.shelf.waiting_of))
-                is_whole = not store.has_holes(work.stream, _DAMAGED)
-                after.append(lambda: _remove_all(work.folders) if is_whole else self._set_aside(work))
-                return Drained(work.stream)
+                return self._apply_drain(store, work, after)
+
+    def _apply_drain(
+        self, store: ProjectStore, work: Drain, after: list[Callable[[], None]]
+    ) -> Drained | NotDrained | None:
+        """What cannot be read is no reason to undo what else is in this transaction, nor what was stored so far."""
+        try:
+            is_done = self._drain(store, work)
+        except OSError as error:
+            return NotDrained(work.stream, trouble_of(error))
+        if not is_done:
+            after.append(lambda: self._go_on(work))
+            return None
+        after.append(lambda: incoming.remove_strays(self._live, work.stream, store.shelf.waiting_of))
+        is_whole = not store.has_holes(work.stream, _DAMAGED)
+        after.append(lambda: self._clear(work, is_whole=is_whole))
+        return None
 
     def _append(self, store: ProjectStore, data: wire.Data) -> wire.Message:
         committed = store.committed(data.stream)
@@ -367,16 +389,43 @@ class Committer:
         store.add_hole(stream, start, end, cause, time.time_ns())
         store.skip_to(stream, end)
 
-    def _set_aside(self, work: Drain) -> None:
-        """Keeps the files of a spool in which something could not be read; all that could is stored."""
-        kept = os.path.join(self._live, "damaged", f"{work.stream}-{time.time_ns()}")
+    def _clear(self, work: Drain, *, is_whole: bool) -> None:
+        """All that could be read is stored: the folders go, and are kept where something could not."""
         try:
-            for number, path in enumerate(work.folders):
-                shutil.move(path, f"{kept}-{number}")
-            log.error("the spool of stream %s is damaged; its files are kept as %s-*", work.stream, kept)
+            if is_whole:
+                for path in work.folders:
+                    aside.remove(path)
+            else:
+                aside.move(self._live, work.stream, filter(is_there, work.folders), "its spool is damaged")
         except OSError as error:
-            log.error("the spool of stream %s is damaged and cannot be set aside: %s", work.stream, error)
-            _remove_all(work.folders)
+            self.outcomes.append(NotDrained(work.stream, trouble_of(error)))
+        else:
+            self.outcomes.append(Drained(work.stream))
+
+    def _move_aside(self, work: MoveAside) -> None:
+        """Moves a stream's folders out of the way; its run ends with what is stored and a counted gap."""
+        try:
+            if work.meta is not None:
+                self._end_with_gap(work, work.meta)
+            paths = aside.move(self._live, work.stream, filter(is_there, work.folders), work.cause)
+        except OSError as error:
+            self.outcomes.append(MovedAside(work.stream, (), trouble_of(error)))
+        except (sqlite3.Error, StoreError) as error:
+            self.outcomes.append(MovedAside(work.stream, (), Trouble(str(error))))
+        else:
+            self.outcomes.append(MovedAside(work.stream, paths))
+
+    def _end_with_gap(self, work: MoveAside, meta: dict[str, Any]) -> None:
+        store = self._databases.get(work.project)
+        try:
+            with store.transaction():
+                position = store.register(work.stream, meta, time.time_ns())
+                store.add_hole(work.stream, position, max(position + 1, work.head), work.cause, time.time_ns())
+                self._end(store, work.stream, meta, work.exit)
+        except _UNUSABLE as error:
+            log.error("stream %s cannot be stored, and its run is not known: %s", work.stream, error)
+            return
+        self._note_commit(work.project)
 
     def _go_on(self, work: Drain) -> None:
         """The next portion, after what waits meanwhile; a daemon that leaves has the next one go on."""
@@ -384,31 +433,37 @@ class Committer:
             self.submit(work)
 
     def _drain(self, store: ProjectStore, work: Drain) -> bool:
-        """A portion of what a dead process left, each record once; with the last its end. False if there is more."""
+        """A portion of what a dead process left, each record once; with the last its end. False if there is more.
+        Raises OSError where something cannot be read: what is stored so far stays, and nothing is removed."""
         portion = 0
-        if store.committed(work.stream) is None and not any(map(os.path.isdir, work.folders)):
+        if store.committed(work.stream) is None and not any(map(is_there, work.folders)):
             return True  # its run was deleted
         position = store.register(work.stream, work.meta, time.time_ns())
-        for batch in recovery.batches(work.sources(), position):
+        sources = work.sources()
+        for batch in recovery.batches(sources, position):
             if portion >= _PORTION_BYTES:
                 return False
             if batch.start > position:
                 self._add_hole(store, work.stream, position, batch.start, _DAMAGED)
-            self._store_batch(store, work.stream, batch.start, batch.data)
+            if batch.data:
+                self._store_batch(store, work.stream, batch.start, batch.data)
             position = batch.end
             portion += len(batch.data)
+        if recovery.ranges(sources) != recovery.ranges(work.sources()):
+            raise OSError(errno.ESTALE, "what lies there changed while it was read", *work.folders[:1])
         for path in work.folders:
             store.set_refused(work.stream, *recovery.read_counters(os.path.join(path, COUNTERS)))
-        state, explicit, last_ns = store.end_of(work.stream)
-        ruling = verdict(state, explicit, work.exit)
-        if ruling is not None:
-            if state is None and ruling[0] == "lost" and work.meta.get("interactive"):
-                ruling = ("ended", "the kernel is gone")
-            at_ns = time.time_ns() if work.exit.state else last_ns or int(work.meta["started_ns"])
-            store.end(work.stream, End(*ruling, explicit=False, time_ns=at_ns))
+        self._end(store, work.stream, work.meta, work.exit)
         return True
 
-
-def _remove_all(folders: tuple[str, ...]) -> None:
-    for path in folders:
-        folder.remove(path)
+    @staticmethod
+    def _end(store: ProjectStore, stream: str, meta: dict[str, Any], exit: Exit) -> None:
+        """The end of a stream whose process is gone, if what it said itself does not stand."""
+        state, explicit, last_ns = store.end_of(stream)
+        ruling = verdict(state, explicit, exit)
+        if ruling is None:
+            return
+        if state is None and ruling[0] == "lost" and meta.get("interactive"):
+            ruling = ("ended", "the kernel is gone")
+        at_ns = time.time_ns() if exit.state else last_ns or int(meta["started_ns"])
+        store.end(stream, End(*ruling, explicit=False, time_ns=at_ns))

@@ -46,6 +46,7 @@ def examine(facts: Facts) -> list[Check]:
         _linger(facts.login),
         _waiting(facts),
         *_files(facts),
+        *_blocked(facts.daemon),
         _errors(facts.daemon),
     ]
 
@@ -306,6 +307,16 @@ def _files(facts: Facts) -> Iterator[Check]:
         yield Check("artifacts", WARNING, sentence, "Log it again while its files are there.")
     if not waiting and not facts.incomplete:
         yield Check("artifacts", OK, "Nothing that was logged as an artifact is missing.")
+
+
+def _blocked(daemon: Daemon) -> Iterator[Check]:
+    for one in (daemon.report or {}).get("blocked") or []:
+        who = f"Stream {one['stream']}" if one["stream"] else "What processes left"
+        aside = f", or move it out of the way: trackiod repair --set-aside {one['stream']}" if one["stream"] else ""
+        yield Check(
+            "blocked", PROBLEM, f"{who} cannot be stored: {one['sentence']}. It is tried again; nothing is removed.",
+            f"Make {one['path'] or 'it'} readable{aside}.",
+        )  # fmt: skip
 
 
 def _size(count: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Any, NamedTuple
 
 from trackio import folder
@@ -44,6 +44,8 @@ class Scan(NamedTuple):
     damaged: list[Damaged]
     unreadable: dict[str, OSError]
     """why nothing can be said of a stream, or of all that lie in a folder"""
+    nameless: set[str]
+    """streams whose processes live, though what their folders say cannot be trusted"""
 
 
 def find(places: Places) -> list[Found]:
@@ -52,15 +54,18 @@ def find(places: Places) -> list[Found]:
 
 
 def scan(places: Places, but: Container[str] = ()) -> Scan:
-    """Look for all streams of this data folder on this host, `but` these, of which nothing is read."""
+    """Look for all streams of this data folder on this host, `but` these and those in such folders, of which nothing
+    is read."""
     names: dict[str, None] = {}
-    result = Scan([], [], {})
+    result = Scan([], [], {}, set())
     try:
         parents = places.stream_folders
     except OSError as error:
         result.unreadable[error.filename or places.live] = error
         return result
     for parent in parents:
+        if parent in but:
+            continue
         try:
             names.update(dict.fromkeys(list_folder(parent)))
         except OSError as error:
@@ -102,11 +107,18 @@ def _add(result: Scan, name: str, paths: tuple[str, ...]) -> None:
     if meta is not None and meta.get("stream") != name:
         causes.append(f"{STREAM_META} is that of another stream")
         meta = None
-    is_held = any(map(_is_held, paths))
+    is_held = is_any_held(paths)
     if meta is not None:
         result.found.append(Found(name, meta, paths, is_held))
-    elif not is_held and _has_segments(paths):
+    elif is_held:
+        result.nameless.add(name)
+    elif _has_segments(paths):
         result.damaged.append(Damaged(name, paths, "; ".join(causes) or f"{STREAM_META} is missing"))
+
+
+def is_any_held(paths: Iterable[str]) -> bool:
+    """Whether a process holds the owner file of one of these folders. Raises OSError."""
+    return any(map(_is_held, paths))
 
 
 def _has_segments(paths: tuple[str, ...]) -> bool:

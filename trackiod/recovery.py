@@ -1,21 +1,29 @@
 """Reading what a dead process left: its spool and its spill, put back in order.
 
 Segments of an earlier lap, copies in spool and spill of the same range, a torn last record and files that
-somebody deleted are all normal here. What is missing between two readable ranges is a hole. `batches` is pure but for
-calling the readers it is given.
+somebody deleted are all normal here. What is missing between two readable ranges is a hole. What cannot be read is
+neither: it raises OSError, and nothing is removed. `batches` is pure but for calling the readers it is given.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple, TypeVar
 
-from trackio.record import Damage, salvage
-from trackio.segment import PREFIX, Content, range_of, read_file
+from trackio.lookup import list_folder, unless_absent
+from trackio.record import COMMITTED, HEADER, HEADER_BYTES, Damage, framed_bytes, salvage
+from trackio.segment import HEADER_BYTES as SEGMENT_HEADER_BYTES
+from trackio.segment import PREFIX, Content, bases_of, read_bytes
 from trackio.wire import MAX_BATCH_BYTES
 
 T = TypeVar("T")
+
+_MOST = (1 << 63) - 1
+"""that a database can hold"""
 
 
 class Source(NamedTuple):
@@ -27,7 +35,8 @@ class Source(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Whole records from `start` on; what lies between the previous batch's end and `start` is lost."""
+    """Whole records from `start` on; what lies between the previous batch's end and `start` is lost. One without
+    records says that what was logged up to `start` is lost."""
 
     start: int
     data: bytes
@@ -60,6 +69,11 @@ def batches(sources: Iterable[Source], committed: int) -> Iterator[Batch]:
         yield pending
 
 
+def ranges(sources: Iterable[Source]) -> list[tuple[int, int]]:
+    """The ranges of these segments, in order: what is read twice and is the same has not changed."""
+    return sorted((source.base, source.end) for source in sources)
+
+
 def _groups(sources: Iterable[Source], committed: int) -> Iterator[list[Source]]:
     """Segments that reach beyond what is committed, in order, those together that overlap."""
     group: list[Source] = []
@@ -88,64 +102,110 @@ def _spans(contents: Iterable[Content]) -> Iterator[Batch]:
                 end = item.end
         if start >= 0:
             yield _span(content, start, end)
+        if (lost := _lost_at_end(content, max(end, content.base))) is not None:
+            yield lost
+
+
+def _lost_at_end(content: Content, offset: int) -> Batch | None:
+    """The end of a record at `offset`, behind all that can be read, that was logged whole and is damaged now: its
+    commit word is written last."""
+    position = offset - content.base
+    if position + HEADER_BYTES > len(content.data):
+        return None
+    word, length, _ = HEADER.unpack_from(content.data, position)
+    if word != offset | COMMITTED:
+        return None
+    return Batch(min(offset + framed_bytes(length), content.base + len(content.data)), b"")
 
 
 def _span(content: Content, start: int, end: int) -> Batch:
     return Batch(start, content.data[start - content.base : end - content.base])
 
 
-def held(fd: int) -> Source | None:
-    """The segment behind a descriptor, which stays open; None if it holds nothing or cannot be read."""
-    try:
-        found = range_of(fd)
-    except OSError:
-        return None
-    return None if found is None else Source(*found, lambda: _read(fd))
+def held(fd: int, path: str) -> list[Source]:
+    """The segment behind a descriptor, which stays open; none if it holds nothing. Raises OSError, about `path`."""
+    return _sources(_named(lambda: _head(fd), path), lambda base: _named(lambda: _content(fd, base), path))
 
 
 def read_folder(path: str) -> list[Source]:
-    """The segments in a stream's folder; those that cannot be read are left out."""
-    try:
-        names = os.listdir(path)
-    except OSError:
+    """The segments in a stream's folder, none if it is not there. Raises OSError, as do their readers."""
+    found = []
+    for name in sorted(list_folder(path)):
+        if name.startswith(PREFIX):
+            found += _on_disk(os.path.join(path, name))
+    return found
+
+
+def _on_disk(path: str) -> list[Source]:
+    def read(base: int) -> Content | None:
+        return _with_open(path, lambda fd: _content(fd, base))
+
+    return _sources(_with_open(path, _head), read)
+
+
+class _Head(NamedTuple):
+    """Where a segment may begin in its stream, and the size of its file."""
+
+    bases: list[int]
+    size: int
+
+
+def _sources(head: _Head | None, read: Callable[[int], Content | None]) -> list[Source]:
+    if head is None:
         return []
-    paths = [os.path.join(path, name) for name in names if name.startswith(PREFIX)]
-    return [source for segment in paths if (source := _on_disk(segment)) is not None]
+    size = head.size - SEGMENT_HEADER_BYTES
+    return [Source(base, base + size, partial(read, base)) for base in head.bases]
 
 
-def _on_disk(path: str) -> Source | None:
-    found = _with_open(path, range_of)
-    return None if found is None else Source(*found, lambda: _with_open(path, read_file))
+def _head(fd: int) -> _Head:
+    return _Head(bases_of(fd), os.fstat(fd).st_size)
 
 
-def _with_open(path: str, read: Callable[[int], T | None]) -> T | None:
-    """What `read` finds in a file of ours; None if it cannot be opened or read."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+def _content(fd: int, base: int) -> Content:
+    """The segment's records, if it begins at `base`. Raises OSError, also if it does not give all of its bytes."""
+    size = os.fstat(fd).st_size
+    data = read_bytes(fd, size)
+    if len(data) < size and os.fstat(fd).st_size == size:
+        raise OSError(errno.EIO, f"only {len(data)} of {size} bytes can be read")
+    return Content(base, data[SEGMENT_HEADER_BYTES:])
+
+
+def _with_open(path: str, read: Callable[[int], T]) -> T | None:
+    """What `read` finds in a file of ours; None if it is not there, or is no file. Raises OSError."""
+    fd = unless_absent(lambda: _open(path), path)
+    if fd is None:
         return None
     try:
-        return read(fd)
-    except OSError:
-        return None
+        if not stat.S_ISREG(os.fstat(fd).st_mode) and not stat.S_ISDIR(os.fstat(fd).st_mode):
+            return None
+        return _named(lambda: read(fd), path)
     finally:
         os.close(fd)
 
 
-def _read(fd: int) -> Content | None:
+def _open(path: str) -> int | None:
     try:
-        return read_file(fd)
-    except OSError:
-        return None
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link, which is not ours
+            return None
+        raise
+
+
+def _named(act: Callable[[], T], path: str) -> T:
+    """What `act` returns; an error of a descriptor is told with the path."""
+    try:
+        return act()
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
 
 
 def read_counters(path: str) -> tuple[int, int]:
-    """Records and points the process refused, from its counters file; zeros if there is none."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(16)
-    except OSError:
+    """Records and points the process refused, from its counters file; zeros if there is none. Raises OSError."""
+    data = _with_open(path, lambda fd: read_bytes(fd, 16))
+    if data is None or len(data) < 16:
         return 0, 0
-    if len(data) < 16:
-        return 0, 0
-    return int.from_bytes(data[:8], "little"), int.from_bytes(data[8:], "little")
+    records, points = (min(int.from_bytes(part, "little"), _MOST) for part in (data[:8], data[8:]))
+    return records, points

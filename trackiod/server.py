@@ -19,13 +19,25 @@ from trackio.version import __version__
 from trackiod import orphans, streams
 from trackiod.admission import Admission
 from trackiod.committer import Committer
+from trackiod.ended import Ended
 from trackiod.errands import Errands
-from trackiod.exits import Exit
 from trackiod.outlets import Outlets
 from trackiod.peers import Peers
 from trackiod.sampling import Sampling
 from trackiod.streams import LiveStream
-from trackiod.work import Append, Deleted, Drain, Drained, Edit, Failing, Find, NotDrained, Refused, Register, Reply
+from trackiod.work import (
+    Append,
+    Deleted,
+    Drained,
+    Edit,
+    Failing,
+    Find,
+    MovedAside,
+    NotDrained,
+    Refused,
+    Register,
+    Reply,
+)
 
 log = logging.getLogger("trackiod.server")
 
@@ -33,7 +45,6 @@ _TICK_SECONDS = 0.5
 _LOOK_SECONDS = 0.05
 """from tick to tick while somebody waits for what other hosts copied"""
 _SCAN_SECONDS = 5.0
-_DRAIN_AGAIN_SECONDS = 60.0
 _RECEIVE_HWM = 2
 """Messages of a peer, up to 2 MiB each, that libzmq holds where the loop is slow."""
 _MAX_MESSAGES_A_TURN = 256
@@ -62,10 +73,8 @@ class Server:
         self._errands = errands
         self._sampling = sampling
         self._outlets = outlets
-        self._ends = 0
         self._streams: dict[str, LiveStream] = {}
-        self._draining: dict[str, LiveStream | None] = {}
-        self._drain_again_at: dict[str, float] = {}
+        self._ended = Ended(places, committer.submit)
         self._peers = Peers()
         self._admission = Admission()
         self._nonsense = 0
@@ -128,8 +137,9 @@ class Server:
     def close(self) -> None:
         """Sends what is answered, then ends the socket. Call after the committer has stopped."""
         self._send_outcomes()
-        for stream in [*self._streams.values(), *(s for s in self._draining.values() if s is not None)]:
+        for stream in self._streams.values():
             stream.close()
+        self._ended.close()
         self._router.close()
         self._context.term()
         os.close(self._wake_read)
@@ -179,6 +189,9 @@ class Server:
                 self._next_tick = 0.0
             case wire.Edit():
                 self._committer.submit(Edit(*message, peer))
+            case wire.SetAside():
+                if (answer := self._set_aside(message.stream, peer)) is not None:
+                    self._send(peer, answer)
             case wire.Copy():
                 self._send(peer, self._outlets.copy())
             case wire.Sync():
@@ -209,7 +222,7 @@ class Server:
         if problem:
             self._send(peer, wire.Refusal(hello.stream, f"trackiod cannot take this stream: {problem}."))
             return
-        if hello.stream in self._draining:
+        if hello.stream in self._ended and not self._ended.give_back(hello.stream):
             return  # it says HELLO again
         meta = streams.usable(hello.meta)
         stream = self._streams.get(hello.stream)
@@ -266,11 +279,12 @@ class Server:
         while outcomes:
             outcome = outcomes.popleft()
             if isinstance(outcome, Drained):
-                self._ends += 1
-                self._forget(outcome.stream)
+                self._ended.on_drained(outcome)
             elif isinstance(outcome, NotDrained):
-                self._forget(outcome.stream)
-                self._drain_again_at[outcome.stream] = time.monotonic() + _DRAIN_AGAIN_SECONDS
+                self._ended.on_not_drained(outcome)
+            elif isinstance(outcome, MovedAside):
+                if (answer := self._ended.on_moved_aside(outcome)) is not None:
+                    self._send(*answer)
             elif isinstance(outcome, Deleted):
                 self._outlets.uploading.forget(outcome.project)
             elif isinstance(outcome, Failing):
@@ -308,10 +322,10 @@ class Server:
             return message
         return message._replace(release=__version__, life=str(self._facts.get("life", "")))
 
-    def _forget(self, stream_id: str) -> None:
-        stream = self._draining.pop(stream_id, None)
-        if stream is not None:
-            stream.close()
+    def _set_aside(self, stream_id: str, peer: bytes) -> wire.Edited | None:
+        if stream_id in self._streams:
+            return wire.Edited(False, f"The process of stream {stream_id} lives.")
+        return self._ended.set_aside(stream_id, peer)
 
     # -- what time brings --------------------------------------------------------------------------------------
 
@@ -326,59 +340,34 @@ class Server:
                 self._drain_dead(stream)
         for stream in self._sampling.check(self._streams, now):
             self._send(stream.peer, wire.HostSampler(stream.id))
-        is_busy = bool(self._streams or self._draining)
-        self._outlets.check(self._committer.commits, self._ends, is_busy=is_busy, now=now)
+        self._ended.retry(now)
+        is_busy = bool(self._streams) or not self._ended.is_empty
+        self._outlets.check(self._committer.commits, self._ended.count, is_busy=is_busy, now=now)
         if now >= self._next_scan:
             self._next_scan = now + _SCAN_SECONDS
-            self.drain_orphans()
+            self._ended.look(self._streams)
         for check in self._each_tick:
             if reason := check():
                 self.stop(reason)
         is_logged_to = any(stream.role != "sampler" for stream in self._streams.values())
         errands = self._errands.backlog - self._errands.stuck
         waits = self._committer.backlog or errands > 0 or self._outlets.uploading.backlog
-        if is_logged_to or self._draining or waits:
+        if is_logged_to or self._ended.is_busy or waits:
             self._busy_at = now
         elif self._idle_seconds is not None and now - self._busy_at > self._idle_seconds:
             self.stop("idle")
 
     def _drain_dead(self, stream: LiveStream) -> None:
         """The process is gone: everything it left is stored, then its stream ends."""
-        try:
-            folders = tuple(dict.fromkeys((*stream.folders, *orphans.folders_of(self._places, stream.id))))
-        except OSError as error:
-            log.warning("what stream %s left cannot be found now: %s", stream.id, error)
-            return
         del self._streams[stream.id]
         self._admission.forget(stream.id)
-        self._draining[stream.id] = stream
-        stream.folders = list(folders)
         ended = stream.exit().cause or "nobody tells how"
         log.info("%s of run %s (%s) ended: %s", stream.name, stream.meta["run"], stream.id, ended)
-        self._committer.submit(Drain(stream.project, stream.id, stream.meta, folders, stream.sources, stream.exit()))
-
-    def drain_orphans(self) -> None:
-        """Streams of dead processes that we never met, or met in a former life."""
-        for found in orphans.scan(self._places, but=self._streams.keys() | self._draining.keys()).found:
-            if found.is_held:
-                continue
-            if time.monotonic() < self._drain_again_at.get(found.id, 0.0):
-                continue
-            if problem := streams.problem_in(found.meta):
-                log.warning("the stream in %s cannot be read: %s", found.folders[0], problem)
-                continue
-            log.info("draining orphan %s", found.id)
-            orphan = LiveStream(found.id, found.meta, folders=list(found.folders))
-            self._draining[found.id] = orphan
-            self._committer.submit(Drain(orphan.project, found.id, found.meta, found.folders, orphan.sources, Exit()))
+        self._ended.add(stream, stream.exit())
 
     def end_lost(self, open_streams: list[tuple[str, str, dict[str, Any]]]) -> None:
         """At start: streams without an end whose process nobody can find any more."""
-        held = {f.id for f in orphans.find(self._places)}
-        for project, stream_id, meta in open_streams:
-            if stream_id not in held and not streams.problem_in(meta):
-                self._draining[stream_id] = None
-                self._committer.submit(Drain(project, stream_id, meta, (), list, Exit()))
+        self._ended.end_lost(open_streams)
 
     def drain_samplers(self) -> None:
         """At the end: samplers that were ended leave what they logged like any process."""
@@ -398,6 +387,7 @@ class Server:
             "errands": self._errands.backlog,
             "waiting_files": self._errands.waiting,
             "problem": self._committer.problem,
+            "blocked": self._ended.report(),
             **self._outlets.facts(self._committer.commits),
             "sampler": self._sampling.facts(self._streams),
         }

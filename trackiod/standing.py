@@ -46,6 +46,7 @@ def standing(places: Places, recent: int) -> dict[str, Any]:
         "data": places.data,
         "problems": problems + (_problems(report.daemon) if report else []),
         "incomplete": library.incomplete(places.projects),
+        "blocked": report.daemon.get("blocked", []) if report else [],
         "waiting": len(waiting - known | dead),
         "has_runs": has_runs,
         "runs": rows[:keep],

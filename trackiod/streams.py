@@ -6,22 +6,30 @@ is private memory has no owner file; there the peer's pid counts.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import msgpack
+
 from trackio import folder
+from trackio.lookup import is_there, list_folder, unless_absent
 from trackio.names import HOST
 from trackio.places import OWNER
 from trackio.segment import PREFIX
+from trackiod import orphans
 from trackiod.exits import Exit, exit_of, is_gone, open_pidfd
 from trackiod.recovery import Source, held, read_folder
 
 _TEXTS = ("project", "run", "name", "role", "attempt")
 _NUMBERS = ("rank", "started_ns", "local_rank", "world_size")
+_MAX_TEXT_CHARS = 4096
+_MOST_META_BYTES = 1 << 20
 _INT64 = range(1 << 63)
 _INT31 = range(1 << 31)
 _COUNTS = {"rank", "local_rank", "world_size"}
@@ -40,19 +48,26 @@ _SILENT_SECONDS = 30.0
 
 
 def problem_in(meta: dict[str, Any]) -> str:
-    """What is wrong with a stream's facts, or empty. A peer may send anything."""
+    """What is wrong with a stream's facts, or empty. A peer may send anything, and a disk may give anything back: what
+    reaches SQL or a path is of its type and size, and what is not known here can be stored."""
     for name in _TEXTS:
         value = meta.get(name)
-        if not isinstance(value, str) or not 0 < len(value) <= 4096:
-            return f"{name} is missing or no text"
+        if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT_CHARS:
+            return f"{name} is missing or not a text"
     for name in _NUMBERS:
         if type(meta.get(name)) is not int or meta[name] not in (_INT31 if name in _COUNTS else _INT64):
-            return f"{name} is missing or no number"
+            return f"{name} is missing or not a number"
     if meta["role"] not in ("rank", "worker", "sampler"):
         return "role is neither rank, worker nor sampler"
     if (meta["role"] == "sampler") != (meta["project"] == HOST):
         return "only samplers log to the node"
-    return ""
+    if "stream" in meta and not (isinstance(meta["stream"], str) and orphans.is_id(meta["stream"])):
+        return "stream is not the id of one"
+    try:
+        size = len(msgpack.packb(meta))
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # nested too deep, for one
+        return f"it cannot be stored ({type(error).__name__})"
+    return "it is too large" if size > _MOST_META_BYTES else ""
 
 
 def usable(meta: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +110,7 @@ class LiveStream:
     folders: list[str] = field(default_factory=list)
     pidfd: int = -1
     _dead_since: float | None = None
+    _unwatched: dict[str, None] = field(default_factory=dict)
     _owners: dict[str, int] = field(default_factory=dict)
     _segments: dict[str, int] = field(default_factory=dict)
 
@@ -112,31 +128,43 @@ class LiveStream:
 
     def watch(self, path: str) -> None:
         """Holds on to a folder of the stream: its owner file and, from now on, its segments."""
-        if not path or path in self.folders:
-            return
-        try:
-            fd = _open_plain(os.path.join(path, OWNER), os.O_RDWR)
-        except OSError:
-            return
-        self.folders.append(path)
-        self._owners[path] = fd
-        self.hold_segments()
+        if path and path not in self.folders:
+            self._unwatched[path] = None
+            self._watch_more()
+
+    def _watch_more(self) -> None:
+        """Opens the owner files that are not open yet. One that cannot be opened now is tried again."""
+        for path in list(self._unwatched):
+            owner = os.path.join(path, OWNER)
+            try:
+                fd = unless_absent(partial(_open_plain, owner, os.O_RDWR), owner)
+            except OSError:
+                continue
+            del self._unwatched[path]
+            if fd is not None:
+                self.folders.append(path)
+                self._owners[path] = fd
+                self.hold_segments()
 
     def hold_segments(self) -> None:
         """Keeps the segments open, so that what an epilog unlinks can still be read after a kill."""
+        if self._unwatched:
+            self._watch_more()
         for path in self.folders:
-            try:
-                names = {os.path.join(path, n) for n in os.listdir(path) if n.startswith(PREFIX)}
-            except OSError:
-                continue  # the folder is gone: what is held is all there is
-            for name in names - self._segments.keys():
+            if path in self._owners:
                 try:
-                    self._segments[name] = _open_plain(name, os.O_RDONLY)
+                    self._hold_segments(path)
                 except OSError:
-                    continue
-            if os.fstat(self._owners[path]).st_nlink:  # else somebody cleaned up, and ours are the only copies
-                for name in [n for n in self._segments if os.path.dirname(n) == path and n not in names]:
-                    os.close(self._segments.pop(name))
+                    continue  # it is looked at again in half a second; what is held stays
+
+    def _hold_segments(self, path: str) -> None:
+        names = {os.path.join(path, name) for name in list_folder(path) if name.startswith(PREFIX)}
+        for name in names - self._segments.keys():
+            with contextlib.suppress(OSError):  # it is tried again, and does not keep the others from being held
+                self._segments[name] = _open_plain(name, os.O_RDONLY)
+        if os.fstat(self._owners[path]).st_nlink:  # else somebody cleaned up, and ours are the only copies
+            for name in [n for n in self._segments if os.path.dirname(n) == path and n not in names]:
+                os.close(self._segments.pop(name))
 
     def is_alive(self, peer_pid: int = 0) -> bool:
         """Whether the process lives; learns its pid in our namespace on the way."""
@@ -146,8 +174,8 @@ class LiveStream:
         for fd in self._owners.values():
             try:
                 holder = folder.holder(fd)
-            except OSError:
-                continue
+            except OSError:  # that it cannot be asked is not an answer
+                return self._peer_is_alive()
             if holder is not None:
                 self._know(holder)
                 return True
@@ -158,7 +186,10 @@ class LiveStream:
         if self.pidfd >= 0:
             return not is_gone(self.pidfd)
         if self.pid > 0:
-            return os.path.exists(f"/proc/{self.pid}")
+            try:
+                return is_there(f"/proc/{self.pid}")
+            except OSError:
+                return True
         return time.monotonic() - self.heard_at < _SILENT_SECONDS
 
     def _know(self, pid: int) -> None:
@@ -180,8 +211,8 @@ class LiveStream:
         return exit_of(self.pidfd)
 
     def sources(self) -> list[Source]:
-        """Everything the process left, behind the descriptors we hold and in the folders."""
-        found = [source for fd in self._segments.values() if (source := held(fd)) is not None]
+        """Everything the process left, behind the descriptors we hold and in the folders. Raises OSError."""
+        found = [source for path, fd in self._segments.items() for source in held(fd, path)]
         for path in self.folders:
             found += read_folder(path)
         return found

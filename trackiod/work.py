@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from trackio import wire
+from trackio.lookup import name_of, sentence_of
 from trackiod.exits import Exit
 from trackiod.recovery import Source
 
@@ -98,10 +99,24 @@ class Edit(NamedTuple):
     peer: Any
 
 
+class MoveAside(NamedTuple):
+    """Move the folders of a stream out of the way, for the cause given. `project` is empty where none is known."""
+
+    project: str
+    stream: str
+    folders: tuple[str, ...]
+    cause: str
+    meta: dict[str, Any] | None = None
+    """of a stream that is to end with a counted gap then"""
+    head: int = 0
+    """how far it was logged, as far as is known"""
+    exit: Exit = Exit()
+
+
 OfStream = Register | Append | Refused | Drain | FileKept | AlertSent
 InCommit = OfStream | Find | Raise
 """what is done in a project's transaction"""
-Work = InCommit | Edit
+Work = InCommit | Edit | MoveAside
 Settled = FileKept | AlertSent
 """what came of an errand"""
 
@@ -113,10 +128,37 @@ class Reply(NamedTuple):
     message: wire.Message
 
 
+class Trouble(NamedTuple):
+    """Why something cannot be read, moved or stored."""
+
+    sentence: str
+    path: str = ""
+    error: str = ""
+    """the name of the errno"""
+    lasts: bool = False
+    """whether trying again gives the same"""
+
+
+def trouble_of(error: OSError) -> Trouble:
+    """Return why the system refuses something."""
+    path = error.filename if isinstance(error.filename, str) else ""
+    return Trouble(sentence_of(error), path, name_of(error))
+
+
 class NotDrained(NamedTuple):
-    """A dead process's stream could not be stored now; its folders stay."""
+    """What a dead process left could not be stored now: its folders stay, and it is tried again."""
 
     stream: str
+    trouble: Trouble
+
+
+class MovedAside(NamedTuple):
+    """The folders of a stream were moved to `paths`, and nothing of them was removed."""
+
+    stream: str
+    paths: tuple[str, ...]
+    trouble: Trouble | None = None
+    """why not, if they were not"""
 
 
 class Drained(NamedTuple):
