@@ -44,8 +44,8 @@ def get_artifact(project: str, name: str, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    say(f"Artifact: {facts['name']}:{facts['version']} ({facts['type']})\nAliases: {', '.join(facts['aliases'])}")
-    say(f"Logged by: {', '.join(facts['logged_by'])}\nUsed by: {', '.join(facts['used_by']) or '-'}\n")
+    say(f"Artifact: {facts['name']}:{facts['version']} ({facts['type']})", f"Aliases: {', '.join(facts['aliases'])}")
+    say(f"Logged by: {', '.join(facts['logged_by'])}", f"Used by: {', '.join(facts['used_by']) or '-'}", "")
     rows = [[e["path"], e.get("size"), e.get("incomplete") or e.get("ref") or ""] for e in facts["manifest"]]
     say(table(["FILE", "BYTES", "NOTE"], rows))
-    say(f"\nDigest: {facts['digest']}\n" + "\n".join(f"  {e.get('digest')}  {e['path']}" for e in facts["manifest"]))
+    say("", f"Digest: {facts['digest']}", *(f"  {e.get('digest')}  {e['path']}" for e in facts["manifest"]))

@@ -13,7 +13,7 @@ from trackio.version import __version__
 from trackiod import control, daemon, lock
 
 from .doctor import doctor
-from .output import SpokenErrors, duration, here, print_json, size
+from .output import Block, SpokenErrors, clean, duration, here, print_json, say, size
 from .repair import repair
 from .status import blocked_line
 
@@ -30,14 +30,14 @@ def trackiod() -> None:
 def start() -> None:
     """Start the daemon; returns when it is ready. Safe to call twice."""
     started = control.start(here())
-    click.echo(f"trackiod {'started' if started.is_new else 'already runs'} (pid {started.pid}).")
+    say(f"trackiod {'started' if started.is_new else 'already runs'} (pid {started.pid}).")
 
 
 @trackiod.command()
 def stop() -> None:
     """Stop the daemon, after it has stored what it received. Training goes on."""
     stopped = control.stop(here(), "trackiod stop")
-    click.echo("trackiod stopped." if stopped else "trackiod does not run.")
+    say("trackiod stopped." if stopped else "trackiod does not run.")
 
 
 @trackiod.command()
@@ -45,7 +45,7 @@ def restart() -> None:
     """Stop and start it; nothing is lost in between."""
     places = here()
     control.stop(places, "trackiod restart")
-    click.echo(f"trackiod restarted (pid {control.start(places).pid}).")
+    say(f"trackiod restarted (pid {control.start(places).pid}).")
 
 
 @trackiod.command()
@@ -76,17 +76,17 @@ def status(as_json: bool) -> None:
         print_json({"daemon": report.daemon if report else None, "streams": report.streams if report else []})
     elif report is None:
         silent = launch.is_running(places)
-        click.echo(f"trackiod {'runs but does not answer' if silent else 'does not run'} for {places.data}.")
+        say(f"trackiod {'runs but does not answer' if silent else 'does not run'} for {places.data}.")
     else:
         facts = report.daemon
-        click.echo(f"trackiod {facts['version']} runs (pid {facts['pid']}, up {duration(facts['uptime_seconds'])}).")
-        click.echo(f"data: {facts['live']}\nsocket: {facts['socket']}\nlog: {places.log}")
+        say(f"trackiod {facts['version']} runs (pid {facts['pid']}, up {duration(facts['uptime_seconds'])}).")
+        say(f"data: {facts['live']}", f"socket: {facts['socket']}", f"log: {places.log}")
         if facts["problem"]:
-            click.echo(f"problem: {facts['problem']}")
+            say(f"problem: {facts['problem']}")
         for blocked in facts.get("blocked", []):
-            click.echo(blocked_line(blocked))
+            say(blocked_line(blocked))
         for s in report.streams:
-            click.echo(
+            say(
                 f"  {s['project']} {s['run']} {s['role']} {s['rank']} (pid {s['pid']}): lag {size(s['lag_bytes'])},"
                 f" {s['refused_points']} points refused"
             )
@@ -103,10 +103,10 @@ def logs(lines: int, follow: bool) -> None:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             kept = file.readlines()[-lines:] if lines else []
-            click.echo("".join(kept), nl=False)
+            say(Block(clean("".join(kept))), nl=False)
             position = file.tell()
     except FileNotFoundError:
-        click.echo("There is no log yet.")
+        say("There is no log yet.")
         position = 0
     while follow:
         time.sleep(0.5)
@@ -116,7 +116,7 @@ def logs(lines: int, follow: bool) -> None:
             if os.path.getsize(path) < position:
                 position = 0  # it was rotated
             file.seek(position)
-            click.echo(file.read(), nl=False)
+            say(Block(clean(file.read())), nl=False)
             position = file.tell()
 
 

@@ -35,8 +35,8 @@ def doctor(as_json: bool) -> None:
 def _print(checks: list[Check]) -> None:
     width = max(len(check.name) for check in checks)
     for check in checks:
-        verdict = click.style(f"{check.verdict:<8}", fg=_COLOURS.get(check.verdict))
-        click.echo(verdict, nl=False)
+        verdict = f"{check.verdict:<8}"
+        say(verdict, nl=False, colour=_COLOURS.get(check.verdict))
         say(f"  {check.name:<{width}}  {check.sentence}")
         if check.fix:
             say(f"{'':8}  {'':{width}}  fix: {check.fix}")

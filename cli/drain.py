@@ -7,7 +7,7 @@ import click
 from trackiod import draining
 from trackiod.errors import TrackiodError
 
-from .output import Seconds, here
+from .output import Seconds, here, say
 
 
 @click.command()
@@ -17,4 +17,4 @@ def drain(timeout: float) -> None:
     """Wait until all that was logged on this host is stored, and copied to where it outlives the host."""
     if sentence := draining.drain(here(), timeout):
         raise TrackiodError(sentence)
-    click.echo("Everything is stored and copied.")
+    say("Everything is stored and copied.")

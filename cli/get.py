@@ -15,7 +15,7 @@ from trackiod.exhibits import Exhibits
 from trackiod.moments import moment_of, timestamp
 from trackiod.run_facts import run_facts
 
-from .output import in_words, print_json, print_long_json, say, table, warn, where
+from .output import Block, in_words, print_json, print_long_json, say, table, warn, where
 
 if TYPE_CHECKING:  # numpy: only where there are points to show
     from trackiod.curves import Series
@@ -71,14 +71,14 @@ def get_project(project: str, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    say(f"Project: {project}\nNumber of runs: {facts['num_runs']}\n")
+    say(f"Project: {project}", f"Number of runs: {facts['num_runs']}", "")
     if not views:
         say("No runs found.")
         return
     rows = [[r["name"], r["id"], r["state"], r["created_at"]] for r in facts["runs"]]
     say(table(["RUN", "ID", "STATE", "CREATED"], rows))
     if facts["last_activity"]:
-        say(f"\nLast activity (max step): {facts['last_activity']}")
+        say("", f"Last activity (max step): {facts['last_activity']}")
 
 
 @get.command("run")
@@ -94,7 +94,7 @@ def get_run(project: str, run: str, rank: int | None, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    say(f"Project: {project}\nRun: {facts['run']}\nId: {facts['run_id']}")
+    say(f"Project: {project}", f"Run: {facts['run']}", f"Id: {facts['run_id']}")
     cause = f" ({facts['cause']})" if facts["cause"] else ""
     say(f"State: {facts['state']}{cause}")
     say(f"Ranks: {facts['logging']} logging of {facts['world_size']}")
@@ -107,18 +107,18 @@ def get_run(project: str, run: str, rank: int | None, as_json: bool) -> None:
     if facts["energy_joules"] is not None:
         per_step = facts["energy_joules_per_step"]
         say(f"Energy: {facts['energy_joules']:,.0f} J" + (f", {per_step:,.1f} J a step" if per_step else ""))
-    say("\nMetrics:\n" + _summary_table(facts["summary"]))
+    say("", "Metrics:", _summary_table(facts["summary"]))
     lines = ["", "Config:", *([f"  {key}: {value}" for key, value in facts["config"].items()] or ["  (no config)"])]
     for key, values in facts["config_differences"].items():
         lines.append(f"  {key} differs: " + ", ".join(f"rank {rank}: {value}" for rank, value in values.items()))
-    say("\n".join(lines))
+    say(*lines)
 
 
-def _summary_table(summary: dict[str, dict[str, Any]]) -> str:
+def _summary_table(summary: dict[str, dict[str, Any]]) -> Block:
     columns = ["last", "min", "max", "mean"] + [c for c in ("best", "set") if any(c in s for s in summary.values())]
     rows = [[name, *(facts.get(column) for column in columns)] for name, facts in summary.items()]
     lines = table(["METRIC", *(column.upper() for column in columns)], rows).splitlines()
-    return "\n".join(f"  {line}" for line in lines)
+    return Block("\n".join(f"  {line}" for line in lines))
 
 
 @get.command("metric")
@@ -186,10 +186,10 @@ def _show_series(facts: dict[str, Any], series: Series, exhibits: Exhibits, *, a
         say("No metric values found.")
     else:
         how = f", {series.reduce} of {series.ranks} ranks" if series.reduce and series.ranks > 1 else ""
-        say(f"Found {curve.size} value(s){how}:\n")
+        say(f"Found {curve.size} value(s){how}:", "")
         lines = _lines(curve, exhibits)
         while some := list(islice(lines, _LINES_AT_ONCE)):
-            say("\n".join(some))
+            say(*some)
 
 
 def _show_buckets(facts: dict[str, Any], blocks: Blocks, *, as_json: bool, is_unasked: bool) -> None:
@@ -203,7 +203,7 @@ def _show_buckets(facts: dict[str, Any], blocks: Blocks, *, as_json: bool, is_un
         return
     if is_unasked:
         total = int(blocks.counts.sum())
-        say(f"{total:,} values, in {len(rows)} stretches. Each of them: --raw, or a pipe.\n")
+        say(f"{total:,} values, in {len(rows)} stretches. Each of them: --raw, or a pipe.", "")
     say(table([name.replace("_", " ").upper() for name in names], rows))
 
 
@@ -276,7 +276,7 @@ def get_snapshot(
         if not shown:
             say("No metrics found in the specified range.")
         for name, curve in shown.items():
-            say("\n".join([f"\n{name}:", *(f"  {line}" for line in _lines(curve, exhibits))]))
+            say("", f"{name}:", *(f"  {line}" for line in _lines(curve, exhibits)))
 
 
 def _window(step: int | None, around: int | None, at_time: str | None, window: int) -> Callable[[Curve], Curve] | None:

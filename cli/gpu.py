@@ -11,7 +11,7 @@ from trackio import newest
 from trackio.places import Places
 from trackiod.moments import timestamp
 
-from .output import here, print_json, say, table
+from .output import Block, here, print_json, say, table
 
 _FACTS = (
     "utilization", "memory_utilization", "allocated_memory", "total_memory", "power", "power_limit", "temp",
@@ -36,7 +36,7 @@ def gpu(watch: bool, as_json: bool) -> None:
                 click.clear()
             say(gpu_table(gpus) if gpus else _why_none(samples))
             if gpus and _trouble(samples):
-                say(f"\nProblem: {_trouble(samples)}")
+                say("", f"Problem: {_trouble(samples)}")
         if not watch:
             return
         time.sleep(max(0.2, min((sample.interval for sample in samples), default=2.0)))
@@ -72,7 +72,7 @@ def _ranks(sample: newest.Sample, uuid: str) -> list[dict[str, Any]]:
     return found
 
 
-def gpu_table(gpus: list[dict[str, Any]]) -> str:
+def gpu_table(gpus: list[dict[str, Any]]) -> Block:
     """The GPUs as a table."""
     return table(_HEADER, [_cells(facts) for facts in gpus])
 

@@ -7,7 +7,7 @@ import click
 from trackiod import catalog
 from trackiod.store.reader import project_names
 
-from .output import one_line, print_json, say, warn, where
+from .output import print_json, say, warn, where
 
 
 @click.group("list")
@@ -26,7 +26,7 @@ def list_projects(as_json: bool) -> None:
     elif not names:
         say("No projects found.")
     else:
-        say("\n".join(["Projects:", *(f"  - {one_line(name)}" for name in names)]))
+        say("Projects:", *(f"  - {name}" for name in names))
 
 
 @list_.command("runs")
@@ -48,10 +48,10 @@ def list_runs(project: str, limit: int, before: str | None, as_json: bool) -> No
     elif not facts:
         say("No runs found.")
     else:
-        lines = (f"  - {one_line(f['name'])}  ({f['id']}, {f['state']})" for f in facts)
-        say("\n".join([f"Runs in '{project}':", *lines]))
+        lines = (f"  - {f['name']}  ({f['id']}, {f['state']})" for f in facts)
+        say(f"Runs in '{project}':", *lines)
         if has_more:
-            say(f"\nThere are older ones: --before {facts[0]['id']}")
+            say("", f"There are older ones: --before {facts[0]['id']}")
 
 
 @list_.command("metrics")
@@ -68,4 +68,4 @@ def list_metrics(project: str, run: str, as_json: bool) -> None:
     elif not names:
         say("No metrics found.")
     else:
-        say("\n".join([f"Metrics for '{view.name}' in '{project}':", *(f"  - {one_line(name)}" for name in names)]))
+        say(f"Metrics for '{view.name}' in '{project}':", *(f"  - {name}" for name in names))

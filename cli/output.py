@@ -14,6 +14,7 @@ import click
 
 from trackio import places, settings
 from trackio.places import Places
+from trackio.voice import escaped, is_harmless
 from trackiod import elsewhere
 from trackiod.errors import TrackiodError
 from trackiod.valid_json import valid
@@ -42,16 +43,35 @@ class SpokenErrors(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _clean_errors():
+                return super().invoke(ctx)
         except TrackiodError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(one_line(str(error))) from error
         except BrokenPipeError:
             ctx.exit(0)
         except OSError as error:
             what = f"{error.filename}: " if isinstance(error.filename, str) else ""
-            raise click.ClickException(f"{what}{error.strerror or error}.") from error
+            raise click.ClickException(one_line(f"{what}{error.strerror or error}.")) from error
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _clean_errors():
+            return super().make_context(*args, **kwargs)
+
+
+@contextmanager
+def _clean_errors() -> Iterator[None]:
+    """What click itself says of arguments, which may be names of users'."""
+    try:
+        yield
+    except click.ClickException as error:
+        text = one_line(error.format_message())
+        if text == error.format_message():
+            raise
+        if isinstance(error, click.UsageError):
+            raise click.UsageError(text, error.ctx) from error
+        raise click.ClickException(text) from error
 
 
 @contextmanager
@@ -78,7 +98,7 @@ def here() -> Places:
     """The places of the data folder that TRACKIO_DIR chooses."""
     ours, problems = settings.of_this_process()
     for problem in problems:
-        click.echo(f"Warning: {problem}", err=True)
+        say(f"Warning: {problem}", err=True)
     return places.of(ours)
 
 
@@ -90,9 +110,20 @@ def where() -> Places:
     return found
 
 
-def say(text: str, *, err: bool = False) -> None:
-    """Prints text that may hold names of users': nothing in it can move the cursor or ring the bell."""
-    click.echo(clean(text), err=err)
+class Block(str):
+    """Lines that are clean already: a table's."""
+
+
+def say(*lines: str, err: bool = False, nl: bool = True, colour: str | None = None) -> None:
+    """Print lines that may hold names of users': nothing in them can move the cursor, ring the bell or begin another
+    line. Whatever commands print goes through here or `print_json`."""
+    text = block(*lines)
+    click.echo(text if colour is None else click.style(text, fg=colour), err=err, nl=nl)
+
+
+def block(*lines: str) -> Block:
+    """These lines, each of them clean."""
+    return Block("\n".join(line if isinstance(line, Block) else one_line(line) for line in lines))
 
 
 def warn(sentences: Iterable[str]) -> None:
@@ -102,31 +133,41 @@ def warn(sentences: Iterable[str]) -> None:
 
 
 def clean(text: str) -> str:
-    """`text` with what cannot be printed replaced; line ends stay."""
-    if text.replace("\n", "").isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """`text` with what a terminal obeys or hides written as escapes; line ends and tabs stay."""
+    return escaped(text, "\n\t")
 
 
 def print_json(value: Any) -> None:
     """Prints valid JSON: NaN and the infinities, which JSON has not, become strings."""
-    click.echo(json.dumps(valid(value), indent=2, ensure_ascii=False))
+    click.echo(_json(value, indent=2))
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """JSON in which nothing moves a cursor either: what `clean` escapes is escaped as JSON has it, and is read back
+    equal. Between its strings there is nothing but ASCII and line ends."""
+    text = json.dumps(valid(value), indent=indent, ensure_ascii=False)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(
+        c if c == "\n" or is_harmless(c) else json.dumps(c)[1:-1] if c != "\x7f" else "\\u007f" for c in text
+    )
 
 
 def print_long_json(facts: dict[str, Any], key: str, items: Iterable[Any]) -> None:
     """Prints `facts` with a list under `key`, one item a line, as they come: there may be millions."""
-    head = json.dumps(valid(facts), indent=2, ensure_ascii=False)
+    head = _json(facts, indent=2)
     stream = sys.stdout
     stream.write(f'{head[:-2]},\n  "{key}": [')
     separator = "\n"
     for item in items:
-        stream.write(f"{separator}    {json.dumps(valid(item), ensure_ascii=False)}")
+        stream.write(f"{separator}    {_json(item)}")
         separator = ",\n"
     stream.write("]\n}\n" if separator == "\n" else "\n  ]\n}\n")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Block:
     """Columns aligned with two spaces between; numbers to the right."""
+    header = [one_line(name) for name in header]
     cells = [[cell(value) for value in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
     right = [all(_is_number(line[i]) for line in cells) for i in range(len(header))]
@@ -134,7 +175,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     for line in [list(header), *cells]:
         padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
         lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+    return Block("\n".join(lines))
 
 
 def in_words(value: Any) -> Any:

@@ -6,7 +6,7 @@ import click
 
 from trackiod import repair as repairing
 
-from .output import here, print_json
+from .output import here, print_json, say
 
 
 @click.command()
@@ -20,10 +20,10 @@ def repair(stream: str | None, as_json: bool) -> None:
     """
     places = here()
     if stream is not None:
-        click.echo(repairing.set_aside(places, stream))
+        say(repairing.set_aside(places, stream))
         return
     found = repairing.look(places)
     if as_json:
         print_json(found._asdict())
         return
-    click.echo("\n".join(found.lines()) or "Nothing is blocked or was set aside.")
+    say(*found.lines() or ["Nothing is blocked or was set aside."])

@@ -38,5 +38,5 @@ def show(project: str | None = None, **unused: Any) -> tuple[None, None, None, N
     if project is not None:
         facts["runs"] = [run for run in facts["runs"] if run["project"] == project]
     say(_NO_DASHBOARD)
-    click.echo(text(facts))
+    say(text(facts))
     return _Silent((None, None, None, None))

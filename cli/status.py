@@ -11,7 +11,7 @@ from trackio.places import Places
 from trackiod.standing import standing
 
 from .gpu import gpu_table, gpus_now
-from .output import cell, duration, print_json, size, table, where
+from .output import Block, block, cell, duration, print_json, say, size, table, where
 from .sync import text as uploads_text
 
 _RECENT_RUNS = 10
@@ -32,7 +32,7 @@ def status(as_json: bool, watch: bool, recent: int) -> None:
         else:
             if watch:
                 click.clear()
-            click.echo(text(facts))
+            say(text(facts))
         if not watch:
             return
         time.sleep(2)
@@ -43,7 +43,7 @@ def status_facts(places: Places, recent: int) -> dict[str, Any]:
     return standing(places, recent) | {"gpus": gpus_now(places)}
 
 
-def text(facts: dict[str, Any]) -> str:
+def text(facts: dict[str, Any]) -> Block:
     lines = [_daemon_line(facts)]
     lines += [f"Problem: {problem}" for problem in facts["problems"]]
     lines += map(blocked_line, facts["blocked"])
@@ -58,7 +58,7 @@ def text(facts: dict[str, Any]) -> str:
     uploads = (facts["daemon"] or {}).get("uploads")
     lines += ["", uploads_text(uploads)] if uploads else []
     if not facts["runs"]:
-        return "\n".join([*lines, *([] if facts["waiting"] or facts["has_runs"] else ["No runs yet."])])
+        return block(*lines, *([] if facts["waiting"] or facts["has_runs"] else ["No runs yet."]))
     header = ["PROJECT", "RUN", "STATE", "RANKS", "STEP", "STEPS/S", "POINTS", "LAG", "LOST", "SUMMARY"]
     lines += ["", table(header, [_cells(run) for run in facts["runs"]])]
     if facts["gpus"]:
@@ -68,7 +68,7 @@ def text(facts: dict[str, Any]) -> str:
             lines.append(f"{run['run']}: {run['weakness']}")
         if run["twins"]:
             lines.append(f"{run['run']}: {run['twins']} streams claim a rank that another live process had.")
-    return "\n".join(lines)
+    return block(*lines)
 
 
 def blocked_line(one: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from trackiod.errors import TrackiodError
 from trackiod.store import schema
 from trackiod.uploads.target import Target
 
-from .output import Seconds, duration, here, print_json, say, size, table, warn, where
+from .output import Block, Seconds, block, duration, here, print_json, say, size, table, warn, where
 
 
 @click.command()
@@ -104,12 +104,12 @@ def _wait(places: Places, project: str, wish: Wish, timeout: float | None, *, is
                 raise TrackiodError(f"Not everything is uploaded yet: {now.rows_waiting:,} rows. {now.problem}".strip())
 
 
-def text(uploads: list[dict[str, Any]]) -> str:
+def text(uploads: list[dict[str, Any]]) -> Block:
     """The targets as a table, and what is wrong with them."""
     header = ["TARGET", "PROJECTS", "STATE", "WAITING", "SENT", "COMMITS", "LAST", "NEXT"]
-    lines = [table(header, [_cells(one) for one in uploads])]
+    lines: list[str] = [table(header, [_cells(one) for one in uploads])]
     lines += [f"{one['target']}: {one['problem']}" for one in uploads if one["problem"]]
-    return "\n".join(lines)
+    return block(*lines)
 
 
 def _cells(one: dict[str, Any]) -> list[Any]:

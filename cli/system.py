@@ -29,8 +29,8 @@ def list_system_metrics(project: str, run: str, as_json: bool) -> None:
     if as_json:
         print_json({"project": project, "run": view.name, "run_id": view.id, "system_metrics": names})
     else:
-        say("\n".join([f"System metrics for '{view.name}' in '{project}':", *(f"  - {name}" for name in names)])
-            if names else "No system metrics found.")  # fmt: skip
+        head = f"System metrics for '{view.name}' in '{project}':" if names else "No system metrics found."
+        say(head, *(f"  - {name}" for name in names))
 
 
 @click.command("system-metric")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 _MOST_MATTERS = 1000
+_LINE_ENDS = "\x85\u2028\u2029"
 _said: dict[str, object] = {}
 quiet = False
 
@@ -22,7 +23,7 @@ def say(sentence: str) -> None:
 def warn(sentence: str) -> None:
     """Prints one line in any case: something is not as the user expects."""
     try:
-        sys.stderr.write(f"trackio: {sentence}\n")
+        sys.stderr.write(f"trackio: {escaped(sentence)}\n")
         sys.stderr.flush()
     except Exception:  # noqa: BLE001
         pass  # stderr is closed, absent, or the user's own
@@ -36,3 +37,16 @@ def warn_once(matter: str, sentence: str) -> bool:
         return False
     warn(sentence)
     return True
+
+
+def escaped(text: str, keep: str = "") -> str:
+    """Write what a terminal obeys or hides as escapes: `\\x1b` for ESC, also C1, bidi overrides, what has no width,
+    ends of lines and lone surrogates, but for what is to `keep`. Names and texts of users may hold any of them."""
+    if text.isprintable():
+        return text
+    return "".join(c if is_harmless(c) or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def is_harmless(character: str) -> bool:
+    """Whether a terminal shows it, and does nothing else: what can be printed, and spaces of any width."""
+    return character.isprintable() or (character.isspace() and character > " " and character not in _LINE_ENDS)

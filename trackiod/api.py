@@ -9,6 +9,7 @@ from typing import Any
 
 from trackio import inquiry, launch, places, settings, wire
 from trackio.places import Places
+from trackio.voice import escaped
 from trackiod import alert_list, catalog, control, elsewhere
 from trackiod.answers import RunView
 from trackiod.errors import NotFound, TrackiodError
@@ -180,12 +181,12 @@ def edit(project: str, action: str, run: str = "", argument: str = "") -> bool:
             control.start(where)
         answer = inquiry.ask(where, wire.Edit(project, action, run, str(argument)), _EDIT_SECONDS)
     except TrackiodError as error:
-        print(f"* {error}")  # noqa: T201 upstream's way to say it, in a script somebody runs
+        print(escaped(f"* {error}"))  # noqa: T201 upstream's way to say it, in a script somebody runs
         return False
     if isinstance(answer, wire.Edited) and answer.done:
         return True
     said = answer.sentence if isinstance(answer, wire.Edited) else "trackiod did not answer; try again."
-    print(f"* {said}")  # noqa: T201
+    print(escaped(f"* {said}"))  # noqa: T201
     return False
 
 
@@ -195,7 +196,7 @@ def delete_project(project: str, force: bool = False) -> bool:
     try:
         _check(project)
     except ValueError as error:
-        print(f"* {error}.")  # noqa: T201
+        print(escaped(f"* {error}."))  # noqa: T201
         return False
     if not force and input(f"Delete project {project!r} with all its runs, for good? (y/N): ").lower() not in (
         "y",

@@ -21,6 +21,7 @@ from trackio.host import file_identity
 from trackio.places import Endpoint, Places
 from trackio.settings import Settings
 from trackio.version import __version__
+from trackio.voice import escaped
 from trackiod.errors import (
     EXIT_ALREADY_RUNNING,
     EXIT_FAILED,
@@ -93,7 +94,7 @@ def _give_up(error: TrackiodError, report: _Report) -> int:
     code = EXIT_ALREADY_RUNNING if isinstance(error, AlreadyRunning) else EXIT_FAILED
     log.log(logging.INFO if code == EXIT_ALREADY_RUNNING else logging.ERROR, "%s", error)
     if not report.tell(f"{code} {error}"):
-        sys.stderr.write(f"trackiod: {error}\n")
+        sys.stderr.write(f"trackiod: {escaped(str(error))}\n")
     return code
 
 
@@ -327,7 +328,7 @@ def _await_child() -> int:
     if not code.isdigit():
         code, message = str(EXIT_FAILED), "trackiod ended while starting; see trackiod logs."
     if message:
-        sys.stderr.write(f"trackiod: {message}\n")
+        sys.stderr.write(f"trackiod: {escaped(message)}\n")
     return int(code)
 
 
@@ -340,6 +341,17 @@ def _write_logs(where: Places, *, to_stderr: bool) -> None:
     except OSError:
         pass  # the lock says it
     handlers.append(logging.handlers.RotatingFileHandler(where.log, maxBytes=_LOG_BYTES, backupCount=1, delay=True))
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers, force=True
-    )
+    for handler in handlers:
+        handler.setFormatter(_CleanFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+
+
+class _CleanFormatter(logging.Formatter):
+    """Names and texts of users can neither end a line of the log nor move the cursor of who reads it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = escaped(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return escaped(super().formatException(ei), "\n\t")
