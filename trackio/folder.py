@@ -16,6 +16,7 @@ from zlib import crc32
 
 import msgpack
 
+from trackio.descriptor import Descriptor
 from trackio.lookup import unless_absent
 from trackio.places import OWNER, STREAM_META, make_private, replace
 
@@ -36,45 +37,68 @@ class StreamFolder:
     """The folder of one stream that this process writes. Owns the lock; `remove` ends both."""
 
     def __init__(self, path: str, meta: dict[str, Any]) -> None:
-        """Creates it, its meta file and its lock. Raises OSError."""
+        """Creates it, its meta file and its lock; one that is there already is taken on. Raises OSError and leaves what
+        was there."""
+        was_there = os.path.isdir(path)
         make_private(path)
         self.path = path
+        self._owner: Descriptor | None = None
+        self._keep: Descriptor | None = None
         try:
-            self._owner_fd = os.open(os.path.join(path, OWNER), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.lockf(self._owner_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_lock(os.O_CREAT)
             write_meta(path, meta)
-            self._keep_fd = self._keep_from_ageing()
         except BaseException:
-            remove(path)
+            if not was_there:
+                remove(path)
+            self.close()
             raise
+        self._keep_from_ageing()
 
-    def _keep_from_ageing(self) -> int:
+    def _take_lock(self, flags: int = 0) -> None:
+        path = os.path.join(self.path, OWNER)
+        self._owner = Descriptor(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600))
+        fcntl.lockf(self._owner.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _keep_from_ageing(self) -> None:
         """systemd-tmpfiles skips a folder with a shared flock on it; writes into a mapping look like age."""
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self._keep = Descriptor(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            fcntl.flock(self._keep.number, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            return -1
-        return fd
+            return
 
-    def is_linked(self) -> bool:
-        """Whether the owner file we hold still has a name."""
+    def hold(self) -> bool:
+        """Whether the folder still has its name. Takes the lock again: a script that closes all descriptors drops it,
+        and so does one that reads the owner file. Where an error leaves that open, it is so."""
         try:
-            return os.fstat(self._owner_fd).st_nlink > 0
-        except OSError:
+            if self._owner is None or self._owner.number < 0:
+                self._take_lock()
+            assert self._owner is not None
+            number = self._owner.number
+            if os.fstat(number).st_nlink == 0:
+                return False
+            fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError:
+            return True
+        if self._keep is None or self._keep.number < 0:
+            self._keep_from_ageing()
+        return True
 
-    def remove(self) -> None:
-        """Removes everything, then lets go of the lock: nobody finds it unlocked and takes it for an orphan."""
-        remove(self.path)
+    def remove(self) -> bool:
+        """Removes everything, then lets go of the lock: nobody finds it unlocked and takes it for an orphan. False if
+        something stays: it is one then, for a daemon to remove."""
+        is_gone = remove(self.path)
         self.close()
+        return is_gone
 
     def close(self) -> None:
         """Lets go of the lock and the descriptors; the files stay. Safe to call twice."""
-        fds, self._owner_fd, self._keep_fd = (self._owner_fd, self._keep_fd), -1, -1
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
+        for descriptor in (self._owner, self._keep):
+            if descriptor is not None:
+                descriptor.close()
+        self._owner = self._keep = None
 
 
 def write_meta(path: str, meta: dict[str, Any]) -> None:
@@ -122,21 +146,37 @@ def _unblocked(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for its writer
 
 
-def remove(path: str) -> None:
-    """Removes a stream's folder, its meta file last but for the owner file. Never raises."""
+def remove(path: str) -> bool:
+    """Removes a stream's folder; False if something of it stays. Its meta file goes last but for the owner file, and
+    only after all else: what stays is found by it. Never raises."""
     try:
-        names = sorted(os.listdir(path), key=lambda name: (name == OWNER, name == STREAM_META))
+        names = os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
     except OSError:
-        return
-    for name in names:
-        try:
-            os.unlink(os.path.join(path, name))
-        except OSError:
-            continue
+        return False
+    others = [name for name in names if name not in (STREAM_META, OWNER)]
+    are_gone = [unlink(os.path.join(path, name)) for name in others]
+    if not all(are_gone) or not unlink(os.path.join(path, STREAM_META)) or not unlink(os.path.join(path, OWNER)):
+        return False
     try:
         os.rmdir(path)
+    except FileNotFoundError:
+        return True
     except OSError:
-        pass
+        return False
+    return True
+
+
+def unlink(path: str) -> bool:
+    """Removes a file; False if it stays. Never raises."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def holder(owner_fd: int) -> int | None:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Sequence
 
 from trackio import trust, wire, zmtp
+from trackio.descriptor import Descriptor
 
 _RECEIVE_BYTES = 256 << 10
 
@@ -31,7 +32,8 @@ class Link:
         self._dealer = zmtp.Dealer()
         self._unsent = memoryview(b"")
         try:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._descriptor = Descriptor(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).detach())
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=self._descriptor.number)
         except OSError as error:
             raise LinkError(f"no socket: {error.strerror or error}") from error
         try:
@@ -40,10 +42,10 @@ class Link:
             trust.check_peer(self._socket, path)  # before the first byte: what follows holds tokens and data
             self._write([zmtp.Dealer.opening()])
         except trust.NotTrusted as error:
-            self._socket.close()
+            self.close()
             raise ForeignPeer(str(error.strerror)) from error
         except OSError as error:
-            self._socket.close()
+            self.close()
             raise LinkError(f"{path}: {error.strerror or error}") from error
 
     @property
@@ -51,8 +53,14 @@ class Link:
         """Whether the peer is ready and everything given so far has left: only then may more be sent."""
         return self._dealer.ready and not self._unsent
 
+    def _check(self) -> None:
+        """Raises LinkError where somebody else closed the socket: its number may be of a file or socket of theirs."""
+        if self._descriptor.number < 0:
+            raise LinkError("the script closed the connection")
+
     def send(self, message: wire.Message) -> None:
         """Sends a message, or keeps what the socket does not take. Raises LinkError."""
+        self._check()
         try:
             self._write(zmtp.frames(wire.encode(message)))
         except OSError as error:
@@ -62,6 +70,7 @@ class Link:
         """Sends on with what was kept. Raises LinkError."""
         if not self._unsent:
             return
+        self._check()
         try:
             self._unsent = self._unsent[self._socket.send(self._unsent) :]
         except (BlockingIOError, InterruptedError):
@@ -72,6 +81,7 @@ class Link:
     def receive(self) -> list[wire.Message]:
         """The messages that have arrived. Raises LinkError when the peer is gone or talks nonsense."""
         messages: list[wire.Message] = []
+        self._check()
         while True:
             try:
                 data = self._socket.recv(_RECEIVE_BYTES)
@@ -87,13 +97,16 @@ class Link:
                 raise LinkError(str(error)) from error
 
     def wait(self, seconds: float) -> None:
-        """Waits until something arrives, or room for what was kept, at most this long."""
+        """Waits until something arrives, or room for what was kept, at most this long. Raises LinkError."""
+        self._check()
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
         poll.poll(seconds * 1000)
 
     def close(self) -> None:
-        self._socket.close()
+        """Ends the connection. Whoever closed the socket before has its number."""
+        self._socket.detach()
+        self._descriptor.close()
 
     def _write(self, buffers: Sequence[bytes | memoryview]) -> None:
         if self._unsent:

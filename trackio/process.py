@@ -11,6 +11,7 @@ import itertools
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -24,7 +25,8 @@ from trackio.shipper import Shipper
 from trackio.stream import Stream
 from trackio.values import short_repr
 
-_EXIT_SECONDS = 0.3
+_EXIT_SECONDS, _END_SECONDS = 0.9, 0.3
+"""at exit: the most that all of it takes, and of that to write the ends and to have the daemon take the rest"""
 
 
 class Process:
@@ -79,18 +81,27 @@ class Process:
 
     def end(self) -> None:
         """The process is leaving: every open run gets its end, every stream its last chance."""
+        now = time.monotonic()
+        deliver_by, close_by = now + _END_SECONDS, now + _EXIT_SECONDS
         cause = f"a thread raised {self.thread_failure}" if self.thread_failure else ""
         for run in self.runs:
+            left = max(0.0, deliver_by - time.monotonic())
             if self.failure:
-                run.end("failed", self.failure, explicit=False)
+                run.end("failed", self.failure, explicit=False, most_seconds=left)
             else:
-                run.end("ended" if self.interactive else "finished", cause, explicit=False)
+                run.end("ended" if self.interactive else "finished", cause, explicit=False, most_seconds=left)
         self._own_up()
+        at_stake = 0
         for shipper in self._shippers.values():
             try:
-                shipper.close(_EXIT_SECONDS)
+                at_stake += shipper.close(deliver_by, close_by)
             except Exception as error:  # noqa: BLE001 the others are to be closed, too
                 _say_what_failed(error)
+        if at_stake:
+            voice.warn(
+                f"the disk did not keep the last records of {at_stake} stream(s) in time; they are lost if this host "
+                "goes down before a daemon has stored them."
+            )
 
     def _own_up(self) -> None:
         """The exit line: what was not kept, if anything."""

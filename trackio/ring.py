@@ -269,13 +269,21 @@ class Ring:
             self._marks.popleft()
         return freed
 
-    def switch(self, segment: Segment, counters: memoryview) -> list[Segment] | None:
-        """Goes on in `segment` at once, counts refusals in `counters`, and returns the spares, which lie where nothing
-        may lie any more; None if somebody holds the lock for too long."""
-        return under(self._lock, lambda: self._switch(segment, counters), None)
+    def forget(self, segment: Segment) -> int:
+        """Drops a sealed segment whose bytes are gone; returns how many it held."""
+        if segment not in self._sealed:
+            return 0
+        self._sealed.remove(segment)
+        return segment.end - segment.base
 
-    def _switch(self, segment: Segment, counters: memoryview) -> list[Segment]:
-        counters[0], counters[1] = self._counters[0], self._counters[1]
+    def switch(self, segment: Segment, counters: memoryview, refused: list[int] | None = None) -> list[Segment] | None:
+        """Goes on in `segment` at once, counts refusals in `counters`, and returns the spares, which lie where nothing
+        may lie any more; None if somebody holds the lock for too long. `refused`: how many there were so far, where the
+        counters so far cannot be read."""
+        return under(self._lock, lambda: self._switch(segment, counters, refused), None)
+
+    def _switch(self, segment: Segment, counters: memoryview, refused: list[int] | None) -> list[Segment]:
+        counters[0], counters[1] = refused or (self._counters[0], self._counters[1])
         self._counters = counters
         self._drop_used()
         spares, self._spares = self._spares, []

@@ -320,13 +320,13 @@ class Run(Likeness):
             self._stream.deliver(_FINISH_SECONDS)
 
     @never_raises(None)
-    def end(self, state: str, cause: str, *, explicit: bool) -> None:
-        """Writes the run's end into the stream, once."""
+    def end(self, state: str, cause: str, *, explicit: bool, most_seconds: float = _FINISH_SECONDS) -> None:
+        """Writes the run's end into the stream, once; waits at most this long for room."""
         if self.is_finished or self._stream is None:
             return
         self.is_finished = True
         self._stop_flag.set()
-        self._note(Kind.FINISH, state, cause, explicit, seconds=_FINISH_SECONDS)
+        self._note(Kind.FINISH, state, cause, explicit, seconds=min(most_seconds, _FINISH_SECONDS))
 
     @property
     def is_retired(self) -> bool:

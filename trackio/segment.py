@@ -1,7 +1,7 @@
 """A segment: one file, or piece of anonymous memory, that holds a contiguous range of a stream.
 
-    0        8       16                64
-    | magic  | base  | reserved        | records from offset `base` on ...
+    0        8       16         24                64
+    | magic  | base  | capacity | reserved        | records from offset `base` on ...
 
 The same layout serves the mapped segments of the spool and the plain files of the spill, so one reader
 (`trackiod.recovery`) recovers both.
@@ -14,21 +14,24 @@ import os
 import struct
 from typing import NamedTuple
 
+from trackio.mapping import map_file
 from trackio.record import COMMITTED, HEADER, framed_bytes
 from trackio.record import HEADER_BYTES as RECORD_BYTES
 
 MAGIC = b"trkseg\x00\x01"
 HEADER_BYTES = 64
 _BASE = struct.Struct("<Q")
+_FACTS = struct.Struct("<QQ")
 _NOWHERE = (1 << 64) - 1
 """The base of a segment that holds nothing yet."""
 PREFIX = "seg-"
 _MADV_POPULATE_WRITE = 23
 
 
-def header(base: int) -> bytes:
-    """The header of a segment whose first record is at offset `base`."""
-    return (MAGIC + _BASE.pack(base)).ljust(HEADER_BYTES, b"\0")
+def header(base: int, capacity: int = 0) -> bytes:
+    """The header of a segment whose first record is at offset `base`. `capacity`: what the file holds behind it, where
+    it never grows."""
+    return (MAGIC + _FACTS.pack(base, capacity)).ljust(HEADER_BYTES, b"\0")
 
 
 def preallocate(fd: int, size: int) -> None:
@@ -55,7 +58,7 @@ class Segment:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 preallocate(fd, size)
-                self.map = mmap.mmap(fd, size)
+                self.map = map_file(fd, size)
             except BaseException:
                 os.unlink(path)
                 raise
@@ -64,7 +67,7 @@ class Segment:
         else:
             self.map = mmap.mmap(-1, size)
         self._prefault()
-        self.map[:HEADER_BYTES] = header(_NOWHERE)
+        self.map[:HEADER_BYTES] = header(_NOWHERE, capacity)
         self.words = memoryview(self.map).cast("Q")
 
     def _prefault(self) -> None:
@@ -84,27 +87,36 @@ class Segment:
         shift = HEADER_BYTES - self.base
         return memoryview(self.map)[start + shift : end + shift]
 
+    @property
     def is_linked(self) -> bool:
-        """Whether its file still has a name."""
+        """Whether its file still has a name, as far as can be told now."""
         if not self.path:
             return True
         try:
-            return os.stat(self.path).st_size == HEADER_BYTES + self.capacity
+            os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether somebody shortened its file: whoever touches what is no longer there is killed by SIGBUS."""
+        if not self.path:
+            return False
+        try:
+            return os.stat(self.path).st_size < HEADER_BYTES + self.capacity
         except OSError:
             return False
 
-    def close(self, *, unlink: bool = True) -> None:
-        """Unmaps it and, unless told otherwise, removes its file. Safe to call twice."""
+    def close(self) -> None:
+        """Unmaps it; its file stays. Safe to call twice."""
         self.words.release()
         try:
             self.map.close()
         except BufferError:
             return  # somebody still looks at a view; the mapping goes with it
-        if unlink and self.path:
-            try:
-                os.unlink(self.path)
-            except OSError:
-                pass
 
 
 class Content(NamedTuple):
@@ -112,6 +124,12 @@ class Content(NamedTuple):
 
     base: int
     data: bytes
+
+
+def is_cut(fd: int) -> bool:
+    """Whether the file behind `fd` is shorter than it was made: a mapped segment never is. Raises OSError."""
+    head, size = read_bytes(fd, HEADER_BYTES), os.fstat(fd).st_size
+    return size < HEADER_BYTES or (head[:8] == MAGIC and size < HEADER_BYTES + _FACTS.unpack_from(head, 8)[1])
 
 
 def bases_of(fd: int) -> list[int]:

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from trackio import places, voice, wire
+from trackio import durability, places, voice, wire
+from trackio.descriptor import reserve
 from trackio.link import ForeignPeer, Link, LinkError
 from trackio.places import Endpoint, Places
 from trackio.shipping import Courier, Held, SayHello, SendData, SendHeartbeat, SpillUpTo
+from trackio.spill import SpillError
 from trackio.spool import Spool
 from trackio.starter import Starter
 from trackio.values import short_repr
@@ -25,25 +27,21 @@ from trackio.wake import Wake
 _IDLE_SECONDS = 0.5
 _ACTIVE_SECONDS = 0.05
 _ACK_WAIT_SECONDS = 0.01
-_CLOSE_SECONDS = 0.2
+_LAST_SECONDS = 0.05
 _RECONNECT_SECONDS = 0.2
 _MAX_STEPS_A_TURN = 16
+_SYNC_AGAIN_SECONDS = 1.0
+_LEAST_PATIENCE_SECONDS, _MOST_PATIENCE_SECONDS = 0.1, 60.0
+_LOOK_SECONDS = 0.002
 
 
 class Shipment:
     """One stream on its way."""
 
     __slots__ = (
-        "closed",
-        "courier",
-        "each_second",
-        "incomplete",
-        "introduced",
-        "is_over",
-        "next_second",
-        "secrets",
-        "spool",
-    )
+        "closed", "courier", "each_second", "incomplete", "introduced", "is_over", "next_second", "patience", "read_at",
+        "secrets", "spool", "sync_at",
+    )  # fmt: skip
 
     def __init__(self, spool: Spool, each_second: Callable[[], None], secrets: dict[str, Any]) -> None:
         self.spool = spool
@@ -57,6 +55,9 @@ class Shipment:
         """files that the daemon says it could not keep whole"""
         self.is_over = False
         """its run has ended and another one has taken its place"""
+        self.read_at = self.patience = 0.0
+        """when to try again to read what lies on disk, and how long to wait after the next failure"""
+        self.sync_at = 0.0
 
     def held(self) -> Held:
         ring = self.spool.ring
@@ -66,6 +67,31 @@ class Shipment:
     def is_delivered(self) -> bool:
         """Whether the daemon has everything."""
         return self.courier.committed >= self.spool.ring.head
+
+    @property
+    def is_at_stake(self) -> bool:
+        """Whether the end of the host, without a daemon before it, would cost records."""
+        spool = self.spool
+        if self.is_delivered or (self.courier.welcomed and not spool.weakness):
+            return False
+        return not spool.spill.is_kept or (spool.spill.end or 0) < spool.ring.head
+
+    def keep(self, now: float) -> str:
+        """Goes on with having the disk keep what was moved there; nothing is waited for. Returns why not, or ""."""
+        spill = self.spool.spill
+        if now < self.sync_at or spill.is_kept:
+            return ""
+        problem = spill.keep()
+        if problem:
+            self.sync_at = now + _SYNC_AGAIN_SECONDS
+            voice.warn_once("sync", f"what was moved to disk may not outlive a loss of power: {problem}")
+        return problem
+
+    def on_unreadable(self, error: SpillError, now: float) -> None:
+        """The disk does not give back what it has: that is no answer, so it is asked again, more and more rarely."""
+        self.patience = min(_MOST_PATIENCE_SECONDS, 2 * self.patience or _LEAST_PATIENCE_SECONDS)
+        self.read_at = now + self.patience
+        voice.warn_once("unreadable", f"metrics on disk cannot be read now, and are kept there: {error}")
 
 
 class Shipper:
@@ -81,7 +107,9 @@ class Shipper:
         """the one behind the link"""
         self._turn_lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._stopping = False
+        self._stopping = self._is_closed = False
+        self._close_by = 0.0
+        """when the process leaves, whatever the disk does; 0 while it stays"""
         self._connect_at = 0.0
         self._incomplete = 0
         """files not kept whole, of streams that were let go of"""
@@ -95,7 +123,9 @@ class Shipper:
         spool.ring.wanted = self.wanted
         spool.on_pressure = lambda: self._relieve(shipment)
         self._shipments[spool.stream] = shipment
-        self._stopping = False
+        self._stopping = self._is_closed = False
+        self._close_by = 0.0
+        reserve.take()
         self.ensure_thread()
         self.wanted.set()
         return shipment
@@ -158,6 +188,9 @@ class Shipper:
             self.wanted.clear()
             try:
                 with self._turn_lock:
+                    if self._close_by:
+                        self._close_all(self._close_by)
+                        return
                     delay = self._turn(time.monotonic())
             except Exception as error:  # noqa: BLE001 the border to the user's process: never raise, never stop
                 voice.warn_once("shipper", f"internal error while sending ({short_repr(error)}); metrics are kept.")
@@ -173,7 +206,10 @@ class Shipper:
         if self._link is None or not patience:
             self.wanted.wait(seconds)
         elif not self.wanted.is_set():
-            self._link.wait(patience)
+            try:
+                self._link.wait(patience)
+            except LinkError:
+                self._drop_link()
 
     def _turn(self, now: float) -> float:
         """One round over connection and streams. Returns how long to wait before the next."""
@@ -201,6 +237,7 @@ class Shipper:
             courier.on_connect(now)
         spool.release(courier.committed)
         spool.maintain(now)
+        shipment.keep(now)
         if spool.path != shipment.introduced:
             shipment.introduced = spool.path
             courier.introduce_again(now)
@@ -225,7 +262,9 @@ class Shipper:
             spool.close()
         elif self._link is None:
             head = spool.ring.head
-            if spool.spill_upto(committed, head) or spool.spill.end != head or not spool.ring.retire(head):
+            if spool.spill_upto(committed, head) or spool.spill.end != head or not spool.spill.is_kept:
+                return
+            if not spool.ring.retire(head):
                 return
             spool.leave()
         else:
@@ -238,7 +277,7 @@ class Shipper:
         spool, stream = s.spool, s.spool.stream
         match action:
             case SpillUpTo(end=end):
-                problem = spool.spill_upto(s.courier.committed, end) or spool.spill.sync()
+                problem = spool.spill_upto(s.courier.committed, end) or s.keep(now)
                 s.courier.on_spill(problem, now)
                 if problem:
                     voice.warn_once("spill", f"unacked metrics cannot be moved to disk: {problem}")
@@ -253,7 +292,14 @@ class Shipper:
 
     def _send_batch(self, s: Shipment, start: int, now: float) -> bool:
         spool = s.spool
-        body = spool.read(start)
+        if now < s.read_at:
+            return False
+        try:
+            body = spool.read(start)
+        except SpillError as error:
+            s.on_unreadable(error, now)
+            return False
+        s.patience = 0.0
         if not body:
             return False
         try:
@@ -331,35 +377,55 @@ class Shipper:
             self._starter.on_disconnect(time.monotonic())
         for shipment in self._all():
             shipment.courier.on_disconnect()
+            shipment.spool.check_soon()
 
     # -- the end -----------------------------------------------------------------------------------------------
 
-    def close(self, seconds: float) -> None:
-        """At exit: gives the daemon a moment, spills what nobody took, removes what everybody has."""
-        deadline = time.monotonic() + seconds
-        for shipment in self._all():
-            delivered = self.deliver(shipment, max(0.0, deadline - time.monotonic()))
-            self._close_one(shipment, delivered)
-        self._stopping = True
-        self.wanted.set()
-        if self._thread is not None:
-            self._thread.join(_CLOSE_SECONDS)  # an interpreter that ends it itself needs a free descriptor
+    def close(self, deliver_by: float, close_by: float) -> int:
+        """At exit: gives the daemon a moment, has the disk keep what nobody took, removes what everybody has. Returns
+        how many streams would lose their last records with the host: what the disk did not take or keep in time.
 
-    def _close_one(self, shipment: Shipment, delivered: bool) -> None:
-        if not self._turn_lock.acquire(timeout=_CLOSE_SECONDS):
-            return  # the thread is stuck in a disk; what lies in shared memory outlives us
-        try:
-            if shipment.closed:
-                return  # it was over, and the thread let go of it just now
-            shipment.closed = True
-            spool = shipment.spool
-            spool.ring.append_queued()
-            if delivered and not any(spool.refused) and spool.ring.retire(shipment.courier.committed):
-                spool.close()
-            elif not shipment.courier.welcomed or spool.weakness:
-                spool.spill_upto(shipment.courier.committed, spool.ring.head)
-        finally:
-            self._turn_lock.release()
+        The thread does it, so a disk that hangs holds up nobody for longer."""
+        for shipment in self._all():
+            self.deliver(shipment, max(0.0, deliver_by - time.monotonic()))
+        self._close_by = close_by
+        self.wanted.set()
+        thread = self._thread
+        if thread is None or not thread.is_alive():
+            self._close_all(close_by, may_wait=False)
+        else:
+            while thread.is_alive() and not self._is_closed and time.monotonic() < close_by:
+                time.sleep(_LOOK_SECONDS)
+            thread.join(_LAST_SECONDS)  # an interpreter that ends it itself needs a free descriptor
+        if self._link is not None:
+            self._link.close()
+        self._stopping = True
+        return sum(shipment.is_at_stake for shipment in self._all())
+
+    def _close_all(self, close_by: float, *, may_wait: bool = True) -> None:
+        for shipment in self._all():
+            try:
+                self._close_one(shipment)
+            except Exception as error:  # noqa: BLE001 the others are to be closed, too
+                voice.warn_once(
+                    "close", f"internal error at exit ({short_repr(error)}); metrics are kept on this host."
+                )
+        waiting = [shipment.spool.spill for shipment in self._all()] if may_wait else []
+        while waiting and time.monotonic() < close_by:
+            waiting = [spill for spill in waiting if not spill.keep() and not spill.is_kept]
+            time.sleep(_LOOK_SECONDS if waiting else 0)
+        self._is_closed = True
+
+    def _close_one(self, shipment: Shipment) -> None:
+        if shipment.closed:
+            return
+        shipment.closed = True
+        spool, committed = shipment.spool, shipment.courier.committed
+        spool.ring.append_queued()
+        if shipment.is_delivered and not any(spool.refused) and spool.ring.retire(committed):
+            spool.close()
+        elif not shipment.courier.welcomed or spool.weakness:
+            spool.spill_upto(committed, spool.ring.head)
 
     def abandon(self) -> None:
         """In a forked child: forget the parent's streams and connection without touching them."""
@@ -367,3 +433,4 @@ class Shipper:
             self._link.close()
         for shipment in self._all():
             shipment.spool.abandon()
+        durability.abandon()

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from trackio import growth, host, mounts, voice
-from trackio.folder import StreamFolder
+from trackio.descriptor import reserve
+from trackio.folder import StreamFolder, unlink
 from trackio.locks import under
+from trackio.mapping import map_file
 from trackio.places import COUNTERS, Places
 from trackio.ring import Ring
 from trackio.segment import PREFIX, Segment, preallocate
@@ -58,9 +60,14 @@ class Spool:
         self._names = 0
         self._provide_lock = threading.RLock()  # a log() in a signal handler passes
         self._stale: set[int] = set()
+        self._former: list[StreamFolder] = []
+        """removed ones; the daemon tells by their owner files that we live"""
+        self._left: list[str] = []
+        """segments of no use that could not be removed"""
         self._next_check = 0.0
         self._quiet_since = time.monotonic()
         self._acked = 0
+        self._seen_refused = [0, 0]
         first = self._settle()
         self._counters_map = self._open_counters()
         self._counters = memoryview(self._counters_map).cast("Q")
@@ -111,7 +118,7 @@ class Spool:
             return mmap.mmap(-1, _COUNTER_BYTES)
         try:
             preallocate(fd, _COUNTER_BYTES)
-            return mmap.mmap(fd, _COUNTER_BYTES)
+            return map_file(fd, _COUNTER_BYTES)
         except OSError:
             return mmap.mmap(-1, _COUNTER_BYTES)
         finally:
@@ -125,7 +132,8 @@ class Spool:
     @property
     def refused(self) -> list[int]:
         """Records and points refused so far."""
-        return [self._counters[0], self._counters[1]]
+        self._seen_refused = [self._counters[0], self._counters[1]]
+        return self._seen_refused
 
     @property
     def oldest(self) -> int:
@@ -186,35 +194,65 @@ class Spool:
         if ring.head > self._acked:
             self._quiet_since = now
         elif now - self._quiet_since > _SHRINK_AFTER_SECONDS and (spare := ring.drop_spare()):
-            spare.close()
+            self._discard(spare)
         if now >= self._next_check:
             self._next_check = now + _CHECK_EVERY_SECONDS
-            self._check_names()
+            self._check()
 
-    def _check_names(self) -> None:
-        """A logout, an epilog or a cleaner may unlink our files. What lies there goes to disk, and the ring
-        goes on in another folder."""
+    def check_soon(self) -> None:
+        """Something looks wrong: somebody may have closed our descriptors."""
+        self._next_check = 0.0
+
+    def _check(self) -> None:
+        """What others do to our files and descriptors is made good."""
+        reserve.take()
+        self._left = [path for path in self._left if not unlink(path)]
+        self.spill.maintain()
         if self._folder is None:
             return
-        if self._folder.is_linked() and all(s.is_linked() for s in self.ring.segments()):
-            return
-        gone, old = self._folder, self.ring.segments()
+        segments = self.ring.segments()
+        cut = [segment for segment in segments if segment.is_cut]
+        if cut or not self._folder.hold() or not all(segment.is_linked for segment in segments):
+            self._move(self._folder, segments, cut)
+
+    def _move(self, gone: StreamFolder, old: list[Segment], cut: list[Segment]) -> None:
+        """A logout, an epilog or a cleaner may unlink our files, or cut them. What lies there goes to disk, and the
+        ring goes on in another folder. What was cut is not touched any more: that would be a SIGBUS."""
+        refused = self._seen_refused if self._counters_are_cut(gone) else None
         fresh, counters_map = self._settle(), self._open_counters()
         counters = memoryview(counters_map).cast("Q")
-        spares = self.ring.switch(fresh, counters)
+        spares = self.ring.switch(fresh, counters, refused)
         if spares is None:
-            fresh.close()
+            self._discard(fresh)
             return
+        self._former.append(gone)
         self._counters, self._counters_map = counters, counters_map
-        self._stale = {id(s) for s in old}
+        lost = sum(self.ring.forget(segment) for segment in cut)
+        for segment in cut:
+            self._discard(segment)
+        self._stale = {id(s) for s in old if s not in cut}
         for spare in spares:
-            spare.close()
+            if spare not in cut:
+                self._discard(spare)
         self._provide(0)
-        voice.warn_once(
-            "spool-moved",
-            f"the spool {gone.path} was removed by somebody; nothing is lost, it goes on elsewhere.",
-        )
+        what = "was removed by somebody; nothing is lost"
+        if cut:
+            what = f"was cut short by somebody; {lost:,} bytes of what was logged are lost if they were not sent before"
+        voice.warn_once("spool-moved", f"the spool {gone.path} {what}, it goes on elsewhere.")
         self.spill_upto(self.ring.oldest, self.ring.head)
+
+    @staticmethod
+    def _counters_are_cut(folder: StreamFolder) -> bool:
+        try:
+            return os.stat(os.path.join(folder.path, COUNTERS)).st_size < _COUNTER_BYTES
+        except OSError:
+            return False  # removed, which a mapping survives
+
+    def _discard(self, segment: Segment) -> None:
+        """Gives a segment's memory back, and its file, now or later."""
+        segment.close()
+        if segment.path and not unlink(segment.path):
+            self._left.append(segment.path)
 
     # -- leaving memory ----------------------------------------------------------------------------------
 
@@ -237,7 +275,7 @@ class Spool:
         for segment in self.ring.release(upto):
             if id(segment) in self._stale or not self._folder:
                 self._stale.discard(id(segment))
-                segment.close()
+                self._discard(segment)
             else:
                 self.ring.add(segment)
 
@@ -263,31 +301,32 @@ class Spool:
 
     def close(self) -> None:
         """Removes everything: the daemon has it all."""
-        for segment in self.ring.segments():
-            segment.close()
-        self._close_counters()
+        self._close_segments()
         self.spill.release(self.ring.head)
-        if self._folder is not None:
-            self._folder.remove()
+        self._remove_folder()
 
     def leave(self) -> None:
         """Lets go of a stream whose bytes all lie in the spill: whoever finds it there takes it from there."""
-        for segment in self.ring.segments():
-            segment.close()
-        self._close_counters()
-        if self._folder is not None:
-            self._folder.remove()
+        self._close_segments()
+        self._remove_folder()
         self.spill.leave()
 
-    def _close_counters(self) -> None:
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            self._folder.remove()
+        for former in self._former:
+            former.close()
+
+    def _close_segments(self) -> None:
+        for segment in self.ring.segments():
+            segment.close()
         self._counters.release()
         self._counters_map.close()
 
     def abandon(self) -> None:
         """In a forked child: lets go of the parent's mappings and descriptors, touches none of its files."""
-        for segment in self.ring.segments():
-            segment.close(unlink=False)
-        self._close_counters()
-        for folder in (self._folder, self.spill.folder):
+        self._close_segments()
+        for folder in (self._folder, *self._former):
             if folder is not None:
                 folder.close()
+        self.spill.abandon()

@@ -99,7 +99,8 @@ class Sampler:
             self._close_gpus()
             self._board.clear()
             self._stream.note(Kind.FINISH, "finished", "", True, seconds=_CLOSE_SECONDS)
-            self._shipper.close(_CLOSE_SECONDS)
+            close_by = time.monotonic() + _CLOSE_SECONDS
+            self._shipper.close(close_by, close_by)
 
     def _sample(self) -> None:
         ask_at = answered_at = time.monotonic()
