@@ -19,6 +19,7 @@ from trackio.version import __version__, is_older
 from trackiod.doctor import OK, PROBLEM, WARNING, examine
 from trackiod.facts import Daemon, Facts, Limits, Login, Space, removes_ipc
 from trackiod.installation import Copy, Installation, Owner
+from trackiod.store.wal import LongLog
 
 ROOT = Path(__file__).parent.parent
 OURS = Copy("/site/trackio", __version__)
@@ -37,6 +38,7 @@ HEALTHY = Facts(
     shm=SHM,
     limits=Limits(65536, 8 << 20, False),
     login=Login("a", False, True, True, True),
+    logs=(),
     waiting=0,
 )
 
@@ -94,6 +96,8 @@ TROUBLES = [
     ("linger", WARNING, "/dev/shm", {"login": HEALTHY.login._replace(lingers=False)}),
     ("linger", WARNING, "unknown", {"login": HEALTHY.login._replace(lingers=None)}),
     ("waiting", WARNING, "3 ended", silent(waiting=3)),
+    ("database log", WARNING, "388 MiB",
+     {"logs": (LongLog("p", "/x/p.db-wal", 388 << 20, ("7 (sqlite3)",)),)}),
 ]  # fmt: skip
 
 

@@ -262,6 +262,7 @@ class Committer:
         if not store.is_linked():
             self._databases.close(project)
             return f"the database of project {project!r} was removed; it goes on in a new one."
+        self._act(project, lambda: store.cut_log(time.monotonic()))
         self._note_commit(project)
         if message := self._troubles.clear(project, time.monotonic()):
             log.info("%s", message)

@@ -9,6 +9,7 @@ from trackio import growth
 from trackio.version import __version__, is_older
 from trackiod.facts import Daemon, Facts, Limits, Login, Space
 from trackiod.installation import Copy, Installation
+from trackiod.store.wal import LongLog
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
@@ -39,6 +40,7 @@ def examine(facts: Facts) -> list[Check]:
         *_daemon(facts.daemon, autostart=facts.autostart),
         *_folder(facts),
         _free_space(facts.live),
+        *_logs(facts.logs),
         _spool(facts.spools),
         _shared_memory(facts.shm),
         _open_files(facts.limits, facts.daemon),
@@ -189,6 +191,13 @@ def _free_space(live: Space) -> Check:
         return Check("free space", OK, sentence)
     verdict = PROBLEM if live.free_bytes < _LAST_DISK_BYTES else WARNING
     return Check("free space", verdict, sentence, "Make room there, or set TRACKIO_DIR to another disk.")
+
+
+def _logs(logs: tuple[LongLog, ...]) -> Iterator[Check]:
+    for log in logs:
+        yield Check("database log", WARNING, log.sentence, "End those processes, or their transactions.")
+    if not logs:
+        yield Check("database log", OK, "No reader keeps a database's log from being cut.")
 
 
 # -- spools and limits -----------------------------------------------------------------------------------------

@@ -9,12 +9,17 @@ import os
 import pwd
 import re
 import resource
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from trackio import host, launch, mounts, places
 from trackio.places import Places
 from trackiod import control, installation, library, orphans
+from trackiod.errors import StoreError
 from trackiod.installation import Installation
+from trackiod.store import reader, schema, wal
+from trackiod.store.wal import LongLog
 
 _LOG_TAIL_BYTES = 64 << 10
 _LOGIND_FILES = (
@@ -90,6 +95,8 @@ class Facts(NamedTuple):
     shm: Space | None
     limits: Limits
     login: Login
+    logs: tuple[LongLog, ...]
+    """of databases, that could not begin anew for long"""
     waiting: int
     """streams of dead processes that nobody has stored yet"""
     incomplete: tuple[str, ...] = ()
@@ -110,9 +117,17 @@ def gather(where: Places, *, autostart: bool, settings: tuple[str, ...]) -> Fact
         shm=space("/dev/shm") if os.path.isdir("/dev/shm") else None,
         limits=_limits(),
         login=_login(),
+        logs=tuple(_long_logs(where)),
         waiting=sum(1 for found in orphans.find(where) if not found.is_held),
         incomplete=tuple(library.incomplete(where.projects)),
     )
+
+
+def _long_logs(where: Places) -> Iterator[LongLog]:
+    for path in reader.own_paths(where.projects):
+        with suppress(StoreError):
+            if (log := wal.find_long(path, schema.name_in(path))) is not None:
+                yield log
 
 
 def _daemon(where: Places) -> Daemon:

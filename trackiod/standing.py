@@ -12,6 +12,7 @@ from trackiod.answers import RunView
 from trackiod.errors import StoreError
 from trackiod.moments import timestamp
 from trackiod.overview import Overview
+from trackiod.store import wal
 from trackiod.store.reader import ProjectReader, paths
 
 _HEADLINES = 3
@@ -34,6 +35,8 @@ def standing(places: Places, recent: int) -> dict[str, Any]:
                 known.update(filter(reader.has_stream, waiting))
                 rows += [_run(reader.project, view, report) for view in views]
                 problems += reader.problems
+                if (log := wal.find_long(path, reader.project)) is not None:
+                    problems.append(log.sentence)
         except StoreError as error:
             problems.append(str(error))
     rows.sort(key=lambda r: (r["state"] != "running", -r["sort_ns"]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from trackiod.errors import StoreError
-from trackiod.store import schema, shelf
+from trackiod.store import schema, shelf, wal
 from trackiod.store.digest import Digest, End
 from trackiod.store.sums import Sums
 from trackiod.views.attempts import start_of
@@ -24,6 +24,9 @@ _FOLD_RECORDS = 4096
 """the fewest records that make a good chunk, and what a reader decodes of a stream's raw end in 20 ms"""
 _FOLD_BYTES = 4 << 20
 _FOLD_BYTES_AT_MOST = 64 << 20
+_CUT_WAIT_MS = 50
+_CUT_AT_FIRST_SECONDS, _CUT_AGAIN_SECONDS = 0.1, 5.0
+"""between two tries to cut a long log, while somebody reads from it: at most a hundredth of the time goes there"""
 _FOLD_RECORDS_AT_LEAST = 32
 """a chunk of fewer values takes more room than they do raw"""
 
@@ -39,6 +42,7 @@ class ProjectStore:
         self.shelf = shelf.Shelf(self.connection)
         info = os.stat(self.path)
         self._file = (info.st_dev, info.st_ino)
+        self._cut_at, self._cut_again_seconds = 0.0, _CUT_AT_FIRST_SECONDS
 
     def close(self) -> None:
         self.connection.close()
@@ -60,6 +64,19 @@ class ProjectStore:
             return bool(self._one("PRAGMA quick_check(1)") != ("ok",))
         except sqlite3.Error:
             return True
+
+    def cut_log(self, now: float) -> None:
+        """Between commits: has a long log of SQLite's begin anew. Waits a moment for readers that are about to end, and
+        for no other; what cannot be done now is tried again after a later commit."""
+        if wal.size_of(self.path) <= wal.MOST_BYTES or now < self._cut_at:
+            return
+        is_cut = False
+        self._do(f"PRAGMA busy_timeout = {_CUT_WAIT_MS}")
+        with contextlib.suppress(sqlite3.Error):  # a full disk: the commits that follow say so
+            is_cut = self._one("PRAGMA wal_checkpoint(TRUNCATE)")[0] == 0
+        self._do(f"PRAGMA busy_timeout = {int(schema.BUSY_SECONDS * 1000)}")
+        again = _CUT_AT_FIRST_SECONDS if is_cut else min(2 * self._cut_again_seconds, _CUT_AGAIN_SECONDS)
+        self._cut_again_seconds, self._cut_at = again, now + again
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from trackio.names import HOST, project_id
 from trackiod.errors import StoreDamaged, StoreError, StoreTooNew, StoreTooOld
-from trackiod.store import additions, migrations
+from trackiod.store import additions, migrations, wal
 from trackiod.store.layout import IN_STREAMS, TABLES, VERSION
 
 log = logging.getLogger("trackiod.schema")
@@ -22,7 +22,7 @@ SUFFIX = ".db"
 SIDES = ("", "-wal", "-shm")
 """of a database's files"""
 _HOST_FILE = "host" + SUFFIX
-_BUSY_SECONDS = 1.0
+BUSY_SECONDS = 1.0
 _DAMAGES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB}
 
 
@@ -57,11 +57,11 @@ def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connecti
     if not os.path.exists(path):
         _create(path, project, store_id)
     leave_newer(path)
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS)
     try:
         with closed_if_it_fails(connection):
             connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA journal_size_limit = 67108864")
+            connection.execute(f"PRAGMA journal_size_limit = {wal.MOST_BYTES}")
             try:
                 check_version(connection, path)
             except StoreTooOld:
