@@ -428,3 +428,64 @@ def test_each_folder_above_is_looked_at(tmp_path: Path) -> None:
     assert trust.problem_above(path) == ""
     os.chown(tmp_path / "a", STRANGER, STRANGER)
     assert f"uid {STRANGER}" in trust.problem_above(path)
+
+
+# -- modes -------------------------------------------------------------------------------------------------------------
+
+LOGS_ALL = """
+import os, sys, pathlib, numpy, trackio
+os.umask(0)
+trackio.init(project='p')
+trackio.log({'a': 1, 'image': trackio.Image(numpy.zeros((4, 4, 3), 'uint8')), 'text': 'x'})
+pathlib.Path(sys.argv[1]).write_bytes(b'x' * (9 << 20))
+trackio.log_artifact(sys.argv[1], name='model')
+pathlib.Path(sys.argv[1]).unlink()
+for i in range(3000): trackio.log({'a': i})
+trackio.alert('x', level='warn')
+trackio.finish()
+"""
+
+
+def open_to_others(*folders: Path) -> list[str]:
+    """What others could read in folders of ours, but for links."""
+    found = []
+    for folder in folders:
+        for path in folder.rglob("*"):
+            info = path.lstat()
+            if info.st_mode & 0o077 and not path.is_symlink():
+                found.append(f"{info.st_mode & 0o777:o} {path}")
+    return found
+
+
+def test_whatever_the_umask_nothing_of_ours_is_open_to_others(host: Host, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    host.extra |= {"TRACKIO_SHARED_DIR": str(shared)}
+    host.data.chmod(0o755)
+    (host.data / "projects").mkdir(mode=0o755)
+    for name in ("trackiod.log", "projects/old.db.damaged-1"):  # of an earlier release
+        (host.data / name).touch(mode=0o644)
+    assert host.run(LOGS_ALL, str(tmp_path / "model.bin")).returncode == 0  # what it leaves lies on disk
+    daemon = host.python("import sys\nfrom trackiod.daemon import run\nsys.exit(run())", umask=0)
+    wait_for(host.status, what="the daemon")
+    (found,) = host.data.glob("trackiod.log")
+    assert found.stat().st_mode & 0o777 == 0o600 and host.data.stat().st_mode & 0o777 == 0o700
+    assert host.run(LOGS_ALL, str(tmp_path / "model.bin")).returncode == 0
+    host.ended_runs("p")
+    assert host.command("trackio", "drain", "--timeout", "30").returncode == 0
+    assert open_to_others(host.data, host.spool, shared) == []
+    os.umask(0)
+    try:
+        other = Host(tmp_path / "other", host.spool, {**host.extra})
+        assert "p" in str(other.cli_here("list", "projects"))  # what it takes in of the first
+    finally:
+        os.umask(0o022)
+    assert open_to_others(other.data) == []
+    host.stop()
+    assert daemon.wait(20 * PATIENCE) == 0
+
+
+def test_a_folder_in_which_something_else_lies_keeps_its_mode(host: Host) -> None:
+    (host.data / "notes.txt").touch(mode=0o644)
+    host.data.chmod(0o755)
+    host.start()
+    assert host.data.stat().st_mode & 0o777 == 0o755 and (host.data / "notes.txt").stat().st_mode & 0o777 == 0o644

@@ -406,6 +406,11 @@ def replace(path: str, content: bytes, *, is_safe: bool = False, mode: int = 0o6
     os.rename(new, path)
 
 
+def private(path: str, flags: int) -> int:
+    """An opener for `open()`: what it creates is its owner's alone, whatever the umask."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
 def create(path: str, mode: int = 0o600) -> int:
     """Opens a file of ours for writing, empty, with this mode whatever the umask. What another user left under its
     name, or a link, goes. Raises OSError."""

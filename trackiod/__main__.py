@@ -9,6 +9,7 @@ import sys
 
 def main(arguments: list[str]) -> int:
     """The words that a daemon starts itself and its children with; the command line for people is `trackiod`."""
+    os.umask(0o077)  # whoever started us may have an open one
     if arguments == ["keep"]:
         from trackiod import keeper
 

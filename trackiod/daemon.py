@@ -32,6 +32,7 @@ from trackiod.errors import (
     TrackiodError,
 )
 from trackiod.lock import FolderLock, bind, endpoint_at, remove_endpoint, write_endpoint
+from trackiod.narrowing import narrow
 from trackiod.systemd import Notifier, passed_socket
 from trackiod.threads import Threads
 
@@ -67,6 +68,7 @@ def run(*, detach: bool = False, autostarted: bool = False) -> int:
     fd = _detach() if detach else None
     if fd == _PARENT:
         return _await_child()
+    os.umask(0o077)  # in the foreground too: what SQLite, logging and our children create goes by it
     report = _Report(fd)
     _write_logs(where, to_stderr=not detach)
     for problem in problems:
@@ -122,6 +124,7 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, report: _
     from trackiod.server import Server
 
     _be_modest()
+    narrow(where)
     with _named_refusals(where):
         passed = passed_socket(os.environ)
         listener = passed or bind(where)
@@ -291,7 +294,6 @@ def _detach() -> int:
     os.close(_reader)
     os.setsid()
     os.chdir("/")
-    os.umask(0o077)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)

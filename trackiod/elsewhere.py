@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 from trackio import places, settings
-from trackio.places import Places, boot_id, make_private, replace
+from trackio.places import Places, boot_id, make_private, private, replace
 from trackiod import blobs
 from trackiod.errors import StoreError, StoreTooNew, StoreTooOld
 from trackiod.sinks import directory
@@ -197,7 +197,7 @@ class _TakingIn:
                 self._problems.append(f"{path} was damaged ({error}); it is made anew.")
                 schema.remove(path)
                 is_whole = False
-        with open(os.path.join(self._folder, _BOOT), "w", encoding="utf-8") as file:
+        with open(os.path.join(self._folder, _BOOT), "w", encoding="utf-8", opener=private) as file:
             file.write(boot_id())
         return is_whole
 

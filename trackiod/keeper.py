@@ -153,6 +153,8 @@ def _put(folder: str, prepared: _Prepared, touched: set[str]) -> Kept:
     touched.add(parent)
     if not os.path.exists(target):
         _make_folder(parent)
+        if os.stat(made.path).st_nlink == 1:  # a link to a file whose user has removed it is ours alone now
+            os.chmod(made.path, 0o600)
         _sync(made.path)
         with contextlib.suppress(FileExistsError):  # another child kept the same content just now
             os.link(made.path, target)

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from trackio.places import create
 from trackiod.errors import StoreDamaged
 from trackiod.store import additions, batch, removal, schema
 from trackiod.store.layout import FACTS, TABLES, VERSION
@@ -182,6 +183,7 @@ def gathering(path: str, project: str) -> sqlite3.Connection:
         schema.leave_newer(path)
     else:
         schema.remove(f"{path}.new")
+        os.close(create(f"{path}.new"))  # SQLite gives the files beside it the same mode
         made = sqlite3.connect(f"{path}.new", isolation_level=None)
         made.executescript(f"PRAGMA journal_mode = WAL; BEGIN; {TABLES} PRAGMA user_version = {VERSION};")
         made.execute("INSERT INTO meta (key, value) VALUES ('project', ?)", (project,))
