@@ -25,6 +25,7 @@ from conftest import Host, wait_for
 from pyarrow import parquet
 from uploads import LOG, local, parquet_rows, remote
 
+from trackio import imports
 from trackiod import querying
 from trackiod.errors import TrackiodError
 from trackiod.store import schema
@@ -220,6 +221,53 @@ def test_an_export_as_text_holds_the_same(logged: Host, tmp_path: Path) -> None:
                 value = row["value_text"] or (number if not re.match(r"-?\d", number) else float(number))
                 values.append((row["run_id"], int(row["rank"]), row["metric"], int(row["step"]), value))
     assert sorted(values, key=str) == local(logged)
+
+
+def test_no_cell_of_a_csv_is_a_formula_and_what_is_quoted_is_read_back_equal(daemon: Host, tmp_path: Path) -> None:
+    odd = [
+        "=1+1",
+        "+cmd|'/c calc'!A1",
+        "-2+3",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "'=1",
+        "''@x",
+        "\uff1d1",
+        "plain",
+        "'quoted'",
+        "a=1",
+    ]
+    code = """
+import json, sys, trackio
+odd = json.loads(sys.argv[1])
+trackio.init(project=odd[0], name=odd[1], group=odd[2], tags=odd, notes=odd[3], job_type=odd[4])
+for step, text in enumerate(odd):
+    trackio.log({text: text, "number": -1.5 * step, "whole": -(2**60) - 1, "low": float("-inf")}, step=step)
+    trackio.alert(text, text)
+"""
+    assert daemon.run(code, json.dumps(odd)).returncode == 0
+    daemon.ended_run(odd[0])
+    out = str(tmp_path / "out")
+    assert daemon.command("trackio", "export", "--project", odd[0], "--to", out, "--format", "csv").returncode == 0
+    formula = "[=+@\t\r\n\uff1d]|-(?!\\d+(\\.\\d*)?(e[+-]?\\d+)?$|inf)"
+    values: dict[str, set[Any]] = {}
+    for path in (tmp_path / "out").glob("*/*/*/*.csv"):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for column, cell in row.items():
+                    assert not re.match(formula, cell), (path, column, cell)
+                values.setdefault(row.get("metric") or "", set()).add(row.get("value_text") or row.get("value"))
+                assert imports._unquoted(row["project"]) == odd[0] and imports._unquoted(row["run"]) == odd[1]
+    assert {imports._unquoted(name) for name in values} >= {*odd}
+    assert {imports._unquoted(text) for name in values for text in values[name] if text} >= {
+        *odd,
+        "-1.5",
+        str(-(2**60) - 1),
+    }
+    (tmp_path / "in.csv").write_text("step,'=a,b,'quoted'\n0,1,'-2,3\n", newline="")
+    done = daemon.run(f"import trackio\ntrackio.import_csv({str(tmp_path / 'in.csv')!r}, project='in')")
+    assert done.returncode == 0 and daemon.ended_run("in").metric_names == ["'quoted'", "=a", "b"], done.stderr
 
 
 def test_an_export_that_is_killed_leaves_nothing_that_looks_whole(logged: Host, tmp_path: Path) -> None:

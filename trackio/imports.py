@@ -5,34 +5,47 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import Any
 
 from trackio import voice
+from trackio.border import raises_only
 from trackio.opening import imported_run
 from trackio.record import Origin
+from trackio.values import clean_text, is_given, text_of
 
 _ROWS_AT_ONCE = 2000
 _SECONDS = 600.0
 _EXPLICIT = int(Origin.EXPLICIT)
+_INT64 = range(-(1 << 63), 1 << 63)
+
+FORMULA = "^'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"
+"""what a spreadsheet takes for the beginning of a formula, also behind quotes of ours"""
 
 Row = tuple[int, int, dict[str, float]]
 """step, time in nanoseconds, metrics"""
 
 
+@raises_only(ValueError, FileNotFoundError)
 def import_csv(csv_path: Any, project: str, name: str | None = None, **unused: Any) -> None:
     """Makes a run of a CSV file with a header: a `step` column, perhaps `timestamp` (ISO 8601 or seconds since 1970),
     and a metric in every column whose cells are numbers or empty. Its name is the file's unless given. Raises
     FileNotFoundError, or ValueError if it holds none of these."""
-    path = os.fspath(csv_path)
+    path = os.fsdecode(csv_path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"CSV file not found: {path}")
+        raise FileNotFoundError(f"CSV file not found: {clean_text(path)}")
     with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = [column for column in reader.fieldnames or [] if column]
-        rows = list(reader)
+        try:
+            lines = list(csv.reader(file))
+        except csv.Error as error:
+            raise ValueError(f"{clean_text(path)} is not a CSV file: {error}.") from None
+    header = [_unquoted(name) for name in lines[0]] if lines else []
+    columns = [column for column in header if column]
+    rows = [dict(zip_longest(header, map(_unquoted, line[: len(header)]))) for line in lines[1:] if line]
     if not rows:
         raise ValueError("CSV file is empty")
     step_column = next((column for column in columns if column.strip().lower() == "step"), None)
@@ -45,7 +58,7 @@ def import_csv(csv_path: Any, project: str, name: str | None = None, **unused: A
         raise ValueError(f"No numeric metric data found in CSV file: {path}.")
     for column in set(others) - set(numeric):
         voice.warn(f"column {column!r} of {path} holds more than numbers; it is left out.")
-    _store(project, name or os.path.splitext(os.path.basename(path))[0], found)
+    _store(project, text_of(name) if is_given(name) else os.path.splitext(os.path.basename(path))[0], found)
 
 
 def _rows(rows: list[dict[str, Any]], step_column: str, numeric: list[str]) -> Iterator[Row]:
@@ -53,11 +66,16 @@ def _rows(rows: list[dict[str, Any]], step_column: str, numeric: list[str]) -> I
     for number, row in enumerate(rows):
         metrics = {column: value for column in numeric if (value := _number(row[column])) is not None}
         step = _number(row[step_column])
-        if step is None or not math.isfinite(step):
+        if step is None or not math.isfinite(step) or int(step) not in _INT64:
             raise ValueError(f"Row {number + 2} of the CSV file has no step.")
         stamp = next((v for c, v in row.items() if c and c.strip().lower() == "timestamp"), None)
         if metrics:
             yield int(step), _time_ns(stamp, now), metrics
+
+
+def _unquoted(cell: str) -> str:
+    """A cell as it was before an export put a quote before what looks like a formula."""
+    return cell[1:] if cell.startswith("'") and re.match(FORMULA, cell) else cell
 
 
 def _number(text: Any) -> float | None:
@@ -80,13 +98,14 @@ def _time_ns(stamp: Any, otherwise: int) -> int:
     return time_ns if 0 <= time_ns < 1 << 63 else otherwise
 
 
+@raises_only(ValueError, FileNotFoundError, ImportError)
 def import_tf_events(log_dir: Any, project: str, name: str | None = None, **unused: Any) -> None:
     """Makes a run of each folder with TensorBoard's event files below `log_dir`: its scalars, named by the folder
     (`main` for the topmost), behind `name_` if given. Needs the tensorboard package. Raises FileNotFoundError,
     ImportError, or ValueError if there are no scalars."""
-    root = os.path.abspath(os.fspath(log_dir))
+    root = os.path.abspath(os.fsdecode(log_dir))
     if not os.path.isdir(root):
-        raise FileNotFoundError(f"TF events directory not found: {root}")
+        raise FileNotFoundError(f"TF events directory not found: {clean_text(root)}")
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
@@ -106,14 +125,18 @@ def import_tf_events(log_dir: Any, project: str, name: str | None = None, **unus
         if rows:
             run = os.path.relpath(folder, root)
             run = "main" if run == "." else run
-            _store(project, f"{name}_{run}" if name else run, sorted(rows, key=lambda row: (row[1], row[0])))
+            _store(
+                project,
+                f"{text_of(name)}_{run}" if is_given(name) else run,
+                sorted(rows, key=lambda row: (row[1], row[0])),
+            )
             imported += 1
     if not imported:
         raise ValueError(f"No TensorFlow events data found in {root}")
 
 
 def _store(project: str, name: str, rows: Iterable[Row]) -> None:
-    run = imported_run(project, name)
+    run = imported_run(text_of(project), text_of(name))
     stream = run._open()
     count = 0
     for step, time_ns, metrics in rows:

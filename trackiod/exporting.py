@@ -15,9 +15,11 @@ from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from trackio.imports import FORMULA
 from trackio.places import Places
 from trackiod import catalog
 from trackiod.errors import StoreError, TrackiodError
@@ -31,6 +33,7 @@ from trackiod.valid_json import valid
 
 _TARGET = Target("", shows_host=True)
 _README = "README.md"
+_NUMBER = r"^[+-]?(\d+(\.\d*)?([eE][+-]?\d+)?|Infinity)$"
 
 
 class File(NamedTuple):
@@ -174,9 +177,9 @@ def _convert(made: str, path: str, form: str) -> None:
         return
     with closing(pq.ParquetFile(made)) as file:
         if form == "csv":
-            with pyarrow.csv.CSVWriter(path, _with_iso_times(file.schema_arrow.empty_table()).schema) as writer:
+            with pyarrow.csv.CSVWriter(path, _as_cells(file.schema_arrow.empty_table()).schema) as writer:
                 for batch in tables.batches(file):
-                    writer.write_table(_with_iso_times(pa.Table.from_batches([batch])))
+                    writer.write_table(_as_cells(pa.Table.from_batches([batch])))
         else:
             with open(path, "w", encoding="utf-8") as lines:
                 for batch in tables.batches(file):
@@ -185,11 +188,21 @@ def _convert(made: str, path: str, form: str) -> None:
     os.unlink(made)
 
 
-def _with_iso_times(table: pa.Table) -> pa.Table:
+def _as_cells(table: pa.Table) -> pa.Table:
+    """Times as ISO 8601, and no text that a spreadsheet would take for a formula."""
     for place, field in enumerate(table.schema):
         if pa.types.is_timestamp(field.type):
             table = table.set_column(place, field.name, tables.iso(table.column(place)))
+        elif pa.types.is_string(field.type) or pa.types.is_dictionary(field.type):
+            table = table.set_column(place, field.name, _unlike_formulas(table.column(place).cast(pa.string())))
     return table
+
+
+def _unlike_formulas(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text that begins as a formula does gets a quote before it, as spreadsheets have it (`trackio.imports` takes it
+    away again); what is a number stays one."""
+    is_odd = pc.and_not(pc.match_substring_regex(texts, FORMULA), pc.match_substring_regex(texts, _NUMBER))
+    return pc.if_else(is_odd, pc.binary_join_element_wise("'", texts, ""), texts)
 
 
 def _plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ _KINDS = """
 So are "system", "runs" and "alerts" loaded. (Of what has no rows, `datasets` says that it "corresponds to no data".)
 """
 _OF_FORM = {
-    "csv": "\nCSV has no types: where texts all look like numbers they come back as numbers, and NaN as nothing.\n",
+    "csv": "\nCSV has no types: where texts all look like numbers they come back as numbers, and NaN as nothing.\n"
+    "Texts that a spreadsheet would take for formulas have a `'` before them.\n",
     "jsonl": "\nJSON has no NaN and no infinities: they stand in `value_text`.\n",
 }
 _COLUMNS = """
