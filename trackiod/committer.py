@@ -57,6 +57,8 @@ from trackiod.work import (
     Register,
     Reply,
     Settled,
+    TakenUp,
+    TakeUp,
     ToKeep,
     ToSend,
     Trouble,
@@ -88,7 +90,7 @@ class Committer:
     ) -> None:
         """`on_outcome` is called in the thread when outcomes wait in `outcomes`, `on_errand` with everything that is to
         be done beside storing, more than once if need be, `on_settled` when what came of it is stored."""
-        self.outcomes: deque[Reply | Drained | NotDrained | MovedAside | Deleted | Failing] = deque()
+        self.outcomes: deque[Reply | Drained | NotDrained | MovedAside | Deleted | Failing | TakenUp] = deque()
         self.problem = ""
         """why something cannot be committed now, or empty"""
         self.commits = 0
@@ -109,6 +111,7 @@ class Committer:
         self._backlog = Backlog()
         self._backlog_lock = threading.Lock()
         self._troubles = Troubles()
+        self._missing: resuming.Missing | None = None
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -157,7 +160,11 @@ class Committer:
     def open_streams(self) -> list[tuple[str, str, dict[str, Any]]]:
         """(project, stream, meta) of every stream no end is known of. Before `start` only."""
         os.makedirs(self._projects, 0o700, exist_ok=True)
-        return resuming.take_up(self._projects, self._databases, self._folding, self._on_errand)
+        found = resuming.take_up(self._projects, self._databases, self._folding, self._on_errand)
+        self._missing = found.missing
+        for project in found.unread:
+            self.submit(TakeUp(project))
+        return found.open_streams
 
     # -- the thread ----------------------------------------------------------------------------------------
 
@@ -169,15 +176,28 @@ class Committer:
                     self._folding.step()
             if self._folding.is_due() and not self._stopping:
                 self._folding.step()
+            self._find_missing()
         self.commit_all()
         self._databases.close_all()
 
     def _wait(self) -> None:
         with self._backlog_lock:
             until_due = self._backlog.seconds_until_due(time.monotonic())
-        seconds = [s for s in (until_due, self._folding.seconds_until_due()) if s is not None]
+            until_look = None if self._missing is None else self._missing.seconds_until_due(time.monotonic())
+        seconds = [s for s in (until_due, until_look, self._folding.seconds_until_due()) if s is not None]
         self._wake.wait(min(seconds, default=None))
         self._wake.clear()
+
+    def _find_missing(self) -> None:
+        """Takes up projects that could not be read when the daemon started."""
+        now = time.monotonic()
+        if self._missing is None or self._missing.seconds_until_due(now) != 0.0:
+            return
+        try:
+            for project in self._missing.look(now):
+                self.submit(TakeUp(project))
+        except OSError as error:
+            log.warning("projects cannot be looked for: %s", error)
 
     def commit_all(self) -> None:
         """Commits what is queued, whether it is due or not; what fails stays queued. In the thread, or without it."""
@@ -337,6 +357,10 @@ class Committer:
                 return None
             case AlertSent():
                 store.shelf.note_sent(work.stream, work.start, work.sent)
+                return None
+            case TakeUp():
+                found = resuming.of_store(store, self._live, self._databases, self._folding, self._on_errand)
+                after.append(lambda: self.outcomes.append(TakenUp(found)))
                 return None
             case Find():
                 run, step = finding.find_run(store, work.name, work.attempt)

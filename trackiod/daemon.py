@@ -203,15 +203,16 @@ def _facts(where: Places, endpoint: Endpoint, life: str) -> dict[str, Any]:
 
 
 def _store_id(where: Places) -> str:
-    """The data folder's own id, made once: a replaced or restored folder is seen by it."""
+    """The data folder's own id, made once: a replaced or restored folder is seen by it. Raises OSError."""
     path = os.path.join(where.live, "store.id")
     try:
         with open(path, encoding="utf-8") as file:
-            return file.read().strip()
-    except OSError:
+            store_id = file.read().strip()
+    except FileNotFoundError:
+        store_id = ""
+    if not store_id:
         store_id = uuid.uuid4().hex
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(store_id)
+        places.replace(path, store_id.encode(), is_safe=True)
     return store_id
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 
+from trackio.lookup import is_there
 from trackiod.store import schema
 from trackiod.store.project import ProjectStore
 
@@ -31,8 +32,8 @@ class Databases:
         return store
 
     def has(self, project: str) -> bool:
-        """Whether the project's database is there."""
-        return os.path.exists(schema.path_of(self._projects, project))
+        """Whether the project's database is there. Raises OSError."""
+        return is_there(schema.path_of(self._projects, project))
 
     @property
     def blobs(self) -> str:

@@ -105,7 +105,8 @@ class Ended:
     def look(self, known: Collection[str]) -> None:
         """Find streams of dead processes that we never met, or met in a former life. `known`: those that live."""
         if self._open_streams:
-            self.end_lost(self._open_streams, known)
+            waiting, self._open_streams = self._open_streams, []
+            self.end_lost(waiting, known)
         now = time.monotonic()
         waiting = {name for name, ending in self._unreadable.items() if ending.due > now}
         scan = orphans.scan(self._places, but={*known, *self._endings, *waiting})
@@ -136,9 +137,8 @@ class Ended:
         facts are damaged the store's are taken. Where not all folders can be read it is tried again by `look`."""
         scan = orphans.scan(self._places)
         if any(os.sep in name for name in scan.unreadable):
-            self._open_streams = open_streams
+            self._open_streams += open_streams
             return
-        self._open_streams = []
         there = {*(found.id for found in scan.found), *scan.unreadable, *scan.nameless, *known, *self._endings}
         for project, stream_id, meta in open_streams:
             if stream_id not in there and not streams.problem_in(meta):

@@ -37,6 +37,7 @@ from trackiod.work import (
     Refused,
     Register,
     Reply,
+    TakenUp,
 )
 
 log = logging.getLogger("trackiod.server")
@@ -287,6 +288,8 @@ class Server:
                     self._send(*answer)
             elif isinstance(outcome, Deleted):
                 self._outlets.uploading.forget(outcome.project)
+            elif isinstance(outcome, TakenUp):
+                self.end_lost(outcome.open_streams)
             elif isinstance(outcome, Failing):
                 self._drop_batches(outcome.project)
             elif isinstance(outcome, Reply):
@@ -366,8 +369,8 @@ class Server:
         self._ended.add(stream, stream.exit())
 
     def end_lost(self, open_streams: list[tuple[str, str, dict[str, Any]]]) -> None:
-        """At start: streams without an end whose process nobody can find any more."""
-        self._ended.end_lost(open_streams)
+        """Streams that were open at start, whose processes nobody can find any more."""
+        self._ended.end_lost(open_streams, self._streams.keys())
 
     def drain_samplers(self) -> None:
         """At the end: samplers that were ended leave what they logged like any process."""

@@ -60,6 +60,12 @@ class Find(NamedTuple):
     peer: Any
 
 
+class TakeUp(NamedTuple):
+    """A project could not be opened when the daemon started: what is open in it is taken up as soon as it can be."""
+
+    project: str
+
+
 class FileKept(NamedTuple):
     """What became of a staged file: `state` is kept or incomplete, for the `cause` given."""
 
@@ -114,7 +120,7 @@ class MoveAside(NamedTuple):
 
 
 OfStream = Register | Append | Refused | Drain | FileKept | AlertSent
-InCommit = OfStream | Find | Raise
+InCommit = OfStream | Find | Raise | TakeUp
 """what is done in a project's transaction"""
 Work = InCommit | Edit | MoveAside
 Settled = FileKept | AlertSent
@@ -171,6 +177,12 @@ class Deleted(NamedTuple):
     """A project is gone."""
 
     project: str
+
+
+class TakenUp(NamedTuple):
+    """(project, stream, meta) of the streams of a project that no end is known of."""
+
+    open_streams: list[tuple[str, str, dict[str, Any]]]
 
 
 class Failing(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from urllib.parse import quote
 
+from trackio.lookup import is_there
 from trackio.names import HOST, project_id
 from trackiod.errors import StoreDamaged, StoreError, StoreTooNew, StoreTooOld
 from trackiod.store import additions, migrations, wal
@@ -53,8 +54,8 @@ def path_of(projects: str, project: str) -> str:
 
 def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connection:
     """The one connection that writes, created with the database if need be; one of an earlier layout is brought to
-    ours. Raises StoreError, OSError or sqlite3.Error (a full disk)."""
-    if not os.path.exists(path):
+    ours. Raises StoreError, or OSError or sqlite3.Error for what may pass: a full disk, no descriptor."""
+    if not is_there(path):
         _create(path, project, store_id)
     leave_newer(path)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS)
@@ -70,8 +71,8 @@ def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connecti
             additions.fit(connection, path)
             project_of(connection, path)  # what says nothing to a reader must not be written on
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        if "full" in str(error) or "I/O" in str(error):
-            raise  # it may pass
+        if isinstance(error, sqlite3.Error) and not is_damage(error):
+            raise
         raise named(error, path) from error
     return connection
 
