@@ -105,8 +105,8 @@ class Ended:
     def look(self, known: Collection[str]) -> None:
         """Find streams of dead processes that we never met, or met in a former life. `known`: those that live."""
         if self._open_streams:
-            waiting, self._open_streams = self._open_streams, []
-            self.end_lost(waiting, known)
+            streams_without_end, self._open_streams = self._open_streams, []
+            self.end_lost(streams_without_end, known)
         now = time.monotonic()
         waiting = {name for name, ending in self._unreadable.items() if ending.due > now}
         scan = orphans.scan(self._places, but={*known, *self._endings, *waiting})
