@@ -352,6 +352,8 @@ def test_a_kept_store_is_gone_on_in_by_the_next_release(
     every = "SELECT id, colour FROM runs ORDER BY id"
     assert ask(one, following, path_of(one, "p"), every) == [[id_, "none"] for id_ in run_ids]
     log_with(one, following, "p", "new")
+    for host in (one, two):
+        assert trackio(host, following, "get", "artifact", "--project", "p", "--name", "model:best")["version"] == "v0"
     colours = dict(ask(one, following, path_of(one, "p"), "SELECT name, colour FROM runs"))
     assert colours == {"long": "none", "short": "none", "rest": "none", "new": "red"}
     assert chosen(exported(one), runs={*run_ids}) == chosen(rows)

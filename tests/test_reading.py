@@ -265,11 +265,13 @@ def fill(host: Host, count: int) -> None:
     store = ProjectStore(str(projects), "p", "test")
     with store.transaction():
         store.connection.executemany(
-            "INSERT INTO runs VALUES (?, ?, 0, NULL, ?, ?)",
+            "INSERT INTO runs (id, name, name_rank, created_ns, resumes) VALUES (?, ?, 0, ?, ?)",
             ((f"id{i}", f"name{i % 1000 if i < 1000 else i}", i, int(i % 5 == 0)) for i in range(count)),
         )
-        store.connection.executemany("INSERT INTO runs VALUES (?, ?, 0, NULL, ?, 1)",
-                                      [("again", "name7", count), ("more", "name7", count + 1)])  # fmt: skip
+        store.connection.executemany(
+            "INSERT INTO runs (id, name, name_rank, created_ns, resumes) VALUES (?, ?, 0, ?, 1)",
+            [("again", "name7", count), ("more", "name7", count + 1)],
+        )
         store.connection.executemany(
             "INSERT INTO streams (id, run, role, rank, attempt, process, started_ns, world_size, meta, committed,"
             " state, ended_ns) VALUES (?, ?, 'rank', 0, 'a', '', ?, 1, x'80', 0, 'finished', ?)",
