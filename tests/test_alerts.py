@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -188,3 +189,37 @@ def test_levels_are_words_in_an_order() -> None:
     assert [level_of(word).value for word in ("Info", " WARNING ", AlertLevel.ERROR, "critical")] == [
         "info", "warn", "error", "error",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", ["while it runs", "when it was killed"])
+def test_the_address_of_a_webhook_is_nowhere_once_its_alerts_were_sent(host: Host, hook: Hook, moment: str) -> None:
+    """Not in raw batches, nor in SQLite's log or free pages, nor beside them; also where transactions were undone."""
+    code = f"""
+import os, signal, sys, trackio
+run = trackio.init(project="p", name="r", webhook_url={hook.url + "/s3cr3t-of-the-run"!r})
+for number in range(20):
+    trackio.log({{"a": number}})
+    trackio.alert(f"alert {{number}}", "x" * 1000 * number,
+                  webhook_url={hook.url + "/s3cr3t-of-the-call"!r} if number % 2 else None)
+if sys.argv[1] == "killed": os.kill(os.getpid(), signal.SIGKILL)
+sys.stdin.read()
+"""
+    if moment == "while it runs":
+        host.start()
+    process = host.python(code, "killed" if "killed" in moment else "", stdin=subprocess.PIPE)
+    if moment != "while it runs":
+        process.communicate()
+        host.start()
+    wait_for(lambda: len(hook.bodies) >= 20, 60, "all alerts")
+    wait_for(lambda: {a["webhook"] for a in alerts(host)} == {"sent"}, 60, "their notes")
+    assert len(alerts(host)) == 20
+    if moment == "while it runs":
+        process.communicate("")
+    host.ended_run("p")
+    wait_for(lambda: not list((host.data / "spill").glob("*/*")), what="what the process left to be removed")
+    places = [path for top in (host.data, host.spool) for path in top.rglob("*") if path.is_file()]
+    assert any(path.name.endswith(".db-wal") for path in places), "no checkpoint is waited for"
+    for path in places:
+        assert b"s3cr3t" not in path.read_bytes(), path
+    said = host.command("trackio", "list", "alerts", "--project", "p", "--json").stdout
+    assert "s3cr3t" not in said + host.command("trackiod", "status", "--json").stdout

@@ -356,7 +356,8 @@ class Committer:
                 self._errands += [ToSend(store.project, *alert) for alert in store.shelf.alerts_to_send(stream)]
                 return None
             case AlertSent():
-                store.shelf.note_sent(work.stream, work.start, work.sent)
+                kept = store.shelf.note_sent(work.stream, work.start, work.sent)
+                after.append(lambda: store.shelf.addresses.forget(kept))
                 return None
             case TakeUp():
                 found = resuming.of_store(store, self._live, self._databases, self._folding, self._on_errand)

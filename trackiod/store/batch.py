@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from trackio.record import Damage, Record, salvage
+from trackio.record import Damage, Record, encode, record_at, salvage
 
 if TYPE_CHECKING:  # numpy: an idle daemon does without
     from trackiod.store.tables import Table
@@ -29,3 +29,15 @@ def read(data: bytes, start: int, wanted: frozenset[str] | None = None) -> Conte
     from trackiod.store.tables import tabulate
 
     return Contents(*tabulate(data, start, wanted))
+
+
+def blanked(data: bytes, start: int, place: int, secret: bytes) -> bytes:
+    """A batch that begins at offset `start`, in whose record at offset `place` a secret is blanked. No offset changes,
+    and the record is whole."""
+    position = place - start
+    record = record_at(data, position, place)
+    if record is None or not secret:
+        return data
+    payload = record.payload.replace(secret, b"-" * len(secret))
+    blank = encode(place, payload)
+    return data[:position] + blank + data[position + len(blank) :]

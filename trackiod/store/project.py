@@ -12,6 +12,8 @@ import msgpack
 
 from trackiod.errors import StoreError
 from trackiod.store import schema, shelf, wal
+from trackiod.store.addresses import Addresses
+from trackiod.store.batch import blanked
 from trackiod.store.digest import Digest, End
 from trackiod.store.sums import Sums
 from trackiod.views.attempts import start_of
@@ -39,7 +41,7 @@ class ProjectStore:
         self.project = project
         self.path = schema.path_of(projects, project)
         self.connection = schema.open_for_writing(self.path, project, store_id)
-        self.shelf = shelf.Shelf(self.connection)
+        self.shelf = shelf.Shelf(self.connection, Addresses(os.path.join(os.path.dirname(projects), "webhooks")))
         info = os.stat(self.path)
         self._file = (info.st_dev, info.st_ino)
         self._cut_at, self._cut_again_seconds = 0.0, _CUT_AT_FIRST_SECONDS
@@ -142,8 +144,11 @@ class ProjectStore:
         return newest[1] + 1 if is_later else started_ns
 
     def append(self, stream: str, start: int, data: bytes, digest: Digest) -> None:
-        """Stores a batch that begins at the committed offset, and what it says."""
+        """Stores a batch that begins at the committed offset, and what it says; but for addresses of webhooks."""
         end = start + len(data)
+        for alert in digest.alerts:
+            if alert.webhook:
+                data = blanked(data, start, alert.start, alert.webhook.encode("utf-8", "surrogatepass"))
         self._do(
             "INSERT INTO batches (stream, start, end, records, data) VALUES (?, ?, ?, ?, ?)",
             stream, start, end, digest.records, data,

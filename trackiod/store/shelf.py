@@ -11,6 +11,7 @@ from typing import Any
 
 import msgpack
 
+from trackiod.store.addresses import Addresses
 from trackiod.store.digest import Digest
 from trackiod.views.versions import missing_in
 
@@ -26,8 +27,9 @@ _ALERTS = (
 class Shelf:
     """The rows that wait for something: files to be kept, alerts to be sent, artifacts to be numbered."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, addresses: Addresses) -> None:
         self._connection = connection
+        self.addresses = addresses
         self._unsettled: dict[tuple[str, int], int] = {}
         """how many files of a stream's artifact are to be kept yet, for those that wait for nothing else"""
 
@@ -48,7 +50,9 @@ class Shelf:
         for number in {_number_in(file.facts) for file in digest.files}:
             if number is not None:
                 self._unsettled.pop((stream, number), None)
-        alerts = [(stream, *alert) for alert in digest.alerts]
+        alerts = [
+            (stream, *alert[:-1], self.addresses.keep(alert.webhook, stream, alert.start)) for alert in digest.alerts
+        ]
         many(_ALERTS, alerts)
         many("INSERT OR IGNORE INTO system (stream, start, time_ns, metrics) VALUES (?, ?, ?, ?)",
              [(stream, start, at_ns, msgpack.packb(metrics)) for start, at_ns, metrics in digest.system])  # fmt: skip
@@ -104,7 +108,8 @@ class Shelf:
             (stream, stream),
         )
         names = ("start", "time_ns", "step", "level", "title", "text", "webhook", "run_id", "run")
-        return [(row[0], dict(zip(names, row[1:], strict=True))) for row in rows.fetchall()]
+        found = [(row[0], dict(zip(names, row[1:], strict=True))) for row in rows.fetchall()]
+        return [(row, facts | {"webhook": self.addresses.address_of(facts["webhook"])}) for row, facts in found]
 
     def raise_alert(self, time_ns: int, facts: dict[str, Any]) -> str:
         """An alert of the daemon's own, in the newest stream of a rank: no record has its place. Returns the stream."""
@@ -112,15 +117,20 @@ class Shelf:
         row = self._connection.execute(newest).fetchone()
         if row is None:
             return ""
-        values = (row[0], -time_ns, time_ns, None, facts["level"], facts["title"], facts["text"], facts.get("webhook"))
+        webhook = self.addresses.keep(facts.get("webhook"), row[0], -time_ns)
+        values = (row[0], -time_ns, time_ns, None, facts["level"], facts["title"], facts["text"], webhook)
         self._connection.execute(_ALERTS, values)
         return str(row[0])
 
-    def note_sent(self, stream: str, start: int, sent: str) -> None:
-        """Notes that an alert was sent, or why it was given up; its address is forgotten."""
+    def note_sent(self, stream: str, start: int, sent: str) -> str | None:
+        """Notes that an alert was sent, or why it was given up. Returns what refers to its address, which is to be
+        forgotten once that is committed."""
+        place = (stream, start)
+        row = self._connection.execute("SELECT webhook FROM alerts WHERE stream = ? AND start = ?", place).fetchone()
         self._connection.execute(
-            "UPDATE alerts SET webhook = NULL, sent = ? WHERE stream = ? AND start = ?", (sent, stream, start)
+            "UPDATE alerts SET webhook = NULL, sent = ? WHERE stream = ? AND start = ?", (sent, *place)
         )
+        return None if row is None else row[0]
 
     # -- artifacts -------------------------------------------------------------------------------------------------
 
