@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import psutil
 import pytest
 from conftest import Host, wait_for
@@ -84,6 +85,7 @@ def digest_of(n: int, size: int = 9 << 20) -> str:
 def test_what_is_kept_is_what_was_logged_in_whatever_way_checkpoints_are_written(host: Host, has_daemon: bool) -> None:
     if has_daemon:
         host.start()
+    host.extra["TRACKIO_SPILL_MIB"] = "1"  # copies are held against the free disk only
     run(host, WAYS + ("for a in artifacts: a.wait()" if has_daemon else ""))
     host.start()
     host.ended_run("p")
@@ -430,23 +432,84 @@ def test_the_cost_of_many_files_in_the_store_grows_with_their_number(tmp_path: P
     assert work(2000) < 8 * work(500)
 
 
-def test_counts_of_a_transaction_that_was_rolled_back_are_forgotten(tmp_path: Path) -> None:
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ProjectStore]:
     store = ProjectStore(str(tmp_path), "p", "store")
-    files = [StagedFile(n, n, {"artifact": 0, "path": str(n), "size": 1}) for n in range(3)]
+    yield store
+    store.close()
+
+
+def say(store: ProjectStore, number: int, files: list[int], *, name: str = "m", unknown: int = 0, **facts: Any) -> None:
+    """Store that an artifact of these files, and of so many more, was logged."""
+    staged = [StagedFile(n, n, {"artifact": number, "path": str(n), "size": 1}) for n in files]
+    said = ArtifactSaid(number, 1, "output", name, {"files": len(files) + unknown, **facts})
     with store.transaction():
-        store.shelf.note("s", Digest(files=files, artifacts=[ArtifactSaid(0, 1, "output", "m", {"files": 3})]))
-    settle = lambda n: store.shelf.note_file(f"s/{n}", "kept", f"{n:064x}", 1, "", "")  # noqa: E731
+        store.shelf.note("s", Digest(files=staged, artifacts=[said]))
+
+
+def settle(store: ProjectStore, *files: int, state: str = "kept") -> None:
+    for n in files:
+        store.shelf.note_file(f"s/{n}", state, f"{n:064x}", 1, "", "" if state == "kept" else "it was lost")
+
+
+def numbered(store: ProjectStore) -> dict[int, int | None]:
+    return dict(store.connection.execute("SELECT number, version FROM artifacts ORDER BY number"))
+
+
+def aliases(store: ProjectStore) -> dict[str, int]:
+    return dict(store.connection.execute("SELECT alias, version FROM aliases"))
+
+
+def test_counts_of_a_transaction_that_was_rolled_back_are_forgotten(store: ProjectStore) -> None:
+    say(store, 0, [0, 1, 2])
     with pytest.raises(KeyError), store.transaction():
-        settle(0)
-        settle(1)
+        settle(store, 0, 1)
         raise KeyError
     for n in range(3):
-        assert store.connection.execute("SELECT version FROM artifacts").fetchone() == (None,)
+        assert numbered(store) == {0: None}
         with store.transaction():
-            settle(n)
-            settle(n)
-    assert store.connection.execute("SELECT version FROM artifacts").fetchone() == (0,)
-    store.close()
+            settle(store, n, n)
+    assert numbered(store) == {0: 0}
+
+
+def test_versions_are_numbered_in_the_order_of_logging_whichever_files_are_kept_first(store: ProjectStore) -> None:
+    for n in range(4):
+        say(store, n, [n])
+    say(store, 4, [4], name="other")
+    with store.transaction():
+        settle(store, 2, 1, 4)
+        assert numbered(store) == {0: None, 1: None, 2: None, 3: None, 4: 0}
+        settle(store, 0)
+    assert numbered(store) == {0: 0, 1: 1, 2: 2, 3: None, 4: 0}
+
+
+def test_no_version_waits_for_a_file_that_cannot_be_kept_now_and_latest_stays_with_what_was_logged_last(
+    store: ProjectStore,
+) -> None:
+    say(store, 0, [0], aliases=["best"], overwrite=True)
+    for n in (1, 2, 3):
+        say(store, n, [n], aliases=["best"])
+    with store.transaction():
+        settle(store, 1, 3)
+        store.shelf.pass_over("s/0")
+        assert numbered(store) == {0: None, 1: 0, 2: None, 3: None}
+        store.shelf.pass_over("s/2")
+        assert numbered(store) == {0: None, 1: 0, 2: None, 3: 1}
+        settle(store, 0, 2)
+    assert numbered(store) == {0: 2, 1: 0, 2: 3, 3: 1} and aliases(store) == {"best": 1, "latest": 1}
+
+
+def test_files_of_which_nothing_was_stored_make_a_version_incomplete_and_nobody_waits_for_ever(
+    store: ProjectStore,
+) -> None:
+    say(store, 0, [0])
+    say(store, 1, [1], unknown=2, parts=2)
+    with store.transaction():
+        settle(store, 0, 1)
+    assert numbered(store) == {0: 0, 1: 1} and aliases(store) == {"latest": 0}
+    (packed,) = store.connection.execute("SELECT facts FROM versions WHERE version = 1").fetchone()
+    missing = [each["path"] for each in msgpack.unpackb(packed)["incomplete"]]
+    assert missing == ["(2 files)", "(references)"]
 
 
 def test_an_artifact_of_thousands_of_files_and_references_is_one_version(daemon: Host) -> None:

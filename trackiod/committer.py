@@ -46,6 +46,7 @@ from trackiod.work import (
     Errand,
     Failing,
     FileKept,
+    FileWaits,
     Find,
     InCommit,
     MoveAside,
@@ -350,6 +351,9 @@ class Committer:
             case FileKept():
                 store.shelf.note_file(work.file, *work[3:])
                 after.append(lambda: incoming.remove(self._live, work.file))
+                return None
+            case FileWaits():
+                store.shelf.pass_over(work.file)
                 return None
             case Raise():
                 stream = store.shelf.raise_alert(time.time_ns(), work.facts)

@@ -22,7 +22,7 @@ from trackio.places import Places
 from trackiod import blobs, children, keeper
 from trackiod.keeper import Kept
 from trackiod.leases import Leases
-from trackiod.work import FileKept, ToKeep
+from trackiod.work import FileKept, FileWaits, ToKeep
 
 log = logging.getLogger("trackiod.keepers")
 
@@ -73,9 +73,10 @@ class _Waiting:
 
 
 class Keepers:
-    """Takes files from any thread; gives `done` what became of each. `stop` leaves the rest to the next daemon."""
+    """Takes files from any thread; gives `done` what became of each, and which wait longer than others. What is left
+    at `stop` is the next daemon's."""
 
-    def __init__(self, places: Places, leases: Leases, done: Callable[[ToKeep, FileKept], None]) -> None:
+    def __init__(self, places: Places, leases: Leases, done: Callable[[ToKeep, FileKept | FileWaits], None]) -> None:
         self._places = places
         self._leases = leases
         self._done = done
@@ -202,6 +203,8 @@ class Keepers:
             log.warning("%s of project %r is not kept yet: %s", errand.file, errand.project, kept.cause)
         if kept.cause == keeper.FULL and errand.file in self._leases.wanted:
             self._leases.release(errand.file)  # whoever waits would wait in vain
+        if not one.tries and errand.facts.get("artifact") is not None:
+            self._done(errand, FileWaits(errand.project, errand.file.partition("/")[0], errand.file))
         one.problem = kept.cause
         one.at = time.monotonic() + min(_FIRST_PAUSE_SECONDS * 2.0 ** min(one.tries, 16), _MAX_PAUSE_SECONDS)
         one.tries += 1

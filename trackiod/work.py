@@ -79,6 +79,14 @@ class FileKept(NamedTuple):
     cause: str = ""
 
 
+class FileWaits(NamedTuple):
+    """A staged file could not be kept yet, and is tried again: what was logged later does not wait for it."""
+
+    project: str
+    stream: str
+    file: str
+
+
 class AlertSent(NamedTuple):
     """An alert was sent, or given up for the reason in `sent`."""
 
@@ -119,7 +127,7 @@ class MoveAside(NamedTuple):
     exit: Exit = Exit()
 
 
-OfStream = Register | Append | Refused | Drain | FileKept | AlertSent
+OfStream = Register | Append | Refused | Drain | FileKept | FileWaits | AlertSent
 InCommit = OfStream | Find | Raise | TakeUp
 """what is done in a project's transaction"""
 Work = InCommit | Edit | MoveAside

@@ -83,7 +83,7 @@ def delete_stream(connection: sqlite3.Connection, stream: str, others: Mapping[s
 
 def spoken_of(connection: sqlite3.Connection) -> set[tuple[str, str]]:
     """(digest, suffix) of every file that a value or an artifact needs."""
-    needed = set(connection.execute("SELECT digest, suffix FROM files WHERE state = 'kept'"))
+    needed = set(connection.execute("SELECT digest, suffix FROM files WHERE digest IS NOT NULL"))
     for (manifest,) in connection.execute("SELECT manifest FROM versions"):
         entries = msgpack.unpackb(manifest, strict_map_key=False)
         needed |= {(entry.get("digest"), entry.get("suffix", "")) for entry in entries if "ref" not in entry}
@@ -123,7 +123,9 @@ def _streams(connection: sqlite3.Connection, runs: Sequence[str]) -> list[str]:
 def _files(connection: sqlite3.Connection, streams: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(digest, suffix) of the files that are kept of these streams."""
     for stream in streams:
-        yield from connection.execute("SELECT digest, suffix FROM files WHERE state = 'kept' AND stream = ?", (stream,))
+        yield from connection.execute(
+            "SELECT digest, suffix FROM files WHERE digest IS NOT NULL AND stream = ?", (stream,)
+        )
 
 
 def _rows(connection: sqlite3.Connection, table: str, column: str, values: Sequence[Any]) -> list[dict[str, Any]]:

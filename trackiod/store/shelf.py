@@ -17,6 +17,7 @@ from trackiod.views.versions import missing_in
 
 _MAX_MISSING = 20
 """files that an incomplete version names beside its manifest"""
+_GONE = "what its process said of it was lost"
 
 _ALERTS = (
     "INSERT OR IGNORE INTO alerts (stream, start, time_ns, step, level, title, text, webhook)"
@@ -32,6 +33,8 @@ class Shelf:
         self.addresses = addresses
         self._unsettled: dict[tuple[str, int], int] = {}
         """how many files of a stream's artifact are to be kept yet, for those that wait for nothing else"""
+        self._passed: set[tuple[str, int]] = set()
+        """artifacts of which a file waits longer than others: later ones of their name do not wait for them"""
 
     def forget(self) -> None:
         """Forget what was counted: the transaction in hand is rolled back."""
@@ -62,8 +65,9 @@ class Shelf:
             [(stream, a.number, a.time_ns, a.role, a.name, msgpack.packb(a.facts),
               _number_in(a.facts, "version") if a.role == "input" else None) for a in digest.artifacts],
         )  # fmt: skip
-        if digest.artifacts:
-            self.number_artifacts(stream)
+        for artifact in digest.artifacts:
+            if artifact.role == "output":
+                self._number_from(stream, artifact.number)
         if digest.name:
             self._connection.execute(
                 "UPDATE runs SET name = ? WHERE id = (SELECT run FROM streams WHERE id = ? AND rank <= name_rank)",
@@ -72,9 +76,10 @@ class Shelf:
 
     def files_to_keep(self, stream: str | None = None) -> list[tuple[str, dict[str, Any]]]:
         """(id, facts) of the files that are to be kept yet, the oldest first; of one stream, or of all."""
+        where = "" if stream is None else " AND stream = ?"
         rows = self._connection.execute(
-            "SELECT id, facts FROM files WHERE state IS NULL AND (? IS NULL OR stream = ?) ORDER BY at_ns, id",
-            (stream, stream),
+            f"SELECT id, facts FROM files WHERE state IS NULL{where} ORDER BY at_ns, id",
+            () if stream is None else (stream,),
         )
         return [(row[0], _unpacked(row[1])) for row in rows.fetchall()]
 
@@ -134,57 +139,80 @@ class Shelf:
 
     # -- artifacts -------------------------------------------------------------------------------------------------
 
-    def number_artifacts(self, stream: str) -> None:
-        """Give a version to each of the stream's artifacts whose files are all kept, or known to be missing."""
-        rows = self._connection.execute(
-            "SELECT number FROM artifacts WHERE stream = ? AND version IS NULL AND role = 'output' ORDER BY number",
-            (stream,),
-        ).fetchall()
-        for (number,) in rows:
-            if (stream, number) not in self._unsettled:
-                self._look_at(stream, number)
+    def _number_from(self, stream: str, number: int) -> None:
+        """Give an artifact its version if all its files are kept, or known to be missing; then those of its name that
+        were logged after it, as far as they only waited for it."""
+        while self._look_at(stream, number) or (stream, number) in self._passed:
+            following = self._connection.execute(
+                "SELECT number FROM artifacts WHERE version IS NULL AND stream = ? AND role = 'output' AND number > ?"
+                " AND name = (SELECT name FROM artifacts WHERE stream = ? AND number = ?) ORDER BY number LIMIT 1",
+                (stream, number, stream, number),
+            ).fetchone()
+            if following is None:
+                return
+            number = following[0]
 
     def _note_settled(self, stream: str, number: int) -> None:
         """One more file of an artifact is settled. The last one brings its version; the others cost a look at a
         counter, or at one row while the artifact itself is not stored yet."""
         key = (stream, number)
-        if key not in self._unsettled:
-            self._look_at(stream, number)
-        elif self._unsettled[key] > 1:
+        if self._unsettled.get(key, 1) > 1:
             self._unsettled[key] -= 1
         else:
-            del self._unsettled[key]
-            self._look_at(stream, number)
+            self._unsettled.pop(key, None)
+            self._number_from(stream, number)
 
-    def _look_at(self, stream: str, number: int) -> None:
-        """Number an artifact that waits for nothing more; else count what it waits for."""
+    def _look_at(self, stream: str, number: int) -> bool:
+        """Number an artifact that waits for nothing more, True then; else count what it waits for."""
+        if (stream, number) in self._unsettled:
+            return False
         do = self._connection.execute
         row = do("SELECT time_ns, name, facts FROM artifacts"
                  " WHERE stream = ? AND number = ? AND version IS NULL AND role = 'output'",
                  (stream, number)).fetchone()  # fmt: skip
         if row is None:
-            return
+            return False
         of_it = "FROM files WHERE stream = ? AND artifact = ?"
         total, open_ = do(f"SELECT count(*), count(*) - count(state) {of_it}", (stream, number)).fetchone()
         if open_:
             self._unsettled[stream, number] = open_
-            return
+            return False
+        if self._is_behind(stream, number, row[1]):
+            return False
         facts = _unpacked(row[2])
-        if total < int(facts.get("files", 0)):
-            return
         rows = do(f"SELECT facts, state, digest, size, ifnull(suffix, ''), cause {of_it}", (stream, number)).fetchall()
-        manifest = _manifest([*facts.get("references", ()), *facts.get("lost", ())], rows)
+        entries = [*facts.get("references", ()), *facts.get("lost", ())]
         if facts.get("parts"):
-            manifest = _manifest(self._entries_apart(stream, number), rows)
-        self._number(stream, number, row[0], row[1], facts, manifest)
+            entries = self._entries_apart(stream, number, int(facts["parts"]))
+        if (gone := int(facts.get("files", 0)) - total) > 0:  # what was said of them stood in the stream before it
+            entries.append({"path": f"({gone:,} files)", "incomplete": _GONE})
+        self._passed.discard((stream, number))
+        self._number(stream, number, row[0], row[1], facts, _manifest(entries, rows))
+        return True
 
-    def _entries_apart(self, stream: str, number: int) -> list[dict[str, Any]]:
-        """Entries of an artifact that has so many that they stand in records of their own."""
+    def _is_behind(self, stream: str, number: int, name: str) -> bool:
+        """Whether the stream logged another artifact of that name before, which gets its version first."""
+        rows = self._connection.execute(
+            "SELECT number FROM artifacts WHERE stream = ? AND version IS NULL AND role = 'output' AND number < ?"
+            " AND name = ?", (stream, number, name),
+        )  # fmt: skip
+        return any((stream, row[0]) not in self._passed for row in rows)
+
+    def pass_over(self, file: str) -> None:
+        """Let later artifacts of the same name have their versions before that of this file."""
+        row = self._connection.execute("SELECT stream, artifact FROM files WHERE id = ?", (file,)).fetchone()
+        if row is not None and row[1] is not None:
+            self._passed.add((row[0], row[1]))
+            self._number_from(row[0], row[1])
+
+    def _entries_apart(self, stream: str, number: int, parts: int) -> list[dict[str, Any]]:
+        """Entries of an artifact that has so many that they stand in so many records of their own."""
         rows = self._connection.execute(
             "SELECT facts FROM artifacts WHERE stream = ? AND role = 'part' ORDER BY number", (stream,)
         ).fetchall()
-        parts = [facts for facts in (_unpacked(row[0]) for row in rows) if facts.get("of") == number]
-        return [entry for part in parts for entry in part.get("entries") or ()]
+        found = [facts for facts in (_unpacked(row[0]) for row in rows) if facts.get("of") == number]
+        lost = [{"path": "(references)", "incomplete": _GONE}] if len(found) < parts else []
+        return [entry for part in found for entry in part.get("entries") or ()] + lost
 
     def _number(
         self, stream: str, number: int, time_ns: int, name: str, facts: dict[str, Any], manifest: list[dict[str, Any]]
@@ -196,7 +224,9 @@ class Shelf:
         digest = manifest_digest(manifest, f"{stream}/{number}" if missing else "")
         highest, known = do("SELECT max(version), max(CASE WHEN digest = ? THEN version END) FROM versions"
                             " WHERE name = ?", (digest, name)).fetchone()  # fmt: skip
-        overwrite = bool(facts.get("overwrite")) and not missing
+        has_later = do("SELECT 1 FROM artifacts WHERE stream = ? AND name = ? AND role = 'output' AND number > ?"
+                       " AND version IS NOT NULL", (stream, name, number)).fetchone()  # fmt: skip
+        overwrite = bool(facts.get("overwrite")) and not missing and not has_later
         version = known
         if version is None or overwrite:
             version = 0 if highest is None else highest + 1
@@ -209,12 +239,15 @@ class Shelf:
             if overwrite:
                 do("DELETE FROM versions WHERE name = ? AND version <> ?", (name, version))
                 do("DELETE FROM aliases WHERE name = ?", (name,))
-            if not missing:
-                do("INSERT OR REPLACE INTO aliases (name, alias, version) VALUES (?, 'latest', ?)", (name, version))
-        for alias in [] if missing else facts.get("aliases") or []:  # forward only: content that was there before
-            do("INSERT INTO aliases (name, alias, version) VALUES (?, ?, ?)"  # takes no alias back
-               " ON CONFLICT DO UPDATE SET version = max(version, excluded.version)",
-               (name, str(alias), version))  # fmt: skip
+        aliases = [*(facts.get("aliases") or ()), *(["latest"] if version != known else [])]
+        for alias in () if missing else map(str, aliases):
+            later = do("SELECT 1 FROM aliases a JOIN artifacts l ON l.name = a.name AND l.version = a.version"
+                       " WHERE a.name = ? AND a.alias = ? AND l.stream = ? AND l.role = 'output' AND l.number > ?",
+                       (name, alias, stream, number)).fetchone()  # fmt: skip
+            if later is None:  # forward only: content that was there before takes no alias back
+                do("INSERT INTO aliases (name, alias, version) VALUES (?, ?, ?)"
+                   " ON CONFLICT DO UPDATE SET version = max(version, excluded.version)",
+                   (name, alias, version))  # fmt: skip
         do("UPDATE artifacts SET version = ? WHERE stream = ? AND number = ?", (version, stream, number))
 
 
