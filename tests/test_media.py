@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import signal
+import subprocess
 import wave
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import PIL.Image
 import psutil
 import pytest
-from conftest import Host, wait_for
+from conftest import PATIENCE, Host, wait_for
 
 import trackio
 
@@ -354,6 +355,17 @@ open(os.path.join(staging._folder, "7"), "wb").write(b"a process that died betwe
 """)  # fmt: skip
     assert len(kept(daemon, "image")) == 1
     wait_for(lambda: not list((daemon.data / "incoming").iterdir()), what="the stray file to go")
+
+
+def test_a_daemon_that_was_away_at_the_end_of_a_process_leaves_no_folder_of_staged_files(daemon: Host) -> None:
+    code = "trackio.log({'i': trackio.Image(np.zeros((2, 2), np.uint8))})\nrun.finish(wait='stored')\n"
+    training = daemon.python(HEAD + code + "print(flush=True); input()", stdin=subprocess.PIPE)
+    training.stdout.readline()
+    os.kill(daemon.start(), signal.SIGKILL)
+    training.communicate("\n", timeout=60 * PATIENCE)
+    daemon.start()
+    wait_for(lambda: not list((daemon.data / "incoming").iterdir()), what="the folder to go")
+    assert daemon.ended_run("p").state.state == "finished"
 
 
 def test_saved_files_are_kept_under_their_names(daemon: Host) -> None:

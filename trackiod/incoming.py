@@ -17,6 +17,13 @@ def staged(live: str) -> list[str]:
     return []
 
 
+def streams(live: str) -> list[str]:
+    """The streams that have a folder there: until their process is gone, also without a file."""
+    with contextlib.suppress(OSError):
+        return os.listdir(os.path.join(live, "incoming"))
+    return []
+
+
 def remove(live: str, *files: str) -> None:
     """Removes staged files of these ids; one that is gone is no error."""
     for file in files:

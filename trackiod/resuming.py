@@ -28,7 +28,8 @@ Open = tuple[str, str, dict[str, Any]]
 
 
 class TakenUp(NamedTuple):
-    """The streams that no end is known of, the projects that could not be opened now, and those not found yet."""
+    """The streams that no end is known of, or that left a folder of staged files, the projects that could not be opened
+    now, and those not found yet."""
 
     open_streams: list[Open]
     unread: list[str]
@@ -93,6 +94,7 @@ def of_store(
         if raw := store.raw_streams():
             folding.note(project, raw)
         incoming.remove(live, *store.shelf.settled(incoming.staged(live)))
+        found += [(project, stream, meta) for stream, meta in store.ended_streams(incoming.streams(live))]
         for file in store.shelf.files_to_keep():
             on_errand(ToKeep(project, *file))
         for alert in store.shelf.alerts_to_send():

@@ -252,6 +252,11 @@ class ProjectStore:
         rows = self.connection.execute("SELECT id, meta FROM streams WHERE state IS NULL").fetchall()
         return [(id_, msgpack.unpackb(meta)) for id_, meta in rows]
 
+    def ended_streams(self, ids: list[str]) -> list[tuple[str, dict[str, Any]]]:
+        """(id, meta) of those of these streams that have ended."""
+        sql = "SELECT id, meta FROM streams WHERE id = ? AND state IS NOT NULL"
+        return [(id_, msgpack.unpackb(meta)) for each in ids for id_, meta in self.connection.execute(sql, (each,))]
+
     # -- folding ---------------------------------------------------------------------------------------------
 
     def raw_streams(self) -> list[str]:
