@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trackio import rendezvous
-from trackio.identity import PARENT_VARIABLE, Facts, Job, Rank, job_of, rank_of
+from trackio.identity import PARENT_VARIABLE, Facts, Job, Rank, job_of, rank_of, restarts_of
 from trackio.names import derived_id
 from trackiod.answers import RunView
 
@@ -501,3 +501,23 @@ def test_nodes_agree_over_torch_s_store_or_are_told_why_not(monkeypatch: pytest.
     assert found is None and "torch's store does not tell" in why
     assert rendezvous.shared_id("rank 0's", "p/first", 0) == ("rank 0's", "")
     assert rendezvous.shared_id("mine", "p/first", 1) == ("rank 0's", "")
+
+
+# -- restarts ----------------------------------------------------------------------------------------------------
+
+
+def test_restarts_are_counted_within_the_job_and_the_launch_that_count() -> None:
+    def restarts(folder: str, **more: str) -> list[tuple[str, str, int]]:
+        return restarts_of({"TORCHELASTIC_ERROR_FILE": f"{folder}/attempt_0/0/error.json", **more})
+
+    job = {"SLURM_CLUSTER_NAME": "c", "SLURM_JOB_ID": "4711"}
+    first = restarts("/tmp/a", TORCHELASTIC_RESTART_COUNT="0", **job)
+    again = restarts("/tmp/a", TORCHELASTIC_RESTART_COUNT="2", **job)
+    requeued = restarts("/tmp/b", TORCHELASTIC_RESTART_COUNT="0", SLURM_RESTART_COUNT="1", **job)
+    assert [[(launcher, times) for launcher, _, times in each] for each in (first, again, requeued)] == [
+        [("slurm", 0), ("elastic", 0)], [("slurm", 0), ("elastic", 2)], [("slurm", 1), ("elastic", 0)],
+    ]  # fmt: skip
+    slurm, elastic = zip(first, again, requeued, strict=True)
+    assert len({scope for _, scope, _ in slurm}) == 1
+    assert [scope == elastic[0][1] for _, scope, _ in elastic] == [True, True, False]
+    assert restarts_of({}) == [] and restarts_of({"TORCHELASTIC_RESTART_COUNT": "1"}) == [("elastic", "", 1)]
