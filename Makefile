@@ -22,7 +22,7 @@ layers:
 	@.ci/venv lint
 	@.venv/bin/lint-imports
 
-# A thousand seeded kill schedules, and a line that says what came of them; make torture ARGS="1 --seed 42" for one.
+# A thousand seeded schedules of faults, and a line that says what came of them; make torture ARGS="1 --seed 42" for one.
 torture:
 	@.ci/venv test
 	@.venv/bin/python tests/torture.py $(ARGS)
