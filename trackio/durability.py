@@ -19,8 +19,10 @@ except ImportError:  # a Python that was built without libffi: then fsync is wai
     ctypes = None  # type: ignore[assignment]
 
 _MOST_AT_ONCE = 64
+_NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EROFS)
 _running = 0
 _folders: dict[str, Durable] = {}
+_soon: list[Durable] = []
 
 
 class Durable:
@@ -147,6 +149,34 @@ def _parents(path: str) -> Iterator[str]:
         if info.st_uid != ours:
             return
         path = parent
+
+
+def keep_soon(path: str) -> None:
+    """Has the disk keep a file that was just written and the names that lead to it, and waits for nothing. What an
+    earlier call began is taken up. Raises OSError."""
+    _soon[:] = [durable for durable in _soon if not durable.advance() and not durable.is_kept]
+    file = Durable(path)
+    file.written += 1
+    begun = (file, *folders_above(path))
+    _soon.extend(durable for durable in begun if not durable.advance() and not durable.is_kept)
+
+
+def sync_names(path: str) -> None:
+    """Waits until the disk keeps the entries that lead to `path`, as `folders_above` says. Raises OSError."""
+    for folder in _parents(path):
+        sync_folder(folder)
+
+
+def sync_folder(path: str) -> None:
+    """Waits until the disk keeps a folder's entries, where its file system knows of that. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NOT_FOR_FOLDERS:
+            raise
+    finally:
+        os.close(fd)
 
 
 def abandon() -> None:

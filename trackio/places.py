@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from trackio import fallbacks, mounts, trust
+from trackio.durability import sync_folder
 from trackio.lookup import is_there
 from trackio.settings import Settings
 
@@ -395,8 +396,8 @@ def _is_ours(path: str) -> bool:
 
 
 def replace(path: str, content: bytes, *, is_safe: bool = False, mode: int = 0o600) -> None:
-    """Writes a file: whoever reads finds it whole, as it was or as it is now. `is_safe`: it is on the disk then. Its
-    mode does not depend on the umask. Raises OSError."""
+    """Writes a file: whoever reads finds it whole, as it was or as it is now. `is_safe`: it is on the disk then,
+    name and all. Its mode does not depend on the umask. Raises OSError."""
     new = f"{path}.new"
     with os.fdopen(create(new, mode), "wb") as file:
         file.write(content)
@@ -404,6 +405,8 @@ def replace(path: str, content: bytes, *, is_safe: bool = False, mode: int = 0o6
             file.flush()
             os.fsync(file.fileno())
     os.rename(new, path)
+    if is_safe:
+        sync_folder(os.path.dirname(path))
 
 
 def private(path: str, flags: int) -> int:

@@ -10,7 +10,6 @@ import resource
 import signal
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -122,6 +121,7 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, report: _
     from trackiod.outlets import Outlets
     from trackiod.sampling import Sampling
     from trackiod.server import Server
+    from trackiod.store_ids import settle
 
     _be_modest()
     narrow(where)
@@ -129,7 +129,7 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, report: _
         passed = passed_socket(os.environ)
         listener = passed or bind(where)
         socket_path = listener.getsockname()
-        store_id = _store_id(where)
+        store_id = settle(where)
         threads = Threads(lambda sentence: server.fail(sentence))
         threads.check_room(_THREADS)
         errands = Errands(where, lambda work: committer.submit(work))
@@ -200,20 +200,6 @@ def _facts(where: Places, endpoint: Endpoint, life: str) -> dict[str, Any]:
         "life": life,
         "python": sys.executable,
     }
-
-
-def _store_id(where: Places) -> str:
-    """The data folder's own id, made once: a replaced or restored folder is seen by it. Raises OSError."""
-    path = os.path.join(where.live, "store.id")
-    try:
-        with open(path, encoding="utf-8") as file:
-            store_id = file.read().strip()
-    except FileNotFoundError:
-        store_id = ""
-    if not store_id:
-        store_id = uuid.uuid4().hex
-        places.replace(path, store_id.encode(), is_safe=True)
-    return store_id
 
 
 class _Feeding:

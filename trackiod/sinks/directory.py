@@ -27,7 +27,7 @@ from contextlib import closing
 from typing import Any
 
 from trackio import names, places, settings
-from trackio.places import Places, make_private, replace
+from trackio.places import STORE_ID, Places, make_private, replace
 from trackio.settings import MOST_FILE_BYTES
 from trackiod.errors import StoreError
 from trackiod.store import additions, artifact_parts, parts, schema
@@ -69,7 +69,7 @@ def own_folder(where: Places) -> str:
 
 def store_id(where: Places) -> str:
     """The data folder's own id. Raises OSError if no daemon ever served it."""
-    with open(os.path.join(where.live, "store.id"), encoding="utf-8") as file:
+    with open(os.path.join(where.live, STORE_ID), encoding="utf-8") as file:
         return file.read().strip()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from urllib.parse import quote
 
+from trackio.durability import sync_names
 from trackio.lookup import is_there
 from trackio.names import HOST, project_id
 from trackiod.errors import StoreDamaged, StoreError, StoreTooNew, StoreTooOld
@@ -266,6 +267,7 @@ def _create(path: str, project: str, store_id: str) -> None:
     remove(new)
     connection = sqlite3.connect(new, isolation_level=None)
     try:
+        connection.execute("PRAGMA synchronous = OFF")  # it is synced at once, below
         connection.execute("PRAGMA page_size = 4096")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
@@ -275,7 +277,10 @@ def _create(path: str, project: str, store_id: str) -> None:
         connection.executemany("INSERT INTO meta (key, value) VALUES (?, ?)", facts)
     finally:
         connection.close()
+    with open(new, "rb") as file:
+        os.fsync(file.fileno())
     os.rename(new, path)
+    sync_names(path)  # what is committed into it is acked: a loss of power must leave its name
 
 
 def remove(path: str) -> None:

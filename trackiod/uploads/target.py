@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from trackio import targets
+from trackio.durability import keep_soon
 from trackio.names import derived_id
 from trackio.places import Places, make_private, replace
 from trackio.targets import DATASETS
@@ -130,7 +131,9 @@ class Folder:
     def write_target(self, target: Target) -> None:
         """Raises OSError."""
         make_private(self.of_target)
-        replace(os.path.join(self.of_target, _TARGET), _json(target._asdict()))  # the loop does not wait for the disk
+        path = os.path.join(self.of_target, _TARGET)
+        replace(path, _json(target._asdict()))
+        keep_soon(path)  # the loop does not wait for the disk
 
     def read_status(self) -> Status:
         values = _read(os.path.join(self.path, _STATUS))
