@@ -105,7 +105,7 @@ def test_a_damaged_spool_costs_what_is_damaged_and_no_other_project(
     if where == "spill":
         shutil.rmtree(host.spool)  # a reboot
         host.spool.mkdir()
-    segments = [path for path in root.rglob("seg-*") if b"hit" in (path.parent / "stream.meta").read_bytes()]
+    segments = [path for path in root.rglob("seg-*") if b"\xa3hit" in (path.parent / "stream.meta").read_bytes()]
     largest = max(segments, key=lambda path: path.stat().st_size)
     damage(largest, how, chance)
     host.start()
