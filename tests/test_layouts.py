@@ -41,6 +41,7 @@ FOREIGN = """
 ALTER TABLE runs ADD COLUMN colour TEXT;
 ALTER TABLE streams ADD COLUMN "odd name" INTEGER NOT NULL DEFAULT 7;
 ALTER TABLE axes ADD COLUMN extra;
+ALTER TABLE axes ADD COLUMN computed AS (last_step - first_step);
 ALTER TABLE versions ADD COLUMN extra;
 ALTER TABLE aliases ADD COLUMN extra;
 ALTER TABLE files ADD COLUMN extra;

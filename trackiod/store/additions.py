@@ -199,6 +199,11 @@ def foreign(connection: sqlite3.Connection) -> dict[str, str]:
     return {table: owner for owner in reversed(_OWNERS) for table, column in rows if column == owner}
 
 
+def all_names(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
+    """A table's columns, ours and others'."""
+    return tuple(_columns(connection, table))
+
+
 def carry(source: sqlite3.Connection, target: sqlite3.Connection) -> dict[str, str]:
     """Makes room in another database of this data folder for what only other releases know. Returns `foreign`."""
     tables = foreign(source)

@@ -130,12 +130,11 @@ def _files(connection: sqlite3.Connection, streams: Sequence[str]) -> Iterator[t
 
 def _rows(connection: sqlite3.Connection, table: str, column: str, values: Sequence[Any]) -> list[dict[str, Any]]:
     """Rows with all of their columns, by name: also those that only other releases know."""
-    rows = []
-    for value in values:
-        cursor = connection.execute(f'SELECT * FROM "{table}" WHERE {column} = ? ORDER BY 1', (value,))
-        names = [each[0] for each in cursor.description]
-        rows += [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-    return rows
+    names = additions.all_names(connection, table)
+    order = "id" if "id" in names else column
+    sql = f'SELECT {additions.listed(names)} FROM "{table}" WHERE {column} = ? ORDER BY {order}'
+    found = (row for value in values for row in connection.execute(sql, (value,)).fetchall())
+    return [dict(zip(names, row, strict=True)) for row in found]
 
 
 def _insert(connection: sqlite3.Connection, table: str, rows: list[dict[str, Any]]) -> None:
