@@ -466,7 +466,7 @@ def test_a_store_of_a_newer_layout_is_left_as_it_is_and_nothing_else_waits(
     log_with_later(one, later, "newer")
     log_here(two, "p", "older")
     path = Path(path_of(one, "p"))
-    before = path.read_bytes()
+    before, beside = path.read_bytes(), sorted(path.parent.iterdir())
     one.start()
     process = one.python(TRAINER, "p", stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert one.run(LOG, "q", "well", "20").returncode == 0
@@ -478,6 +478,8 @@ def test_a_store_of_a_newer_layout_is_left_as_it_is_and_nothing_else_waits(
     assert path.read_bytes() == before and not list(path.parent.glob("*.damaged-*"))
     done = one.command("trackio", "list", "projects", "--json")
     assert json.loads(done.stdout) == {"projects": ["q"]} and "upgrade trackio" in done.stderr
+    assert [file for file in beside if not file.exists()] == [] and path.read_bytes() == before
+    assert {file.name for file in path.parent.glob(f"{path.name}*")} == {file.name for file in beside}
     done = login.command("trackio", "list", "projects", "--json")
     assert json.loads(done.stdout) == {"projects": ["p", "q"]}
     assert "upgrade trackio" in done.stderr, "parts of a newer layout are named, and what else there is is read"

@@ -129,6 +129,7 @@ def open_others(path: str, store: str) -> sqlite3.Connection:
 def connect_for_reading(path: str, *, is_immutable: bool = False) -> sqlite3.Connection:
     """This file alone, which is not written. `is_immutable`: nor does anybody else. Raises StoreTooNew, StoreTooOld or
     sqlite3.Error."""
+    leave_newer(path)
     options = "mode=ro&immutable=1" if is_immutable else "mode=ro"
     connection = sqlite3.connect(f"file:{quote(path)}?{options}", uri=True, isolation_level=None, timeout=10)
     with closed_if_it_fails(connection):
@@ -254,9 +255,13 @@ def _refuse_newer(version: int, path: str) -> None:
 
 
 def leave_newer(path: str) -> None:
-    """Raises StoreTooNew before anything of a file is changed, which SQLite does when it opens and closes one."""
-    with open(path, "rb") as file:
-        header = file.read(64)
+    """Raises StoreTooNew before SQLite opens and closes a file, which changes it and what lies beside it. A file that
+    cannot be read is SQLite's to complain of."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(64)
+    except OSError:
+        return
     if header.startswith(b"SQLite format 3\0") and len(header) == 64:
         _refuse_newer(int.from_bytes(header[60:]), path)
 
