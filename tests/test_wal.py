@@ -107,6 +107,9 @@ def test_who_reads_is_told_by_locks_of_the_kernel(host: Host) -> None:
     idle = host.python(f"import sqlite3, sys\nc = sqlite3.connect({store.path!r})\nc.execute('SELECT 1 FROM meta')"
                        ".fetchall()\nprint('open', flush=True)\nsys.stdin.read()", stdin=subprocess.PIPE)  # fmt: skip
     assert idle.stdout.readline() == "open\n"
+    with store.transaction():
+        store._do("INSERT INTO clocks (stream, time_ns, monotonic_ns) VALUES ('s', 1, 1)")
+        assert wal.readers(store.path) == (), "who writes is no reader that keeps anything"
     assert max(commit_mebibytes(store, 1)) < 2 << 20
     assert wal.readers(store.path) == () == wal.readers(str(Path(store.path).with_name("none.db")))
     reader = host.python(READER, store.path, "0", stdin=subprocess.PIPE)

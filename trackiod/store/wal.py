@@ -14,7 +14,8 @@ MOST_BYTES = 64 << 20
 LONG_BYTES = MOST_BYTES * 3 // 2
 """from which on somebody is named"""
 _READERS = {"123", "124", "125", "126", "127"}
-"""bytes of the `-shm` file that readers lock, as SQLite's file format has them"""
+_WRITER = "120"
+"""bytes of the `-shm` file that readers lock, and whoever writes, as SQLite's file format has them"""
 
 
 class LongLog(NamedTuple):
@@ -50,18 +51,19 @@ def find_long(database: str, project: str) -> LongLog | None:
 
 
 def readers(database: str) -> tuple[str, ...]:
-    """The processes that read from a database's log now, as the kernel lists their locks."""
+    """The processes that read from a database's log now, as the kernel lists their locks; but for the one that writes,
+    which reads in its transaction too."""
     try:
         inode = str(os.stat(f"{database}-shm").st_ino)
         with open("/proc/locks", encoding="ascii", errors="replace") as file:
             locks = [line.split() for line in file]
     except OSError:
         return ()
-    pids = set()
-    for lock in locks:  # 1: POSIX ADVISORY READ 4711 fd:01:5678 124 124
-        if len(lock) == 8 and lock[3] == "READ" and lock[5].rpartition(":")[2] == inode and lock[6] in _READERS:
-            pids.add(int(lock[4]))
-    return tuple(f"{pid} ({_program(pid)})" for pid in sorted(pids) if pid > 0)
+    # 1: POSIX ADVISORY READ 4711 fd:01:5678 124 124
+    ours = [lock for lock in locks if len(lock) == 8 and lock[5].rpartition(":")[2] == inode]
+    reading = {int(lock[4]) for lock in ours if lock[3] == "READ" and lock[6] in _READERS}
+    writing = {int(lock[4]) for lock in ours if lock[3] == "WRITE" and lock[6] == _WRITER}
+    return tuple(f"{pid} ({_program(pid)})" for pid in sorted(reading - writing) if pid > 0)
 
 
 def _program(pid: int) -> str:
