@@ -97,6 +97,8 @@ def get_run(project: str, run: str, rank: int | None, as_json: bool) -> None:
     say(f"Project: {project}", f"Run: {facts['run']}", f"Id: {facts['run_id']}")
     cause = f" ({facts['cause']})" if facts["cause"] else ""
     say(f"State: {facts['state']}{cause}")
+    if "owner" in facts:
+        say(f"Owner: {facts['owner']}")
     say(f"Ranks: {facts['logging']} logging of {facts['world_size']}")
     say(f"Attempts: {facts['attempts']}")
     say(f"Number of logs: {facts['num_logs']}")

@@ -39,7 +39,11 @@ def list_runs(project: str, limit: int, before: str | None, as_json: bool) -> No
     with catalog.open_project(where().projects, project) as reader:
         views = catalog.runs(reader, limit + 1, before)
         has_more = len(views) > limit
-        facts = [{"id": view.id, "name": view.name, "state": view.state.state} for view in views[-limit:]]
+        facts = [
+            {"id": view.id, "name": view.name, "state": view.state.state}
+            | ({"owner": owner} if (owner := view.owner) else {})
+            for view in views[-limit:]
+        ]
     if as_json:
         names = [f["name"] for f in facts]
         print_json(
@@ -48,10 +52,14 @@ def list_runs(project: str, limit: int, before: str | None, as_json: bool) -> No
     elif not facts:
         say("No runs found.")
     else:
-        lines = (f"  - {f['name']}  ({f['id']}, {f['state']})" for f in facts)
+        lines = (f"  - {f['name']}  ({f['id']}, {f['state']}{_whose(f)})" for f in facts)
         say(f"Runs in '{project}':", *lines)
         if has_more:
             say("", f"There are older ones: --before {facts[0]['id']}")
+
+
+def _whose(run: dict[str, str]) -> str:
+    return f", of {run['owner']}" if "owner" in run else ""
 
 
 @list_.command("metrics")

@@ -102,7 +102,7 @@ def _cells(run: dict[str, Any]) -> list[Any]:
     lost = f"{run['refused_points']:,}" + (f" + {run['holes']} holes" if run["holes"] else "")
     return [
         run["project"],
-        run["run"],
+        run["run"] + (f" (of {run['owner']})" if "owner" in run else ""),
         state,
         f"{run['logging']} logging of {run['world_size']}",
         step,

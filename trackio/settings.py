@@ -35,6 +35,7 @@ class Settings(NamedTuple):
     sample_bytes: int = 1 << 30
     shared_dir: str = ""
     shared_file_bytes: int = MOST_FILE_BYTES
+    shared_group: str = ""
     dataset: str = ""
 
 
@@ -113,6 +114,11 @@ VARIABLES: dict[str, Variable] = {
         ("TRACKIO_SHARED_FILE_MIB",),
         _mib,
         "Files of values and artifacts up to this size, in MiB, are copied there too. Default: 64.",
+    ),
+    "shared_group": Variable(
+        ("TRACKIO_SHARED_GROUP",),
+        _text,
+        "A group, by name or number, that may read these copies (files 0640, folders 2750). Default: nobody else.",
     ),
     "dataset": Variable(
         ("TRACKIO_DATASET_ID", "TRACKIO_DATASET_REPO"),

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from trackiod.errors import NotFound
+from trackiod.store import foreign
 from trackiod.store.reader import HoleRow, ProjectReader, SeriesRow
 from trackiod.views.attempts import Place, Stream, place
 from trackiod.views.lineage import RunRow
@@ -90,6 +91,12 @@ class RunView:
     def metas(self) -> dict[str, dict[str, Any]]:
         """Everything the streams said of themselves, by stream."""
         return self.reader.metas(self.run_ids)
+
+    @property
+    def owner(self) -> str:
+        """The other user whose run it is; "" for this user's own."""
+        uids = map(foreign.in_meta, self.metas.values())
+        return foreign.owner_name(next((uid for uid in uids if uid is not None), None))
 
     @property
     def about(self) -> dict[str, Any]:

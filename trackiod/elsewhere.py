@@ -6,19 +6,23 @@ see both as one. It can be made anew from the parts at any time, and only what h
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
-from trackio import places, settings
+from trackio import places, settings, trust
+from trackio.names import HOST
 from trackio.places import Places, boot_id, make_private, private, replace
+from trackio.staging import clean_suffix
 from trackiod import blobs
 from trackiod.errors import StoreError, StoreTooNew, StoreTooOld
 from trackiod.sinks import directory
@@ -30,6 +34,8 @@ _SILENT_SECONDS = 300.0
 _STATE, _BOOT = "state.json", "boot"
 _PATIENCE_SECONDS = 5.0
 _TRIES = 3
+_MOST_DATABASES = 10_000
+"""of one store: one for each project"""
 _MOST_NAMED = 3
 """runs of a database that cannot be taken in, in one sentence"""
 
@@ -41,6 +47,10 @@ class _Store(NamedTuple):
     path: str
     revision: str
     alive_at: float
+    uid: int = -1
+    """whose it is"""
+    owner: int | None = None
+    """the same, if it is another user's"""
 
 
 def main() -> int:
@@ -94,7 +104,8 @@ class _TakingIn:
         except OSError:
             own = ""
         shared = self._places.shared
-        stores = [store for store in _stores(shared, self._problems) if os.path.basename(store.path) != own]
+        found = _stores(shared, _own_uids(self._places), self._state, self._problems)
+        stores = [store for store in found if os.path.basename(store.path) != own]
         if not stores and self._state:
             return [*self._problems, f"{shared} shows no other host any more; what was taken in before is shown."]
         now = _server_time(shared) if stores else 0.0
@@ -124,7 +135,7 @@ class _TakingIn:
         keys = []
         is_whole = True
         for key in _keys(store):
-            copy = Copy(store.host, key, os.path.join(store.path, key.rpartition("/")[2]))
+            copy = Copy(store.host, key, os.path.join(store.path, key.rpartition("/")[2]), store.owner)
             keys.append(key)
             try:
                 is_whole &= self._take_database(copy, is_silent)
@@ -136,9 +147,13 @@ class _TakingIn:
     def _take_database(self, copy: Copy, is_silent: bool) -> bool:
         """Returns whether all of it was taken in; False if it is left to a newer release."""
         for attempt in range(_TRIES):
-            index = directory.read_index(copy.folder)
+            index = directory.read_index(copy.folder, copy.owner)
             if not index["project"]:
                 return True  # it is being made
+            if copy.owner is not None:
+                if index["project"] == HOST:
+                    return True  # samples of hosts are joined to runs by what they say; another user's are not
+                copy = copy._replace(own_runs=self._own_runs(index["project"]))
             path = schema.others_path(schema.path_of(self._places.projects, index["project"]))
             if path in self._newer:
                 return False
@@ -149,7 +164,8 @@ class _TakingIn:
                     files = merging.take_runs(target, copy, index["runs"], problems)
                     merging.end_silent(target, copy, is_silent)
                 self._link(files, copy, index["project"])
-                name = index.get("artifacts", {}).get("name", "")
+                # another user's artifacts are not taken: `model:latest` must not come to be somebody else's file
+                name = index.get("artifacts", {}).get("name", "") if copy.owner is None else ""
                 with closing(parts.gathering(path, index["project"])) as target, target:
                     target.execute("BEGIN IMMEDIATE")  # what is wrong with these keeps no run
                     files = artifact_parts.take(target, copy.key, name, os.path.join(copy.folder, name))
@@ -164,9 +180,17 @@ class _TakingIn:
                 self._is_void = True
                 raise StoreError(f"{path} was damaged ({error}); it is made anew with the next command.") from error
             except (FileNotFoundError, StoreError):
-                if attempt == _TRIES - 1 or directory.read_index(copy.folder) == index:
+                if attempt == _TRIES - 1 or directory.read_index(copy.folder, copy.owner) == index:
                     raise  # else it was copied again while it was read
         return False
+
+    def _own_runs(self, project: str) -> frozenset[str]:
+        """The runs of a project that this user logged on this host. Raises sqlite3.Error or StoreError."""
+        path = schema.path_of(self._places.projects, project)
+        if not os.path.exists(path):
+            return frozenset()
+        with closing(schema.connect_for_reading(path)) as own:
+            return frozenset(row[0] for row in own.execute("SELECT id FROM runs"))
 
     def _link(self, files: list[tuple[str, str]], copy: Copy, project: str) -> None:
         _link_files(files, copy, blobs.of_others(blobs.folder_of(self._places.blobs, project)))
@@ -221,8 +245,12 @@ class _TakingIn:
 def _link_files(files: list[tuple[str, str]], copy: Copy, folder: str) -> None:
     """Leads to the files of another host's values; they are read where they lie."""
     for digest, suffix in files:
+        if not {*digest} <= {*"0123456789abcdef"} or suffix != clean_suffix(suffix):
+            continue  # it would lead elsewhere
         link = blobs.path_in(folder, digest, suffix)
         there = blobs.path_in(os.path.join(copy.folder, directory.FILES), digest, suffix)
+        if copy.owner is not None and not _is_plain(there, copy.owner):
+            continue
         if os.path.islink(link):
             if os.readlink(link) == there or os.path.exists(link):
                 continue
@@ -234,27 +262,89 @@ def _link_files(files: list[tuple[str, str]], copy: Copy, folder: str) -> None:
 # -- the shared folder -------------------------------------------------------------------------------------------------
 
 
-def _stores(shared: str, problems: list[str]) -> list[_Store]:
-    """The stores of all hosts. Of one that lies under two names, because its host got another, that which lives."""
+def _is_plain(path: str, uid: int) -> bool:
+    """Whether a file is no link and that user's."""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(info.st_mode) and info.st_uid in (uid, 0)
+
+
+def _own_uids(where: Places) -> frozenset[int]:
+    """Under which numbers this user's files lie in the shared folder: a file server may have one of its own."""
+    try:
+        return frozenset((os.geteuid(), os.lstat(directory.own_folder(where)).st_uid))
+    except OSError:
+        return frozenset((os.geteuid(),))
+
+
+def _stores(shared: str, ours: frozenset[int], state: dict[str, Any], problems: list[str]) -> list[_Store]:
+    """The stores of all hosts and users. Of one that lies under two names, because its host got another, that which
+    lives; of one that several users say is theirs, this user's, else that which was taken in before, else none."""
     newest: dict[str, _Store] = {}
+    claims: dict[str, set[int]] = {}
     for host in _folders(shared):
         try:
-            for name in _folders(os.path.join(shared, host)):
-                path = os.path.join(shared, host, name)
-                alive = os.path.join(path, directory.ALIVE)
-                if not os.path.exists(alive):
-                    continue  # it is being made
-                store = _Store(host, path, directory.read_text(alive), os.stat(alive).st_mtime)
-                if name not in newest or newest[name].alive_at < store.alive_at:
+            names = _folders(os.path.join(shared, host))
+        except OSError as error:
+            if not _is_private(os.path.join(shared, host), ours):
+                problems.append(f"What {host} copied cannot be read: {error}")
+            continue
+        for name in names:
+            try:
+                store = _store(host, os.path.join(shared, host, name), ours)
+            except (OSError, ValueError) as error:
+                problems.append(f"What {host} copied cannot be read: {error}")
+                continue
+            if store is not None:
+                claims.setdefault(name, set()).add(store.uid)
+                before = newest.get(name)
+                if before is None or _rank(store, state) > _rank(before, state):
                     newest[name] = store
-        except (OSError, ValueError) as error:
-            problems.append(f"What {host} copied cannot be read: {error}")
+    for name, uids in claims.items():
+        store = newest[name]
+        if len(uids) > 1 and store.owner is not None and store.path not in state:
+            problems.append(f"Several users say that the copy {name} is theirs ({store.path}); none is taken in.")
+            del newest[name]
     return list(newest.values())
+
+
+def _store(host: str, path: str, ours: frozenset[int]) -> _Store | None:
+    """What lies in a folder that may be a store's; None if it is being made, or is another user's and not for us.
+    Raises OSError or ValueError."""
+    info = os.lstat(path)
+    owner = None if info.st_uid in ours else info.st_uid
+    name, alive = os.path.basename(path), os.path.join(path, directory.ALIVE)
+    if owner is not None and not (name.isascii() and name.isalnum()):
+        return None  # it is part of a pattern in what is remembered of copies
+    try:
+        text = directory.read_text(alive, owner)
+        return _Store(host.partition(directory.OF_USER)[0], path, text, os.lstat(alive).st_mtime, info.st_uid, owner)
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        if owner is None or error.errno != errno.EACCES:
+            raise
+        return None
+
+
+def _rank(store: _Store, state: dict[str, Any]) -> tuple[bool, bool, float]:
+    return store.owner is None, store.path in state, store.alive_at
+
+
+def _is_private(path: str, ours: frozenset[int]) -> bool:
+    """Whether a folder is another user's who lets nobody look into it."""
+    try:
+        return os.lstat(path).st_uid not in ours and not os.access(path, os.R_OK | os.X_OK)
+    except OSError:
+        return False
 
 
 def _keys(store: _Store) -> list[str]:
     """Of its databases."""
-    return [f"{os.path.basename(store.path)}/{database}" for database in _folders(store.path)]
+    names = [name for name in _folders(store.path) if store.owner is None or (name.isascii() and name.isalnum())]
+    return [f"{os.path.basename(store.path)}/{name}" for name in names[:_MOST_DATABASES]]
 
 
 def _is_gone(path: str) -> bool:
@@ -270,18 +360,24 @@ def _is_gone(path: str) -> bool:
 
 def _server_time(shared: str) -> float:
     """What time it is where the files' times come from; this host's where nothing can be written there."""
-    path = os.path.join(shared, "clock")
-    try:
-        with open(path, "ab"):
-            os.utime(path)
-        return os.stat(path).st_mtime
-    except OSError:
-        return time.time()
+    for name in ("clock", f"clock{directory.OF_USER}{os.geteuid()}"):  # the first one may be another user's
+        try:
+            fd = trust.open_file(os.path.join(shared, name), os.O_WRONLY | os.O_CREAT)
+        except OSError:
+            continue
+        try:
+            os.utime(fd)
+            return os.fstat(fd).st_mtime
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
+    return time.time()
 
 
 def _folders(path: str) -> Iterable[str]:
     """The folders in a folder, sorted. Raises OSError: what cannot be listed is not empty."""
-    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
 
 
 # -- this host's folder ------------------------------------------------------------------------------------------------

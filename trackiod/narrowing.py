@@ -16,7 +16,7 @@ from trackio.places import Places
 _MOST_ENTRIES = 20_000
 _OURS = frozenset(
     (
-        "projects spill incoming blobs uploads deleted damaged places hosts store.id endpoint trackiod.lock "
+        "projects elsewhere spill incoming blobs uploads deleted damaged places hosts store.id endpoint trackiod.lock "
         "trackiod.start trackiod.log copy.lock .part"
     ).split()
 )

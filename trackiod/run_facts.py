@@ -35,6 +35,7 @@ def run_facts(projects: str, project: str, view: RunView, rank: int | None) -> d
         "state": state.state,
         "cause": state.cause,
         "group": view.group,
+        **({"owner": owner} if (owner := view.owner) else {}),
         **view.about,
         "files": exhibits.saved(view.run_ids),
         "created_at": timestamp(view.created_ns),

@@ -69,6 +69,7 @@ def _run(project: str, view: RunView, report: wire.StatusReport | None) -> dict[
         "project": project,
         "run": view.name,
         "run_id": view.id,
+        **({"owner": owner} if (owner := view.owner) else {}),
         "state": state.state,
         "cause": state.cause,
         "attempt": view.attempts - 1,

@@ -15,21 +15,24 @@ Runs in a child (`python -m trackiod copy`): a file server that hangs costs nobo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sqlite3
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-from trackio import names, places, settings
-from trackio.places import STORE_ID, Places, make_private, replace
+from trackio import names, places, settings, trust
+from trackio.places import STORE_ID, Places, create, replace
 from trackio.settings import MOST_FILE_BYTES
 from trackiod.errors import StoreError
+from trackiod.sinks.access import Access, of_group
 from trackiod.store import additions, artifact_parts, parts, schema
 from trackiod.store.parts import Place
 from trackiod.store.reader import own_paths
@@ -39,6 +42,11 @@ _NEW = ".new"
 _NO_ARTIFACTS = {"token": "", "name": ""}
 _NO_INDEX: dict[str, Any] = {"project": "", "runs": {}, "artifacts": _NO_ARTIFACTS}
 _LOCK = "copy.lock"
+_DIGEST_CHARS = 32
+_MOST_TEXT_BYTES = 64 << 20
+_ALONE = Access()
+OF_USER = "~"
+"""between a host's name and a user's number"""
 
 
 def main() -> int:
@@ -46,25 +54,37 @@ def main() -> int:
     ours, _ = settings.of_this_process()
     where = places.of(ours)
     try:
-        problems = copy_out(where, ours.shared_file_bytes)
+        access, problem = of_group(ours.shared_group)
+        problems = [*copy_out(where, ours.shared_file_bytes, access), *([problem] if problem else [])]
     except OSError as error:
         problems = [f"{where.shared} cannot be written: {error.strerror or error}"]
     sys.stderr.writelines(f"{problem}\n" for problem in problems[:20])
     return 1 if problems else 0
 
 
-def copy_out(where: Places, most_bytes: int = MOST_FILE_BYTES) -> list[str]:
+def copy_out(where: Places, most_bytes: int = MOST_FILE_BYTES, access: Access = _ALONE) -> list[str]:
     """Copies every run that has changed, and files up to so many bytes each; returns a sentence for each database of
     which something could not be copied. One at a time: waits for another. Raises OSError if the folder cannot be
     written."""
     with open(os.path.join(where.live, _LOCK), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _Copier(where, most_bytes).copy()
+        return _Copier(where, most_bytes, access).copy()
 
 
 def own_folder(where: Places) -> str:
-    """This host's and store's folder among those of all hosts."""
-    return os.path.join(where.shared, os.uname().nodename, store_id(where))
+    """This host's and store's folder among those of all hosts, and of all users where several share one."""
+    return os.path.join(_host_folder(where.shared), store_id(where))
+
+
+def _host_folder(shared: str) -> str:
+    """This user's folder for this host. Where another user has made it, this one has one with its number beside it."""
+    usual = os.path.join(shared, os.uname().nodename)
+    own = f"{usual}{OF_USER}{os.geteuid()}"
+    try:
+        is_ours = stat.S_ISDIR((info := os.lstat(usual)).st_mode) and info.st_uid == os.geteuid()
+    except FileNotFoundError:
+        is_ours = not os.path.isdir(own)
+    return usual if is_ours else own
 
 
 def store_id(where: Places) -> str:
@@ -76,14 +96,17 @@ def store_id(where: Places) -> str:
 class _Copier:
     """One copy of everything that has changed."""
 
-    def __init__(self, where: Places, most_bytes: int) -> None:
+    def __init__(self, where: Places, most_bytes: int, access: Access) -> None:
         self._places = where
         self._most_bytes = most_bytes
+        self._access = access
         self._folder = own_folder(where)
         self._made = os.path.join(where.live, ".part")
 
     def copy(self) -> list[str]:
-        make_private(self._folder)
+        self._access.apply_to_all(self._folder)
+        for folder in (os.path.dirname(self._folder), self._folder):
+            self._access.make_folder(folder, self._places.shared)
         self._say_alive()
         problems = []
         for path in [*own_paths(self._places.projects), schema.path_of(self._places.projects, names.HOST)]:
@@ -108,7 +131,8 @@ class _Copier:
         if revision in ("", read_text(path)) and os.path.exists(path):
             os.utime(path)  # the file server's time
         else:
-            replace(path, revision.encode(), is_safe=True)
+            replace(path, revision.encode(), is_safe=True, mode=self._access.file_mode)
+            self._access.apply(path)
 
     def _revision(self) -> str:
         """What changes whenever an index does."""
@@ -118,7 +142,7 @@ class _Copier:
     def _copy_database(self, source: sqlite3.Connection, path: str) -> None:
         project, database = schema.project_of(source, path), schema.database_of(source)
         folder = os.path.join(self._folder, database)
-        make_private(folder)
+        self._access.make_folder(folder, self._places.shared)
         try:
             before = read_index(folder)
         except ValueError:
@@ -133,7 +157,9 @@ class _Copier:
         blobs = os.path.join(self._places.blobs, os.path.basename(path).removesuffix(schema.SUFFIX))
         files = self._copy_files(source, blobs, os.path.join(folder, FILES)) if index != before else None
         if index != before:
-            replace(os.path.join(folder, INDEX), json.dumps(index).encode(), is_safe=True)
+            path = os.path.join(folder, INDEX)
+            replace(path, json.dumps(index).encode(), is_safe=True, mode=self._access.file_mode)
+            self._access.apply(path)
         named = {artifacts["name"], *(part["name"] for entry in runs.values() for part in entry["parts"])}
         for name in _names(folder):
             if name.removesuffix(_NEW).endswith(schema.SUFFIX) and name not in named:
@@ -169,7 +195,7 @@ class _Copier:
     def _placed(self, folder: str) -> str:
         """Puts the part that was made into its place; returns its name there."""
         name = _digest(self._made) + schema.SUFFIX
-        _place(self._made, os.path.join(folder, name))
+        self._place(self._made, os.path.join(folder, name))
         os.unlink(self._made)
         return name
 
@@ -183,9 +209,18 @@ class _Copier:
         for name in sorted(wanted - there):
             if os.path.exists(os.path.join(blobs, name)):
                 self._say_alive()
-                make_private(os.path.dirname(os.path.join(folder, name)))
-                _place(os.path.join(blobs, name), os.path.join(folder, name))
+                self._access.make_folder(os.path.dirname(os.path.join(folder, name)), self._places.shared)
+                self._place(os.path.join(blobs, name), os.path.join(folder, name))
         return [os.path.join(folder, name) for name in there - wanted]
+
+    def _place(self, made: str, target: str) -> None:
+        """Copies a file to where it is whole or not at all."""
+        with open(made, "rb") as source, os.fdopen(create(target + _NEW, self._access.file_mode), "wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+            self._access.apply(target + _NEW)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(target + _NEW, target)
 
 
 def _full_parts(source: sqlite3.Connection, run: str, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -205,27 +240,56 @@ def _full_parts(source: sqlite3.Connection, run: str, known: list[dict[str, Any]
 # -- files, as readers find them -------------------------------------------------------------------------------------
 
 
-def read_index(folder: str) -> dict[str, Any]:
-    """Which parts a database has in the shared folder, by run; nothing if none was copied yet. Raises OSError, or
-    ValueError if it is damaged."""
-    text = read_text(os.path.join(folder, INDEX))
+def read_index(folder: str, uid: int | None = None) -> dict[str, Any]:
+    """Which parts a database has in the shared folder, by run; nothing if none was copied yet. `uid`: whose it is to
+    be. Raises OSError, or ValueError if it is damaged."""
+    text = read_text(os.path.join(folder, INDEX), uid)
     if not text:
         return _NO_INDEX
-    index: dict[str, Any] = json.loads(text)
     try:
-        [[part["name"], part["upto"]] for run in index["runs"].values() for part in run["parts"] if run["token"]]
-    except (KeyError, TypeError, AttributeError) as error:
+        index: dict[str, Any] = json.loads(text)
+        named = [
+            part["name"] for run in index["runs"].values() for part in run["parts"] if run["token"] and "upto" in part
+        ]
+        named += [name for name in [index.get("artifacts", _NO_ARTIFACTS)["name"]] if name]
+        if not isinstance(index["project"], str) or not all(map(is_part_name, named)):
+            raise TypeError("a name is not that of a part")
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder} has an index that means nothing ({error!r})") from error
     return index
 
 
-def read_text(path: str) -> str:
-    """A small file; an empty text if there is none. Raises OSError."""
+def is_part_name(name: str) -> bool:
+    """Whether a file in a database's folder can be called so by us: it leads nowhere else."""
+    digest = name.removesuffix(schema.SUFFIX)
+    return digest + schema.SUFFIX == name and len(digest) == _DIGEST_CHARS and {*digest} <= {*"0123456789abcdef"}
+
+
+def read_text(path: str, uid: int | None = None) -> str:
+    """A file of text; an empty text if there is none. `uid`: it is this other user's, and hostile input. Raises
+    OSError."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path if uid is None else _open_foreign(path, uid), encoding="utf-8") as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return ""
+
+
+def _open_foreign(path: str, uid: int) -> int:
+    """Open another user's plain file; return its descriptor. No link is followed, no pipe waited for, nothing huge
+    taken. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        problem = "it is not a plain file"
+    elif info.st_uid not in (uid, 0):
+        problem = f"it belongs to {trust.name_of(info.st_uid)}"
+    elif info.st_size > _MOST_TEXT_BYTES:
+        problem = f"it has {info.st_size:,} bytes"
+    else:
+        return fd
+    os.close(fd)
+    raise PermissionError(errno.EPERM, problem, path)
 
 
 def _names(folder: str) -> Iterator[str]:
@@ -239,12 +303,4 @@ def _names(folder: str) -> Iterator[str]:
 
 def _digest(path: str) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
-
-
-def _place(made: str, target: str) -> None:
-    """Copies a file to where it is whole or not at all."""
-    shutil.copyfile(made, target + _NEW)
-    with open(target + _NEW, "rb+") as file:
-        os.fsync(file.fileno())
-    os.rename(target + _NEW, target)
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGEST_CHARS]

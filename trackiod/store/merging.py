@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from collections.abc import Collection
 from contextlib import closing
 from typing import Any, NamedTuple
 
 from trackiod.errors import StoreError
-from trackiod.store import parts
+from trackiod.store import foreign, parts
 
 _SILENT = "nothing was heard of "
 
@@ -23,6 +24,10 @@ class Copy(NamedTuple):
     key: str
     """store/database"""
     folder: str
+    owner: int | None = None
+    """the user whose copy it is, where that is another one"""
+    own_runs: Collection[str] = ()
+    """runs of this user's, which no other user's copy adds to"""
 
 
 OWNERS = "SELECT DISTINCT value FROM meta WHERE key GLOB 'stream *'"
@@ -66,6 +71,8 @@ def _take_run(
     """Takes a run's parts that are not held yet. A stream that two databases have, because one was begun anew, is
     taken from the one that has more of it."""
     key, prefix = f"{copy.key}/{run}", f"part {copy.key}/"
+    if copy.owner is not None:
+        foreign.check(target, copy, run, names)
     with closing(parts.opened(os.path.join(copy.folder, names[-1]))) as last:
         committed = parts.streams_of(last)
     others, won = set(), []
@@ -73,7 +80,7 @@ def _take_run(
         owner = target.execute("SELECT value FROM meta WHERE key = ?", (f"stream {stream}",)).fetchone()
         if owner is not None and owner[0] != key:
             known = target.execute("SELECT committed FROM streams WHERE id = ?", (stream,)).fetchone()
-            if known is not None and known[0] >= upto:
+            if (known is not None and known[0] >= upto) or foreign.owner_of(target, stream) != copy.owner:
                 others.add(stream)
             else:
                 won.append(stream)
@@ -92,6 +99,7 @@ def _take_run(
             target.execute("INSERT INTO meta (key, value) VALUES (?, ?)", (prefix + name, json.dumps(axes)))
             if name == names[-1]:
                 files = parts.take_facts(source, target, others)
+    foreign.mark(target, sorted(committed.keys() - others), copy.owner)
     _own(target, key, sorted(committed.keys() - others))
     return files
 
