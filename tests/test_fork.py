@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from conftest import Host, shown, wait_for
 
 
@@ -112,3 +113,54 @@ if pid == 0:
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """)  # fmt: skip
     assert done.stdout.strip() == "0"
+
+
+C_FORK = """
+import ctypes, os, sys, time, trackio
+run = trackio.init(project="p")
+for i in range(100): trackio.log({"a": i})
+time.sleep(float(sys.argv[1]))
+pid = ctypes.PyDLL(None).fork()  # of which Python knows nothing
+if pid == 0:
+    for i in range(1000): trackio.log({"child": i})
+    run.config.update({"from": "child"})
+    sys.exit(0)
+for i in range(100, 2000): trackio.log({"a": i})
+_, status = os.waitpid(pid, 0)
+for i in range(2000, 2100): trackio.log({"a": i})
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("with_daemon", [True, False])
+def test_a_child_that_c_forked_logs_to_a_stream_of_its_own(host: Host, with_daemon: bool) -> None:
+    """The two share the ring's memory; without a look at who one is, both would write to the same places."""
+    if with_daemon:
+        host.start()
+    done = host.run(C_FORK, "0.7" if with_daemon else "0")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count("internal") == done.stderr.count("disk") == 0, done.stderr
+    if not with_daemon:
+        host.start()
+    run = host.ended_run("p")
+    assert [p.value for p in shown(run, "a")] == list(range(2100)) and run.holes == []
+    workers = [stream for stream in run.streams if stream.role == "worker"]
+    assert [stream.points for stream in workers] == [1000]
+    assert run.state.state == "finished"
+
+
+def test_a_child_that_c_forked_and_never_logs_ends_nothing_of_its_parents(daemon: Host) -> None:
+    done = daemon.run("""
+import ctypes, os, sys, time, trackio
+trackio.init(project="p")
+trackio.log({"a": 1})
+pid = ctypes.PyDLL(None).fork()
+if pid == 0: sys.exit(0)
+os.waitpid(pid, 0)
+time.sleep(1)
+trackio.log({"a": 2})
+""")
+    assert done.returncode == 0 and done.stderr.count("\n") <= 1, done.stderr
+    run = daemon.ended_run("p")
+    assert [p.value for p in shown(run, "a")] == [1, 2] and run.holes == []
+    assert [stream.role for stream in run.streams] == ["rank"] and run.state.state == "finished"

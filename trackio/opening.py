@@ -8,6 +8,7 @@ from typing import Any
 
 from trackio import (
     context_vars,
+    forks,
     gauges,
     identity,
     inquiry,
@@ -61,6 +62,7 @@ def open_run(
 def _opened(
     project: Any, name: Any, group: Any, config: Any, resume: Any, mode: str | None, others: Mapping[str, Any]
 ) -> Run:
+    forks.notice()
     ours, problems = settings.of_this_process()
     voice.quiet = ours.quiet
     for problem in problems:

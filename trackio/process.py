@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-from trackio import voice
+from trackio import forks, voice
 from trackio.identity import PARENT_VARIABLE
 from trackio.places import Places
 from trackio.runs import Run
@@ -142,7 +142,8 @@ def install() -> None:
         return
     _installed = True
     atexit.register(_at_exit)
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=forks.after_python_forked)
+    forks.call_in_child(_after_fork)
     previous = sys.excepthook
     previous_in_threads = threading.excepthook
 
@@ -159,6 +160,7 @@ def install() -> None:
 
 
 def _at_exit() -> None:
+    forks.notice()
     try:
         here.end()
     except Exception as error:  # noqa: BLE001 the border to the user's process

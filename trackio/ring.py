@@ -20,6 +20,7 @@ from collections.abc import Callable
 from threading import get_ident
 from zlib import crc32
 
+from trackio.forks import mark, notice
 from trackio.locks import CONTENDED_SECONDS, free, under
 from trackio.record import COMMITTED, CRC_SLICE, checksum
 from trackio.segment import HEADER_BYTES, Segment
@@ -64,6 +65,9 @@ class Ring:
     def append(self, payload: bytes, points: int | None) -> bool:
         """Stores one record; False if there was no room. A log() call has `points` and is counted as refused then,
         a record of another kind has None. Raises Retired. (It takes the lock as `locks.under` does: a call costs.)"""
+        if not mark[0]:
+            notice()
+            raise Retired  # it is the parent's
         lock = self._lock
         if get_ident() == self._main:
             try:

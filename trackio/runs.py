@@ -273,6 +273,10 @@ class Run(Likeness):
         try:
             if self._stream is not None and not self._stream.note(kind, *fields, seconds=seconds):
                 voice.warn_once(f"note {kind}", f"{kind.name.lower()} found no room and was not stored.")
+        except Retired:  # also in a child that C forked, whose parent the end is
+            self._stream = None
+            if kind is not Kind.FINISH and (stream := self._open()) is not None:
+                stream.note(kind, *fields, seconds=seconds)
         except Exception as error:  # noqa: BLE001 the border to the user's process
             hand_on(error)
             voice.warn_once(f"note {kind}", f"{kind.name.lower()} could not be stored: {short_repr(error)}")

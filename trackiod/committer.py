@@ -479,6 +479,8 @@ class Committer:
                 self._store_batch(store, work.stream, batch.start, batch.data)
             position = batch.end
             portion += len(batch.data)
+        if work.exit.head > position:
+            self._add_hole(store, work.stream, position, work.exit.head, "its spool was cut short")
         if recovery.ranges(sources) != recovery.ranges(work.sources()):
             raise OSError(errno.ESTALE, "what lies there changed while it was read", *work.folders[:1])
         for path in work.folders:

@@ -25,6 +25,10 @@ class Exit(NamedTuple):
 
     signal: int | None = None
     code: int | None = None
+    note: str = ""
+    """what else is known of why"""
+    head: int = 0
+    """how far its stream had come, where what lies of it may be short"""
 
     @property
     def state(self) -> str | None:
@@ -39,7 +43,7 @@ class Exit(NamedTuple):
     def cause(self) -> str:
         """The same in words."""
         if self.signal is not None:
-            return _signal_name(self.signal)
+            return _signal_name(self.signal) + (f": {self.note}" if self.note else "")
         return "" if self.code is None else f"exit code {self.code}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import stat
 import time
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from trackio import folder
 from trackio.lookup import is_there, list_folder, unless_absent
 from trackio.names import HOST
 from trackio.places import OWNER
-from trackio.segment import PREFIX
+from trackio.segment import PREFIX, is_cut
 from trackiod import orphans
 from trackiod.exits import Exit, exit_of, is_gone, open_pidfd
 from trackiod.recovery import Source, held, read_folder
@@ -208,7 +209,15 @@ class LiveStream:
 
     def exit(self) -> Exit:
         """How the process ended, once it has."""
-        return exit_of(self.pidfd)
+        exit = exit_of(self.pidfd)
+        cut = next(filter(self._is_cut, self._segments), "") if exit.signal == signal.SIGBUS else ""
+        return exit._replace(note=f"its spool file {cut} was cut short", head=self.head) if cut else exit
+
+    def _is_cut(self, path: str) -> bool:
+        try:
+            return is_cut(self._segments[path])
+        except OSError:
+            return False
 
     def sources(self) -> list[Source]:
         """Everything the process left, behind the descriptors we hold and in the folders. Raises OSError."""
