@@ -93,6 +93,24 @@ def test_text_that_is_no_utf_8_switches_nothing_off(daemon: Host) -> None:
     assert daemon.ended_run("caf\\udce9").config() == {"lr": 1, "\\udcff": 2}
 
 
+def test_paths_that_are_no_utf_8_lose_nothing(host: Host, tmp_path: Path) -> None:
+    """The data folder, the spool, what the environment says of names and devices."""
+    odd = {name: str(tmp_path / f"{name}\udcff") for name in ("TRACKIO_DIR", "TRACKIO_SPOOL_DIR")}
+    host.extra |= odd | {"TRACKIO_RUN_NAME": "r\udcff", "CUDA_VISIBLE_DEVICES": "\udcff"}
+    assert host.command("trackiod", "start").returncode == 0
+    try:
+        code = "import trackio\ntrackio.init(project='p')\ntrackio.log({'a': 1})"
+        done = host.run(code + "\ntrackio.finish(wait='stored', timeout=60)")
+        assert done.returncode == 0 and "not everything" not in done.stderr, done.stderr
+        for command in (["trackio", "status"], ["trackiod", "status"], ["trackiod", "doctor"], ["trackiod", "repair"]):
+            said = host.command(*command)
+            assert "Traceback" not in said.stderr and "does not answer" not in said.stdout, said
+        found = host.cli("get", "metric", "--project", "p", "--run", "r\\udcff", "--metric", "a")
+        assert [value["value"] for value in found["values"]] == [1]
+    finally:
+        assert host.command("trackiod", "stop").returncode == 0
+
+
 def test_an_unwritable_data_folder_is_one_sentence_and_training_goes_on(host: Host) -> None:
     said = run_well(host, "trackio.log({'a': 1})", TRACKIO_DIR="/proc/nowhere", TRACKIO_AUTOSTART="1")
     assert any("cannot be written" in s and "TRACKIO_DIR" in s for s in said)

@@ -18,7 +18,7 @@ class Told(MutableMapping[str, Any]):
     """What the user tells of a run. Values read back as they were set; what is stored is their plain form."""
 
     def __init__(self, defaults: Mapping[str, Any] | None = None) -> None:
-        object.__setattr__(self, "_values", dict(defaults or {}))
+        object.__setattr__(self, "_values", as_mapping(defaults))
         object.__setattr__(self, "_set", {})
         object.__setattr__(self, "_on_change", None)
 
@@ -39,12 +39,13 @@ class Told(MutableMapping[str, Any]):
             self._on_change(stored)
 
     def __getitem__(self, key: str) -> Any:
-        return self._values[key]
+        return self._values[_usable(key, key_text(key))]
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._change([(key, value)])
 
     def __delitem__(self, key: str) -> None:
+        key = _usable(key, key_text(key))
         del self._values[key]
         self._set.pop(key, None)
         if self._on_change is not None:
@@ -97,7 +98,7 @@ class Config(Told):
     """A run's configuration."""
 
     def __init__(self, defaults: Mapping[str, Any] | None = None) -> None:
-        super().__init__(dict.fromkeys(_DEFAULTS) | dict(defaults or {}))
+        super().__init__(dict.fromkeys(_DEFAULTS) | as_mapping(defaults))
 
     def _take(self) -> dict[str, Any]:
         """Hands over what was set so far and starts afresh."""

@@ -79,7 +79,7 @@ def understood(
     target = _target(unknown, ours)
     config = _without(config, unknown.pop("config_exclude_keys", None), unknown.pop("config_include_keys", None))
     warn_unknown("init", {k: v for k, v in unknown.items() if k not in _UNUSED})
-    run_name = asked_name or _name_or_none(ours.run_name)
+    run_name = asked_name or _name_or_none(_first(ours.run_name))
     how = _resume(resume)
     if how == "must" and run_name is None and not asked_id:
         raise Misuse("Must provide a run name when resume='must'")

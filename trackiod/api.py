@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trackio import inquiry, launch, places, settings, wire
+from trackio.border import never_raises, raises_only
 from trackio.places import Places
 from trackio.voice import escaped
 from trackiod import alert_list, catalog, control, elsewhere
@@ -55,10 +56,12 @@ class Run:
         """The names of its metrics."""
         return self._read(lambda view: view.metric_names) or []
 
+    @raises_only(ValueError, TrackiodError)
     def alerts(self, level: str | None = None, since: str | None = None) -> list[dict[str, Any]]:
         """Its alerts, the newest first."""
         return _alerts(self.project, self.id, level, since)
 
+    @raises_only(ValueError, TrackiodError)
     def history(self, metric: str) -> list[dict[str, Any]]:
         """A metric's values, reduced over ranks: `step`, `time` in seconds since 1970, `value`. Raises ValueError."""
         from trackiod import curves
@@ -132,11 +135,13 @@ class Runs:
 class Api:
     """What is stored, for scripts. Methods raise ValueError for a project that does not exist."""
 
+    @raises_only(ValueError, TrackiodError)
     def runs(self, project: str) -> Runs:
         """The project's runs."""
         _check(project)
         return Runs(project)
 
+    @raises_only(ValueError, TrackiodError)
     def run(self, project: str, run: str) -> Run:
         """A run by id, or the newest by name. Raises ValueError."""
         _check(project)
@@ -147,6 +152,7 @@ class Api:
         except NotFound as error:
             raise ValueError(str(error)) from None
 
+    @raises_only(ValueError, TrackiodError)
     def alerts(
         self, project: str, run: str | None = None, level: str | None = None, since: str | None = None
     ) -> list[dict[str, Any]]:
@@ -190,6 +196,7 @@ def edit(project: str, action: str, run: str = "", argument: str = "") -> bool:
     return False
 
 
+@never_raises(False)
 def delete_project(project: str, force: bool = False) -> bool:
     """Deletes a project with all its runs, files and artifacts, for good; asks first unless `force`. False if it is not
     there, is running, or the answer is no."""

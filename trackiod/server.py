@@ -15,6 +15,7 @@ import zmq
 from trackio import wire
 from trackio.places import Places
 from trackio.shipping import WINDOW_BYTES
+from trackio.values import plain_config
 from trackio.version import __version__
 from trackiod import orphans, streams
 from trackiod.admission import Admission
@@ -394,4 +395,5 @@ class Server:
             **self._outlets.facts(self._committer.commits),
             "sampler": self._sampling.facts(self._streams),
         }
-        return wire.StatusReport(daemon, [s.report(now) for s in self._streams.values() if s.role != "sampler"])
+        streams = [s.report(now) for s in self._streams.values() if s.role != "sampler"]
+        return wire.StatusReport(plain_config(daemon), streams)  # paths in it need not be UTF-8

@@ -131,7 +131,7 @@ def connect_for_reading(path: str, *, is_immutable: bool = False) -> sqlite3.Con
     sqlite3.Error."""
     leave_newer(path)
     options = "mode=ro&immutable=1" if is_immutable else "mode=ro"
-    connection = sqlite3.connect(f"file:{quote(path)}?{options}", uri=True, isolation_level=None, timeout=10)
+    connection = sqlite3.connect(_uri(path, options), uri=True, isolation_level=None, timeout=10)
     with closed_if_it_fails(connection):
         check_version(connection, path)
         additions.stand_in(connection)
@@ -146,7 +146,7 @@ def open_part(path: str) -> sqlite3.Connection:
     except StoreTooOld:
         migrated = sqlite3.connect(":memory:", isolation_level=None)
         with closed_if_it_fails(migrated):
-            with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True)) as connection:
+            with closing(sqlite3.connect(_uri(path, "mode=ro&immutable=1"), uri=True)) as connection:
                 connection.backup(migrated)
             migrations.migrate(migrated)
             additions.stand_in(migrated)
@@ -189,7 +189,7 @@ def _join_others(connection: sqlite3.Connection, others: str) -> None:
     """Temporary views over both take the tables' names. A run that ran on several hosts is one, and has the name that
     its lowest rank gave."""
     connection.execute("PRAGMA temp_store = MEMORY")
-    connection.execute("ATTACH ? AS others", (f"file:{quote(others)}?mode=ro",))
+    connection.execute("ATTACH ? AS others", (_uri(others, "mode=ro"),))
     if connection.execute("PRAGMA others.user_version").fetchone() != (VERSION,):
         raise sqlite3.DatabaseError("of another layout")  # made anew, or named, by whoever takes in what was copied
     runs = f"{_RUNS.format('main', 'others', '<')} UNION ALL {_RUNS.format('others', 'main', '<=')}"
@@ -216,7 +216,7 @@ def project_of(connection: sqlite3.Connection, path: str) -> str:
 def name_in(path: str) -> str:
     """The name of the project in a file, whose layout may be an earlier one. Raises StoreError."""
     try:
-        with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=10)) as connection:
+        with closing(sqlite3.connect(_uri(path, "mode=ro"), uri=True, timeout=10)) as connection:
             with suppress(StoreTooOld):
                 check_version(connection, path)
             return project_of(connection, path)
@@ -316,3 +316,8 @@ def named(error: sqlite3.Error | UnicodeDecodeError, path: str) -> StoreError:
     if isinstance(error, UnicodeDecodeError) or is_damage(error):
         return StoreDamaged(f"{path} is damaged ({error}).")
     return StoreError(f"{path} cannot be opened ({error}).")
+
+
+def _uri(path: str, options: str) -> str:
+    """A database's address, whatever bytes its path holds."""
+    return f"file:{quote(os.fsencode(path))}?{options}"
