@@ -1,8 +1,8 @@
-"""ZMTP 3.0, NULL mechanism, DEALER side: ZeroMQ's wire protocol as values in, bytes out.
+"""ZMTP 3.0, NULL mechanism, DEALER and ROUTER: ZeroMQ's wire protocol as values in, bytes out.
 
-The training process speaks it over a plain AF_UNIX socket. libzmq is not used there: it aborts the process
+Training process and daemon speak it over a plain AF_UNIX socket. libzmq is not used: it aborts the process
 when file descriptors or threads run out, costs 40 ms of import, and a fork during that import deadlocks.
-Source: rfc.zeromq.org/spec/23 (ZMTP 3.0) and spec/28 (DEALER). Knows no sockets and no messages of ours.
+Source: rfc.zeromq.org/spec/23 (ZMTP 3.0) and spec/28 (DEALER, ROUTER). Knows no sockets and no messages of ours.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ GREETING = (_SIGNATURE + b"\x03\x00" + b"NULL").ljust(_GREETING_BYTES, b"\0")
 
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _MAX_FRAME_BYTES = 8 << 20  # what the daemon may send us
+_MAX_PARTS = 16
 
 
 class ProtocolError(Exception):
@@ -32,6 +33,7 @@ def _property(name: bytes, value: bytes) -> bytes:
 
 
 READY = _command(b"READY", _property(b"Socket-Type", b"DEALER") + _property(b"Identity", b""))
+_ROUTER_READY = _command(b"READY", _property(b"Socket-Type", b"ROUTER") + _property(b"Identity", b""))
 
 
 def frame_header(size: int, *, more: bool) -> bytes:
@@ -54,8 +56,9 @@ def frames(parts: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
 class Dealer:
     """Reads what a ROUTER sends. Feed it bytes; it returns whole messages and says when it is ready."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_frame_bytes: int = _MAX_FRAME_BYTES) -> None:
         self.ready = False
+        self._max_frame_bytes = max_frame_bytes
         self._buffer = bytearray()
         self._greeted = False
         self._parts: list[bytes] = []
@@ -77,6 +80,8 @@ class Dealer:
                 self._on_command(body)
                 continue
             self._parts.append(body)
+            if len(self._parts) > _MAX_PARTS:
+                raise ProtocolError("the peer sent a message without an end")
             if not flags & _MORE:
                 messages.append(self._parts)
                 self._parts = []
@@ -105,7 +110,7 @@ class Dealer:
             if len(buffer) < 9:
                 return None
             start, size = 9, struct.unpack_from(">Q", buffer, 1)[0]
-        if flags & ~(_MORE | _LONG | _COMMAND) or size > _MAX_FRAME_BYTES:
+        if flags & ~(_MORE | _LONG | _COMMAND) or size > self._max_frame_bytes:
             raise ProtocolError("the peer sent a frame that cannot be")
         if len(buffer) < start + size:
             return None
@@ -119,3 +124,12 @@ class Dealer:
             self.ready = True
         elif name == b"ERROR":
             raise ProtocolError("the peer refused the connection")
+
+
+class Router(Dealer):
+    """One connection of a ROUTER: reads what its DEALER sends."""
+
+    @staticmethod
+    def opening() -> bytes:
+        """What to send first."""
+        return GREETING + _ROUTER_READY

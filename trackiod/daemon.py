@@ -102,13 +102,11 @@ def _give_up(error: TrackiodError, report: _Report) -> int:
 @contextmanager
 def _named_refusals(where: Places) -> Iterator[None]:
     """Turns what the system refuses while the daemon starts into a sentence. Raises CannotStart."""
-    import zmq
-
     try:
         yield
-    except (OSError, zmq.ZMQError) as error:
+    except OSError as error:
         name = errno.errorcode.get(error.errno or 0, type(error).__name__)
-        path = f", {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        path = f", {error.filename}" if error.filename else ""
         raise CannotStart(
             f"trackiod cannot start in {where.live}: {error.strerror or error} ({name}{path}). Metrics are kept until"
             " it starts."
@@ -116,7 +114,7 @@ def _named_refusals(where: Places) -> Iterator[None]:
 
 
 def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, report: _Report) -> None:
-    from trackiod.committer import Committer  # after the fork: zmq and SQLite want a process of their own
+    from trackiod.committer import Committer  # after the fork: SQLite wants a process of its own
     from trackiod.errands import Errands
     from trackiod.outlets import Outlets
     from trackiod.sampling import Sampling
@@ -131,7 +129,6 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, report: _
         socket_path = listener.getsockname()
         store_id = settle(where)
         threads = Threads(lambda sentence: server.fail(sentence))
-        threads.check_room(_THREADS)
         errands = Errands(where, lambda work: committer.submit(work))
         committer = Committer(
             where.projects, store_id, lambda: server.wake(), errands.take, ours.sample_bytes, errands.settle

@@ -7,6 +7,7 @@ import os
 import time
 
 from trackio.lookup import is_there
+from trackiod import descriptors
 from trackiod.store import schema
 from trackiod.store.project import ProjectStore
 
@@ -28,7 +29,11 @@ class Databases:
             self.close(project)
             store = None
         if store is None:
-            store = self._stores[project] = ProjectStore(self._projects, project, self._store_id)
+            if descriptors.are_short(descriptors.FOR_STREAMS):
+                self._close_idle()
+            store = ProjectStore(self._projects, project, self._store_id)
+        self._stores.pop(project, None)
+        self._stores[project] = store  # the last is the one that was used last
         return store
 
     def has(self, project: str) -> bool:
@@ -52,6 +57,12 @@ class Databases:
         store = self._stores.pop(project, None)
         if store is not None:
             store.close()
+
+    def _close_idle(self) -> None:
+        """Ends all but the connection that was used last: each takes three descriptors, and is opened again if need
+        be."""
+        for project in list(self._stores)[:-1]:
+            self.close(project)
 
     def close_all(self) -> None:
         for project in list(self._stores):

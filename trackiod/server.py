@@ -10,20 +10,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import zmq
-
 from trackio import wire
 from trackio.places import Places
 from trackio.shipping import WINDOW_BYTES
 from trackio.values import plain_config
 from trackio.version import __version__
-from trackiod import orphans, streams
+from trackiod import descriptors, orphans, streams
 from trackiod.admission import Admission
 from trackiod.committer import Committer
+from trackiod.connections import Connections
 from trackiod.ended import Ended
 from trackiod.errands import Errands
 from trackiod.outlets import Outlets
-from trackiod.peers import Peers
 from trackiod.sampling import Sampling
 from trackiod.streams import LiveStream
 from trackiod.work import (
@@ -47,13 +45,12 @@ _TICK_SECONDS = 0.5
 _LOOK_SECONDS = 0.05
 """from tick to tick while somebody waits for what other hosts copied"""
 _SCAN_SECONDS = 5.0
-_RECEIVE_HWM = 2
-"""Messages of a peer, up to 2 MiB each, that libzmq holds where the loop is slow."""
-_MAX_MESSAGES_A_TURN = 256
+_LINGER_SECONDS = 0.2
+_NO_DESCRIPTORS = "trackiod has no descriptors left for more processes: raise the limit (ulimit -n) and restart it."
 
 
 class Server:
-    """Owns the ROUTER socket and the live streams. `serve` runs until `stop` is called."""
+    """Owns the connections and the live streams. `serve` runs until `stop` is called."""
 
     def __init__(
         self,
@@ -77,7 +74,6 @@ class Server:
         self._outlets = outlets
         self._streams: dict[str, LiveStream] = {}
         self._ended = Ended(places, committer.submit)
-        self._peers = Peers()
         self._admission = Admission()
         self._nonsense = 0
         self._complained_at = 0.0
@@ -85,8 +81,7 @@ class Server:
         self._next_tick = self._next_scan = 0.0
         self._facts: dict[str, Any] = {}
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._context = zmq.Context(io_threads=1)
-        self._router = self._context.socket(zmq.ROUTER)
+        self._connections = Connections(self._wake_read)
         self._each_tick: list[Callable[[], str]] = []
 
     # -- life ------------------------------------------------------------------------------------------------
@@ -94,12 +89,7 @@ class Server:
     def listen(self, listener: socket.socket, facts: dict[str, Any]) -> None:
         """Takes over a bound and listening socket. `facts` go into every status report."""
         self._facts = facts
-        path = listener.getsockname()
-        self._router.setsockopt(zmq.LINGER, 200)
-        self._router.setsockopt(zmq.RCVHWM, _RECEIVE_HWM)
-        self._router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
-        self._router.setsockopt(zmq.USE_FD, listener.detach())
-        self._router.bind(f"ipc://{path}")
+        self._connections.listen(listener)
 
     def each_tick(self, check: Callable[[], str]) -> None:
         """A check for every tick; what it returns, if anything, is the reason to stop."""
@@ -123,16 +113,10 @@ class Server:
 
     def serve(self) -> None:
         """Runs until there is a reason to stop."""
-        poller = zmq.Poller()
-        poller.register(self._router, zmq.POLLIN)
-        poller.register(self._wake_read, zmq.POLLIN)
         while not self.stop_reason:
             timeout = max(0.0, self._next_tick - time.monotonic())
-            events = dict(poller.poll(int(timeout * 1000) + 1))
-            if self._wake_read in events:
-                os.read(self._wake_read, 4096)
-            if self._router in events:
-                self._receive_some()
+            for peer, pid, frames in self._connections.receive(timeout):
+                self._receive(peer, pid, frames)
             self._send_outcomes()
             self._tick(time.monotonic())
 
@@ -142,33 +126,23 @@ class Server:
         for stream in self._streams.values():
             stream.close()
         self._ended.close()
-        self._router.close()
-        self._context.term()
+        self._connections.close(_LINGER_SECONDS)
         os.close(self._wake_read)
         os.close(self._wake_write)
 
     # -- messages --------------------------------------------------------------------------------------------
 
-    def _receive_some(self) -> None:
-        for _ in range(_MAX_MESSAGES_A_TURN):
-            try:
-                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            peer = frames[0].bytes
-            pid = self._peers.pid_of(peer, frames[-1])
-            if pid is None:
-                continue
-            try:
-                message = wire.decode([f.bytes for f in frames[1:]])
-            except wire.WireError as error:
-                self._complain(pid, error)
-                continue
-            self._busy_at = time.monotonic()
-            try:
-                self._handle(peer, pid, message)
-            except Exception:  # the border to peers: what one of them sends must not end the others' daemon
-                log.exception("a %s of pid %d could not be handled and was dropped", type(message).__name__, pid)
+    def _receive(self, peer: int, pid: int, frames: list[bytes]) -> None:
+        try:
+            message = wire.decode(frames)
+        except wire.WireError as error:
+            self._complain(pid, error)
+            return
+        self._busy_at = time.monotonic()
+        try:
+            self._handle(peer, pid, message)
+        except Exception:  # the border to peers: what one of them sends must not end the others' daemon
+            log.exception("a %s of pid %d could not be handled and was dropped", type(message).__name__, pid)
 
     def _complain(self, pid: int, error: wire.WireError) -> None:
         """Says what a peer sends that is no message of ours; of a flood, one a second."""
@@ -177,7 +151,7 @@ class Server:
             log.warning("a message from pid %d was dropped (%d so far): %s", pid, self._nonsense, error)
             self._complained_at = time.monotonic()
 
-    def _handle(self, peer: bytes, pid: int, message: wire.Message) -> None:
+    def _handle(self, peer: int, pid: int, message: wire.Message) -> None:
         match message:
             case wire.Hello():
                 self._on_hello(peer, pid, message)
@@ -211,12 +185,12 @@ class Server:
             case _:
                 log.warning("pid %d sent a %s, which is not for a daemon", pid, type(message).__name__)
 
-    def _on_leases(self, peer: bytes, stream: str, files: list[int]) -> None:
+    def _on_leases(self, peer: int, stream: str, files: list[int]) -> None:
         """From another thread: these are protected."""
         self._committer.outcomes.append(Reply(peer, wire.Protected(stream, files)))
         self.wake()
 
-    def _on_hello(self, peer: bytes, pid: int, hello: wire.Hello) -> None:
+    def _on_hello(self, peer: int, pid: int, hello: wire.Hello) -> None:
         if wire.common_version(hello.versions) is None:
             self._send(peer, wire.Refusal(hello.stream, f"trackiod {__version__} speaks another protocol version."))
             return
@@ -228,6 +202,9 @@ class Server:
             return  # it says HELLO again
         meta = streams.usable(hello.meta)
         stream = self._streams.get(hello.stream)
+        if stream is None and descriptors.are_short(descriptors.FOR_STREAMS):
+            self._send(peer, wire.Refusal(hello.stream, _NO_DESCRIPTORS))
+            return
         if stream is None:
             stream = self._streams[hello.stream] = LiveStream(hello.stream, meta)
         stream.meta, stream.peer, stream.head, stream.heard_at = meta, peer, hello.head, time.monotonic()
@@ -237,7 +214,7 @@ class Server:
         self._admission.forget(stream.id)  # the WELCOME says where it goes on
         self._committer.submit(Register(stream.project, stream.id, meta, peer))
 
-    def _on_data(self, peer: bytes, data: wire.Data) -> None:
+    def _on_data(self, peer: int, data: wire.Data) -> None:
         stream = self._streams.get(data.stream)
         if stream is None:
             self._send(peer, wire.Unknown(data.stream))
@@ -248,7 +225,7 @@ class Server:
         if not self._committer.submit_batch(Append(stream.project, stream.id, data, peer)):
             self._admission.drop(stream.id)
 
-    def _on_heartbeat(self, peer: bytes, beat: wire.Heartbeat) -> None:
+    def _on_heartbeat(self, peer: int, beat: wire.Heartbeat) -> None:
         stream = self._streams.get(beat.stream)
         if stream is None:
             self._send(peer, wire.Unknown(beat.stream))
@@ -268,13 +245,10 @@ class Server:
         stream.refused = (counts[0], counts[1])
         return True
 
-    def _send(self, peer: bytes, message: wire.Message) -> None:
+    def _send(self, peer: int, message: wire.Message) -> None:
         if isinstance(message, wire.Ack):
             message = message._replace(incomplete=self._errands.incomplete[message.stream])
-        try:
-            self._router.send_multipart([peer, *wire.encode(message)], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            log.debug("an answer was dropped: %s", error)  # heartbeats repeat it
+        self._connections.send(peer, wire.encode(message))
 
     def _send_outcomes(self) -> None:
         outcomes = self._committer.outcomes
@@ -326,7 +300,7 @@ class Server:
             return message
         return message._replace(release=__version__, life=str(self._facts.get("life", "")))
 
-    def _set_aside(self, stream_id: str, peer: bytes) -> wire.Edited | None:
+    def _set_aside(self, stream_id: str, peer: int) -> wire.Edited | None:
         if stream_id in self._streams:
             return wire.Edited(False, f"The process of stream {stream_id} lives.")
         return self._ended.set_aside(stream_id, peer)
@@ -336,6 +310,7 @@ class Server:
     def _tick(self, now: float) -> None:
         if now < self._next_tick:
             return
+        self._connections.check(now)
         self._next_tick = now + (_LOOK_SECONDS if self._outlets.looking.is_waited_for else _TICK_SECONDS)
         for stream in list(self._streams.values()):
             if stream.is_alive():

@@ -23,7 +23,7 @@ from trackio.lookup import is_there, list_folder, unless_absent
 from trackio.names import HOST
 from trackio.places import OWNER
 from trackio.segment import PREFIX, is_cut
-from trackiod import orphans
+from trackiod import descriptors, orphans
 from trackiod.exits import Exit, exit_of, is_gone, open_pidfd
 from trackiod.recovery import Source, held, read_folder
 
@@ -162,7 +162,10 @@ class LiveStream:
         names = {os.path.join(path, name) for name in list_folder(path) if name.startswith(PREFIX)}
         for name in names - self._segments.keys():
             with contextlib.suppress(OSError):  # it is tried again, and does not keep the others from being held
-                self._segments[name] = _open_plain(name, os.O_RDONLY)
+                fd = descriptors.unless_short(_open_plain(name, os.O_RDONLY), descriptors.FOR_COMFORT)
+                if fd < 0:
+                    return  # what is held against an epilog must not cost others their connection
+                self._segments[name] = fd
         if os.fstat(self._owners[path]).st_nlink:  # else somebody cleaned up, and ours are the only copies
             for name in [n for n in self._segments if os.path.dirname(n) == path and n not in names]:
                 os.close(self._segments.pop(name))
@@ -197,7 +200,7 @@ class LiveStream:
         if pid > 0 and pid != self.pid:
             if self.pidfd >= 0:
                 os.close(self.pidfd)
-            self.pid, self.pidfd = pid, open_pidfd(pid)
+            self.pid, self.pidfd = pid, descriptors.unless_short(open_pidfd(pid), descriptors.FOR_COMFORT)
 
     def is_settled(self, now: float) -> bool:
         """Whether the exit of a process found dead is known, or will not be any more: its parent has yet to
