@@ -126,9 +126,13 @@ def test_a_stored_row_may_be_anything_and_ends_its_own_alert_only(daemon: Host) 
             connection.execute("UPDATE alerts SET webhook = ?, level = x'ff', sent = NULL WHERE title = '2'", (good,))
             connection.execute("UPDATE alerts SET webhook = ?, sent = NULL WHERE title = '3'", (good,))
         daemon.start()
-        wait_for(lambda: daemon.status().daemon["errands"] == 0, what="the end of all")
-        with database(schema.path_of(daemon.places.projects, "p")) as connection:
-            sent = dict(connection.execute("SELECT title, sent FROM alerts"))
+
+        def all_sent() -> dict[str, Any]:
+            with database(schema.path_of(daemon.places.projects, "p")) as connection:
+                found = dict(connection.execute("SELECT title, sent FROM alerts"))
+            return {} if None in found.values() else found
+
+        sent = wait_for(all_sent, what="the end of all")
         assert sent["3"] == "sent" and sent["0"].startswith("not sent") and sent["1"].startswith("not sent"), sent
         assert daemon.status().daemon["problem"] == ""
 

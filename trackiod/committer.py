@@ -277,6 +277,8 @@ class Committer:
             if is_damaged:
                 return self._databases.set_aside(project, f"{store.path} is damaged ({error}).")
             return f"project {project!r} cannot be written: {cause_of(error, store.path)}."
+        except OSError as error:  # of a file beside the database, as the address of a webhook
+            return f"project {project!r} cannot be written: {cause_of(error, error.filename or store.path)}."
         except Exception:  # the border of the commit thread: one odd piece of work must not stop the others
             log.exception("internal error in project %r", project)
             return self._commit_apart(project, items)

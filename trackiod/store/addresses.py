@@ -58,7 +58,7 @@ class Addresses:
             _remove(path)
 
     def _path(self, kept: str) -> str | None:
-        match = _REFERENCE.match(kept)
+        match = _REFERENCE.match(str(kept))  # a damaged row holds anything
         return None if match is None else os.path.join(self._folder, match[1])
 
     def _sweep(self) -> None:

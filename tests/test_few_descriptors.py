@@ -1,0 +1,113 @@
+"""A daemon with few descriptors: it neither ends nor spins, and everything is stored once the load is gone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import PATIENCE, Host, shown, wait_for
+from failing import Failing
+
+from trackiod import descriptors
+
+RUNS = """
+import sys, trackio
+count, projects = map(int, sys.argv[1:])
+runs = [trackio.init(project=f"p{i % projects}", name=f"r{i}", reinit="create_new") for i in range(count)]
+for step in range(20):
+    for run in runs: run.log({"a": step}, step=step)
+print("logged", flush=True)
+sys.stdin.read()
+"""
+
+
+def start_with(host: Host, limit: int) -> int:
+    """Starts the daemon with so many descriptors, which it cannot raise; returns its pid."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "trackiod", "run", "--detach"], env=host.environ(), capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return int(host.status().daemon["pid"])
+
+
+@contextmanager
+def silent(host: Host, count: int) -> Iterator[list[socket.socket]]:
+    """Connections that never say anything."""
+    path = host.status().daemon["socket"]
+    with ExitStack() as stack:
+        opened = []
+        for _ in range(count):
+            stranger = stack.enter_context(socket.socket(socket.AF_UNIX))
+            stranger.connect(path)  # which waits for room among those that are not accepted yet
+            stranger.settimeout(10 * PATIENCE)
+            opened.append(stranger)
+        yield opened
+
+
+@pytest.mark.parametrize(("limit", "runs", "projects"), [(128, 60, 30), (64, 60, 2)])
+def test_more_streams_than_descriptors_are_all_stored_in_the_end(
+    host: Host, limit: int, runs: int, projects: int
+) -> None:
+    """Each stream takes descriptors of the daemon for its lock, its segments and its exit code, each project three."""
+    pid = start_with(host, limit)
+    process = host.python(RUNS, str(runs), str(projects), stdin=subprocess.PIPE)
+    assert process.stdout.readline() == "logged\n"
+    wait_for(lambda: (report := host.status()) and len(report.streams) >= 5, what="as many as can be")
+    assert host.status().daemon["pid"] == pid, "it answers, whatever it holds"
+    _, err = process.communicate(timeout=60 * PATIENCE)
+    assert process.returncode == 0 and "Traceback" not in err and len(err.splitlines()) <= runs + 3, err
+    views = [view for i in range(projects) for view in host.ended_runs(f"p{i}", 60)]
+    assert len(views) == runs
+    for view in views:
+        assert [point.value for point in shown(view, "a", all_points=True)] == list(range(20))
+    log = Path(host.places.log).read_text()
+    assert host.status().daemon["pid"] == pid and "Traceback" not in log and "damaged" not in log
+    assert len(log.splitlines()) < 10 * runs
+
+
+@pytest.mark.parametrize("limit", [64, 128])
+def test_a_flood_of_connections_that_never_speak_ends_nothing(host: Host, limit: int) -> None:
+    pid = start_with(host, limit)
+    with silent(host, 300) as strangers:
+        done = host.run("import trackio\ntrackio.init(project='p')\n[trackio.log({'a': i}) for i in range(100)]")
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        assert host.ended_run("p", 40).points == 100
+        for stranger in strangers:
+            while stranger.recv(4096):
+                continue  # its greeting; then it hangs up
+    assert wait_for(host.status, what="an answer").daemon["pid"] == pid
+    assert Path(host.places.log).read_text().count("refused so far") == 1
+
+
+def test_where_no_connection_can_be_accepted_it_is_tried_again_after_a_pause(host: Host, tmp_path: Path) -> None:
+    failing = Failing(tmp_path / "failing")
+    host.extra |= failing.environ
+    pid = host.start()
+    path = host.status().daemon["socket"]
+    with failing.fail("accept", errno.EMFILE, process="trackiod run") as rule, socket.socket(socket.AF_UNIX) as waiting:
+        start = time.monotonic()
+        waiting.connect(path)
+        wait_for(lambda: rule.hits >= 3, what="three tries")
+        assert rule.hits <= 3 + (time.monotonic() - start) / 0.4, "it does not spin"
+    assert wait_for(host.status, what="an answer").daemon["pid"] == pid
+
+
+def test_a_descriptor_of_a_high_number_is_given_back() -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert not descriptors.is_short(10, 20) and descriptors.is_short(limit - 20, 20)
+    assert not descriptors.are_short(20) and descriptors.are_short(limit - 3)
+    number = os.open(os.devnull, os.O_RDONLY)
+    assert descriptors.unless_short(number, 20) == number
+    assert descriptors.unless_short(number, limit - 1) == -1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
