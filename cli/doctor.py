@@ -23,7 +23,9 @@ def doctor(as_json: bool) -> None:
     """What is wrong here or will be, each with its fix. Changes nothing. Exit code 1 if there is a problem."""
     ours, misunderstood = settings.of_this_process()
     where = places.of(ours)
-    checks = examination.examine(facts.gather(where, autostart=ours.autostart, settings=tuple(misunderstood)))
+    checks = examination.examine(
+        facts.gather(where, autostart=ours.autostart, settings=tuple(misunderstood), group=ours.shared_group)
+    )
     if as_json:
         print_json({"data": where.data, "checks": [check._asdict() for check in checks]})
     else:

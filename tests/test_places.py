@@ -6,6 +6,7 @@ make what they like. We are root there, whom no folder's mode stops: what holds 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -489,3 +490,29 @@ def test_a_folder_in_which_something_else_lies_keeps_its_mode(host: Host) -> Non
     host.data.chmod(0o755)
     host.start()
     assert host.data.stat().st_mode & 0o777 == 0o755 and (host.data / "notes.txt").stat().st_mode & 0o777 == 0o644
+
+
+# -- doctor ------------------------------------------------------------------------------------------------------------
+
+
+@needs_root
+def test_doctor_names_each_folder_that_others_can_write_with_its_fix(host: Host, tmp_path: Path) -> None:
+    host.extra["TRACKIO_SHARED_DIR"] = str(tmp_path / "shared")
+    (tmp_path / "shared").mkdir()
+
+    def check() -> dict[str, str]:
+        done = host.command("trackiod", "doctor", "--json")
+        (found,) = (each for each in json.loads(done.stdout)["checks"] if each["name"] == "other users")
+        return dict(found)
+
+    assert check()["verdict"] == "ok"
+    for folder, fix in ((host.data, "go-w"), (tmp_path, "+t"), (host.spool, "+t"), (tmp_path / "shared", "+t")):
+        before = folder.stat().st_mode & 0o7777
+        folder.chmod(0o777)
+        found = check()
+        assert found["verdict"] == "warning" and str(folder) in found["sentence"], folder
+        assert f"chmod {fix} {folder}" in found["fix"]
+        folder.chmod(before)
+    os.mkdir(Path(host.places.roots[0]).parent)
+    os.chown(Path(host.places.roots[0]).parent, STRANGER, STRANGER)
+    assert f"belongs to another user (uid {STRANGER})" in check()["sentence"]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from trackio import growth
 from trackio.version import __version__, is_older
+from trackiod.exposure import Exposed
 from trackiod.facts import Daemon, Facts, Limits, Login, Space
 from trackiod.installation import Copy, Installation
 from trackiod.store.wal import LongLog
@@ -39,6 +40,7 @@ def examine(facts: Facts) -> list[Check]:
         *(Check("settings", WARNING, sentence, _SETTING) for sentence in facts.settings),
         *_daemon(facts.daemon, autostart=facts.autostart),
         *_folder(facts),
+        _other_users(facts.exposed),
         _free_space(facts.live),
         *_logs(facts.logs),
         _spool(facts.spools),
@@ -179,6 +181,13 @@ def _folder(facts: Facts) -> Iterator[Check]:
             "file system", WARNING, f"{live.path} is memory ({live.type}): a reboot takes what is stored.",
             "Choose a folder on a disk: export TRACKIO_DIR=/path/to/disk",
         )  # fmt: skip
+
+
+def _other_users(exposed: tuple[Exposed, ...]) -> Check:
+    if not exposed:
+        return Check("other users", OK, "No other user can write where data, spools and copies are.")
+    sentences = " ".join(each.sentence for each in exposed)
+    return Check("other users", WARNING, sentences, "; ".join(dict.fromkeys(each.fix for each in exposed)))
 
 
 def _free_space(live: Space) -> Check:

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from trackio import host, launch, mounts, places
 from trackio.places import Places
-from trackiod import control, installation, library, orphans
+from trackiod import control, exposure, installation, library, orphans
 from trackiod.errors import StoreError
+from trackiod.exposure import Exposed
 from trackiod.installation import Installation
 from trackiod.store import reader, schema, wal
 from trackiod.store.wal import LongLog
@@ -101,9 +102,11 @@ class Facts(NamedTuple):
     """streams of dead processes that nobody has stored yet"""
     incomplete: tuple[str, ...] = ()
     """a sentence for each artifact of which something was not kept"""
+    exposed: tuple[Exposed, ...] = ()
+    """folders that other users can write"""
 
 
-def gather(where: Places, *, autostart: bool, settings: tuple[str, ...]) -> Facts:
+def gather(where: Places, *, autostart: bool, settings: tuple[str, ...], group: str = "") -> Facts:
     """All facts of this process's surroundings. Writes nothing, starts no daemon."""
     return Facts(
         installation=installation.look(),
@@ -113,13 +116,14 @@ def gather(where: Places, *, autostart: bool, settings: tuple[str, ...]) -> Fact
         network=where.network,
         daemon=_daemon(where),
         live=space(where.live),
-        spools=tuple(space(root) for root in where.roots),
+        spools=tuple(space(root) for root in exposure.runtime_folders(where)),
         shm=space("/dev/shm") if os.path.isdir("/dev/shm") else None,
         limits=_limits(),
         login=_login(),
         logs=tuple(_long_logs(where)),
         waiting=sum(1 for found in orphans.find(where) if not found.is_held),
         incomplete=tuple(library.incomplete(where.projects)),
+        exposed=exposure.look(where, group),
     )
 
 
