@@ -17,12 +17,13 @@ from conftest import Host, shown, wait_for
 from trackio import folder, record, segment, wire
 from trackio.places import Places
 from trackio.record import Kind
-from trackiod import orphans
+from trackiod import orphans, suspects
 from trackiod.committer import Committer
 from trackiod.ended import Ended
 from trackiod.exits import Exit
 from trackiod.store import points, schema
 from trackiod.store.reader import ProjectReader, project_names
+from trackiod.suspects import Suspects
 from trackiod.work import Append, Drain, Drained, MovedAside, NotDrained, Register
 
 COUNT = 6000
@@ -282,6 +283,16 @@ def work_off(where: Committer) -> None:
         where._folding.step()
 
 
+class HereLook:
+    """A look without a child, for many in little time."""
+
+    def __init__(self, path: str) -> None:
+        self.poll = lambda: suspects.examine(path)
+
+    def close(self) -> None:
+        pass
+
+
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     projects = str(tmp_path_factory.mktemp("projects"))
@@ -311,7 +322,7 @@ def test_wherever_a_database_is_damaged_its_project_goes_on(database: bytes, tmp
     path = Path(schema.path_of(str(tmp_path), "p"))
     path.write_bytes(database)
     damage(path, chance.choice(["flip", "cut", "zero"]), chance)
-    where = Committer(str(tmp_path), "store", lambda: None)
+    where = Committer(str(tmp_path), "store", lambda: None, suspects=Suspects(str(tmp_path), HereLook, 0))
     where.open_streams()
     where.submit(Drain("p", "open", meta("open"), (), list, Exit()))
     feed(where, "new", 3000)

@@ -1,5 +1,5 @@
 """`python -m trackiod run`: how a daemon process begins, without the command line's packages; `keep`,
-`send`, `copy`, `look`, `upload` and `sample`: its children."""
+`send`, `copy`, `look`, `check`, `upload` and `sample`: its children."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ def main(arguments: list[str]) -> int:
         from trackiod import elsewhere
 
         return elsewhere.main()
+    if arguments[:1] == ["check"] and len(arguments) == 2:
+        from trackiod import suspects
+
+        return suspects.main(arguments[1])
     if arguments[:1] == ["sample"]:
         if "--detach" in arguments and os.fork():
             return 0

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from trackio.lookup import list_folder, unless_absent
-from trackio.places import OWNER, STREAM_META
+from trackio.places import OWNER, STREAM_META, replace
 
 log = logging.getLogger("trackiod.aside")
 
@@ -28,6 +28,14 @@ def move(live: str, stream: str, folders: Iterable[str], cause: str) -> tuple[st
     if paths:
         log.error("stream %s: %s; its files are kept as %s", stream, cause, ", ".join(paths))
     return paths
+
+
+def keep(live: str, name: str, data: bytes) -> str:
+    """Keep bytes that cannot be stored as a file in `<live>/damaged/`; return its path. Raises OSError."""
+    path = os.path.join(live, _DAMAGED, f"{name}.records")
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    replace(path, data)
+    return path
 
 
 def _move(path: str, target: str) -> str:

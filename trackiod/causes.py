@@ -16,6 +16,18 @@ def cause_of(error: sqlite3.Error | OSError, path: str) -> str:
     return f"{text} ({name}, {path})"
 
 
+_REFUSALS = {
+    sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_RANGE,
+}  # fmt: skip
+
+
+def is_refusal(error: sqlite3.Error) -> bool:
+    """Return whether SQLite cannot do what it is asked for, whatever the disk: a value, a limit or SQL is at fault. What
+    Python's module itself refuses has no code."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _REFUSALS
+
+
 def _sqlite_errno(error: sqlite3.Error, path: str) -> str:
     """SQLite keeps the errno to itself but for a full disk; what it tried is tried again, small."""
     if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:

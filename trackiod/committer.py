@@ -24,8 +24,8 @@ from trackio.lookup import is_there
 from trackio.places import COUNTERS
 from trackiod import aside, incoming, recovery, resuming
 from trackiod.backlog import Backlog
-from trackiod.causes import cause_of
-from trackiod.databases import Databases
+from trackiod.causes import cause_of, is_refusal
+from trackiod.databases import BeingChecked, Databases
 from trackiod.editing import DELETE_PROJECT, edit
 from trackiod.errors import StoreDamaged, StoreError
 from trackiod.exits import Exit, verdict
@@ -34,6 +34,7 @@ from trackiod.ingest import Duplicate, Refuse, judge
 from trackiod.store import finding, schema
 from trackiod.store.digest import End
 from trackiod.store.project import ProjectStore
+from trackiod.suspects import Suspects
 from trackiod.threads import Threads
 from trackiod.troubles import Troubles
 from trackiod.work import (
@@ -72,6 +73,9 @@ log = logging.getLogger("trackiod.committer")
 
 _PORTION_BYTES = 32 << 20
 """of a long spill in one transaction"""
+_LOOK_SECONDS = 0.1
+_MOST_REFUSALS = 1
+"""of what SQLite cannot run, before the piece of work is sought that asks for it"""
 _DAMAGED = "the spool was damaged or deleted"
 _UNUSABLE = (sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError, TypeError, ValueError, KeyError)
 """What facts of a stream raise that are not of their types."""
@@ -88,6 +92,7 @@ class Committer:
         on_errand: Callable[[Errand], None] = lambda _: None,
         most_sample_bytes: int | None = None,
         on_settled: Callable[[Settled], None] = lambda _: None,
+        suspects: Suspects | None = None,
     ) -> None:
         """`on_outcome` is called in the thread when outcomes wait in `outcomes`, `on_errand` with everything that is to
         be done beside storing, more than once if need be, `on_settled` when what came of it is stored."""
@@ -103,8 +108,11 @@ class Committer:
         self._on_outcome = on_outcome
         self._on_errand = on_errand
         self._on_settled = on_settled
-        self._databases = Databases(projects, store_id)
+        self._suspects = suspects or Suspects(projects)
+        self._databases = Databases(projects, store_id, self._suspects)
         self._folding = Folding(self._databases, most_sample_bytes)
+        self._refused_by_sqlite: Counter[str] = Counter()
+        """how often in a row SQLite could not run what a project's work asks for"""
         self._raw_bytes = 0
         """of what the transaction in hand stored, to be folded later"""
         self._errands: list[Errand] = []
@@ -161,7 +169,7 @@ class Committer:
     def open_streams(self) -> list[tuple[str, str, dict[str, Any]]]:
         """(project, stream, meta) of every stream no end is known of. Before `start` only."""
         os.makedirs(self._projects, 0o700, exist_ok=True)
-        found = resuming.take_up(self._projects, self._databases, self._folding, self._on_errand)
+        found = resuming.take_up(self._projects, self._databases, self._suspects, self._folding, self._on_errand)
         self._missing = found.missing
         for project in found.unread:
             self.submit(TakeUp(project))
@@ -172,6 +180,7 @@ class Committer:
     def _run(self) -> None:
         while not self._stopping:
             self._wait()
+            self._judge()
             while self._commit_next():
                 for _ in range(self._folding.slices_beside_ingest()):
                     self._folding.step()
@@ -179,13 +188,24 @@ class Committer:
                 self._folding.step()
             self._find_missing()
         self.commit_all()
+        self._suspects.close()
         self._databases.close_all()
+
+    def _judge(self) -> None:
+        """What is known by now of databases that looked damaged."""
+        for judged in self._suspects.step():
+            if judged.is_damaged:
+                self._note_failure(judged.project, self._databases.set_aside(judged.project, judged.sentence))
+            else:
+                what = judged.sentence or "it is whole"
+                log.warning("the database of project %r looked damaged: %s; it goes on", judged.project, what)
 
     def _wait(self) -> None:
         with self._backlog_lock:
             until_due = self._backlog.seconds_until_due(time.monotonic())
             until_look = None if self._missing is None else self._missing.seconds_until_due(time.monotonic())
-        seconds = [s for s in (until_due, until_look, self._folding.seconds_until_due()) if s is not None]
+        looking = None if self._suspects.is_idle else _LOOK_SECONDS
+        seconds = [s for s in (until_due, until_look, self._folding.seconds_until_due(), looking) if s is not None]
         self._wake.wait(min(seconds, default=None))
         self._wake.clear()
 
@@ -204,6 +224,7 @@ class Committer:
         """Commits what is queued, whether it is due or not; what fails stays queued. In the thread, or without it."""
         with self._backlog_lock:
             self._backlog.hurry(is_last_try=True)
+        self._judge()
         while self._commit_next():
             with self._backlog_lock:
                 self._backlog.hurry()
@@ -231,6 +252,7 @@ class Committer:
                 self._backlog.put_back(project, items, math.inf if self._stopping else time.monotonic())
             else:
                 self._backlog.done(project, time.monotonic())
+                self._refused_by_sqlite.pop(project, None)
         if failed:
             self._note_failure(project, failed)
             self.outcomes.append(Failing(project))
@@ -253,8 +275,10 @@ class Committer:
         """One transaction over one project's work. Returns why it could not be done, or ""."""
         try:
             store = self._databases.get(project)
+        except BeingChecked as error:
+            return str(error)
         except StoreDamaged as error:
-            return self._databases.set_aside(project, str(error))
+            return self._suspects.add(project, str(error))
         except StoreError as error:
             self._refuse(project, items, str(error))
             return ""
@@ -272,16 +296,15 @@ class Committer:
                     if outcome is not None:
                         outcomes.append(outcome)
         except sqlite3.Error as error:
-            is_damaged = store.is_damaged(error)
+            return self._on_sqlite_error(store, items, error)
+        except StoreDamaged as error:
             self._databases.close(project)
-            if is_damaged:
-                return self._databases.set_aside(project, f"{store.path} is damaged ({error}).")
-            return f"project {project!r} cannot be written: {cause_of(error, store.path)}."
+            return self._suspects.add(project, str(error))
         except OSError as error:  # of a file beside the database, as the address of a webhook
             return f"project {project!r} cannot be written: {cause_of(error, error.filename or store.path)}."
         except Exception:  # the border of the commit thread: one odd piece of work must not stop the others
             log.exception("internal error in project %r", project)
-            return self._commit_apart(project, items)
+            return self._commit_apart(project, items, "internal error in trackiod, see its log.")
         if not store.is_linked():
             self._databases.close(project)
             return f"the database of project {project!r} was removed; it goes on in a new one."
@@ -311,16 +334,55 @@ class Committer:
         self.commits += 1
         self.of_project.update(projects)
 
-    def _commit_apart(self, project: str, items: list[InCommit]) -> str:
-        """Finds the piece of work that cannot be done by doing each alone; that one is refused."""
+    def _on_sqlite_error(self, store: ProjectStore, items: list[InCommit], error: sqlite3.Error) -> str:
+        """What looks like damage is looked at by a child. What SQLite cannot run is tried once more by a new
+        connection; then the piece of work is sought that asks for it. All else may pass. Returns why it waits, or ""."""
+        project, is_ours = store.project, is_refusal(error)
+        looks_damaged = store.looks_damaged(error) and not (is_ours and self._suspects.was_whole(project))
+        self._databases.close(project)
+        if looks_damaged:
+            return self._suspects.add(project, f"{store.path} looks damaged: {error}")
+        if is_ours:
+            self._refused_by_sqlite[project] += 1
+            if self._refused_by_sqlite[project] > _MOST_REFUSALS:
+                return self._commit_apart(project, items, f"SQLite cannot store it: {error}.")
+        return f"project {project!r} cannot be written: {cause_of(error, store.path)}."
+
+    def _commit_apart(self, project: str, items: list[InCommit], reason: str) -> str:
+        """Finds the piece of work that cannot be done by doing each alone; that one is refused, and of a batch the
+        record is set aside that cannot be stored."""
         if len(items) == 1:
-            self._refuse(project, items, "internal error in trackiod, see its log.", lasts=True)
-            return ""
+            (work,) = items
+            if not isinstance(work, Append):
+                self._refuse(project, items, reason, lasts=True)
+                return ""
+            halves = work.halves()
+            if not halves:
+                return self._set_record_aside(work, reason)
+            return self._commit_apart(project, list(halves), reason)
         for i, work in enumerate(items):
             failed = self._commit(project, [work])
             if failed:
                 del items[:i]
                 return failed
+        return ""
+
+    def _set_record_aside(self, work: Append, reason: str) -> str:
+        """Keeps a record that cannot be stored as a file; its sender goes on behind it."""
+        data, path = work.data, schema.path_of(self._projects, work.project)
+        try:
+            kept = aside.keep(self._live, f"{data.stream}-{data.start}", bytes(data.body))
+            store = self._databases.get(work.project)
+            with store.transaction():
+                committed = store.committed(data.stream) or 0
+                if committed == data.start:
+                    self._add_hole(store, data.stream, data.start, data.end, reason)
+                    committed = data.end
+        except (sqlite3.Error, OSError) as error:
+            return f"project {work.project!r} cannot be written: {cause_of(error, path)}."
+        log.error("a record of stream %s cannot be stored: %s It is kept as %s", data.stream, reason, kept)
+        self._note_commit(work.project)
+        self.outcomes.append(Reply(work.peer, wire.Ack(data.stream, committed, rewind=committed < data.start)))
         return ""
 
     def _refuse(self, project: str, items: list[InCommit], reason: str, *, lasts: bool = False) -> None:

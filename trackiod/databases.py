@@ -8,22 +8,32 @@ import time
 
 from trackio.lookup import is_there
 from trackiod import descriptors
+from trackiod.errors import StoreError
 from trackiod.store import schema
 from trackiod.store.project import ProjectStore
+from trackiod.suspects import Suspects
 
 log = logging.getLogger("trackiod.databases")
+
+
+class BeingChecked(StoreError):
+    """The database looked damaged, and a child looks at it."""
 
 
 class Databases:
     """Opens each project's database when it is first asked for. Owns the connections; `close_all` ends them."""
 
-    def __init__(self, projects: str, store_id: str) -> None:
+    def __init__(self, projects: str, store_id: str, suspects: Suspects | None = None) -> None:
         self._projects = projects
         self._store_id = store_id
+        self._suspects = suspects or Suspects(projects)
         self._stores: dict[str, ProjectStore] = {}
 
     def get(self, project: str) -> ProjectStore:
-        """The project's store. Raises StoreError, sqlite3.Error or OSError."""
+        """The project's store. Raises StoreError, sqlite3.Error or OSError; BeingChecked while somebody else looks at
+        the file."""
+        if waiting := self._suspects.sentence(project):
+            raise BeingChecked(waiting)
         store = self._stores.get(project)
         if store is not None and not store.is_linked():
             self.close(project)
@@ -75,7 +85,7 @@ class Databases:
         aside = f"{path}.damaged-{time.time_ns()}"
         try:
             for side in schema.SIDES:
-                if os.path.exists(path + side):
+                if is_there(path + side):
                     os.rename(path + side, aside + side)
         except OSError as error:
             return f"{why} It cannot be set aside: {error}"

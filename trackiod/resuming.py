@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from trackio.lookup import list_folder
 from trackio.names import HOST
 from trackiod import incoming
 from trackiod.databases import Databases
+from trackiod.errors import StoreDamaged
 from trackiod.folding import Folding
 from trackiod.store import schema
 from trackiod.store.project import ProjectStore
 from trackiod.store.reader import own_names
+from trackiod.suspects import Suspects
 from trackiod.work import Errand, ToKeep, ToSend
 
 log = logging.getLogger("trackiod.resuming")
@@ -63,11 +66,14 @@ class Missing:
         return found
 
 
-def take_up(projects: str, databases: Databases, folding: Folding, on_errand: Callable[[Errand], None]) -> TakenUp:
+def take_up(
+    projects: str, databases: Databases, suspects: Suspects, folding: Folding, on_errand: Callable[[Errand], None]
+) -> TakenUp:
     """Take up all projects; what is to be done in them is handed to `folding` and `on_errand`. What cannot be read is
     logged, and keeps no daemon from starting."""
     names, problems = own_names(projects)
-    found = TakenUp([], [], Missing(projects, names, is_any=bool(problems), now=time.monotonic()))
+    is_any = bool(problems) or not _can_list(projects)
+    found = TakenUp([], [], Missing(projects, names, is_any=is_any, now=time.monotonic()))
     for problem in problems:
         log.error("%s", problem)
     has_samples = os.path.exists(schema.path_of(projects, HOST))
@@ -75,6 +81,9 @@ def take_up(projects: str, databases: Databases, folding: Folding, on_errand: Ca
         try:
             store = databases.get(project)
             found.open_streams.extend(of_store(store, os.path.dirname(projects), databases, folding, on_errand))
+        except StoreDamaged as error:  # nothing new is acked into it before it was looked at
+            log.warning("%s", suspects.add(project, str(error)))
+            found.unread.append(project)
         except (sqlite3.Error, OSError) as error:
             log.warning("project %r cannot be opened now: %s", project, error)
             found.unread.append(project)
@@ -87,7 +96,7 @@ def take_up(projects: str, databases: Databases, folding: Folding, on_errand: Ca
 def of_store(
     store: ProjectStore, live: str, databases: Databases, folding: Folding, on_errand: Callable[[Errand], None]
 ) -> list[Open]:
-    """Take up one project. Raises sqlite3.Error or OSError."""
+    """Take up one project. Raises StoreDamaged, sqlite3.Error or OSError."""
     project = store.project
     try:
         found = [(project, stream, meta) for stream, meta in store.open_streams()]
@@ -95,13 +104,21 @@ def of_store(
             folding.note(project, raw)
         incoming.remove(live, *store.shelf.settled(incoming.staged(live)))
         found += [(project, stream, meta) for stream, meta in store.ended_streams(incoming.streams(live))]
-        for file in store.shelf.files_to_keep():
-            on_errand(ToKeep(project, *file))
-        for alert in store.shelf.alerts_to_send():
-            on_errand(ToSend(project, *alert))
-        return found
+        errands: list[Errand] = [ToKeep(project, *file) for file in store.shelf.files_to_keep()]
+        errands += [ToSend(project, *alert) for alert in store.shelf.alerts_to_send()]
     except sqlite3.DatabaseError as error:
-        if not store.is_damaged(error):
+        if not store.looks_damaged(error):
             raise
-        databases.set_aside(project, f"{store.path} is damaged ({error}).")  # before anything new is acked into it
-        return []
+        raise StoreDamaged(f"{store.path} is damaged ({error}).") from error
+    for errand in errands:
+        on_errand(errand)
+    return found
+
+
+def _can_list(folder: str) -> bool:
+    try:
+        list_folder(folder)
+    except OSError as error:
+        log.warning("projects cannot be looked for: %s", error)
+        return False
+    return True

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from trackio import wire
 from trackio.lookup import name_of, sentence_of
+from trackio.record import records
 from trackiod.exits import Exit
 from trackiod.recovery import Source
 
@@ -29,6 +30,17 @@ class Append(NamedTuple):
     stream: str
     data: wire.Data
     peer: Any
+
+    def halves(self) -> tuple[Append, Append] | None:
+        """Return the batch as two; None if it has one record, or none that is whole."""
+        ends = [record.end for record in records(bytes(self.data.body), self.data.start)]
+        if not ends or ends[-1] != self.data.end or len(ends) < 2:
+            return None
+        middle = ends[len(ends) // 2 - 1]
+        cut = middle - self.data.start
+        first = self.data._replace(end=middle, body=self.data.body[:cut])
+        second = self.data._replace(start=middle, body=self.data.body[cut:])
+        return self._replace(data=first), self._replace(data=second)
 
 
 class Refused(NamedTuple):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from trackio.lookup import unless_absent
 from trackiod.errors import StoreError
 from trackiod.store import schema, shelf, wal
 from trackiod.store.addresses import Addresses
@@ -50,22 +51,18 @@ class ProjectStore:
         self.connection.close()
 
     def is_linked(self) -> bool:
-        """Whether the file we write still is the one of that name: somebody may remove or replace it."""
+        """Whether the file we write still is the one of that name: somebody may remove or replace it. That it cannot be
+        looked at is not an answer."""
         try:
-            info = os.stat(self.path)
+            info = unless_absent(lambda: os.stat(self.path), self.path)
         except OSError:
-            return False
-        return (info.st_dev, info.st_ino) == self._file
-
-    def is_damaged(self, error: sqlite3.Error) -> bool:
-        """Whether a complaint of SQLite's means that the file is damaged; where it may also be ours, the file is
-        looked through."""
-        if not isinstance(error, sqlite3.IntegrityError):
-            return schema.is_damage(error, self.connection)
-        try:
-            return bool(self._one("PRAGMA quick_check(1)") != ("ok",))
-        except sqlite3.Error:
             return True
+        return info is not None and (info.st_dev, info.st_ino) == self._file
+
+    def looks_damaged(self, error: sqlite3.Error) -> bool:
+        """Whether a complaint of SQLite's may mean that the file is damaged. A broken constraint may be an index that
+        is, or our own fault."""
+        return isinstance(error, sqlite3.IntegrityError) or schema.is_damage(error, self.connection)
 
     def cut_log(self, now: float) -> None:
         """Between commits: has a long log of SQLite's begin anew. Waits a moment for readers that are about to end, and

@@ -56,7 +56,7 @@ def path_of(projects: str, project: str) -> str:
 def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connection:
     """The one connection that writes, created with the database if need be; one of an earlier layout is brought to
     ours. Raises StoreError, or OSError or sqlite3.Error for what may pass: a full disk, no descriptor."""
-    if not is_there(path):
+    if not is_there(path):  # that it cannot be looked at is not an answer: another would take its place
         _create(path, project, store_id)
     leave_newer(path)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS)
