@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from trackiod import catalog
+from trackiod.store import schema
 from trackiod.store.reader import project_names
 
 from .output import print_json, say, warn, where
@@ -37,6 +38,7 @@ def list_projects(as_json: bool) -> None:
 def list_runs(project: str, limit: int, before: str | None, as_json: bool) -> None:
     """A project's newest runs, oldest first."""
     with catalog.open_project(where().projects, project) as reader:
+        warn(schema.asides(reader.path))
         views = catalog.runs(reader, limit + 1, before)
         has_more = len(views) > limit
         facts = [

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from trackiod.answers import RunView
-from trackiod.errors import NotFound
+from trackiod.errors import NotFound, StoreError
 from trackiod.store import schema
 from trackiod.store.reader import ProjectReader, project_names
 from trackiod.views.attempts import Stream, need_starts
@@ -20,6 +20,8 @@ def open_project(projects: str, project: str) -> ProjectReader:
     """The project's database. Raises NotFound or StoreError."""
     path = schema.readable_path(projects, project)
     if not os.path.exists(path):
+        if aside := schema.asides(schema.path_of(projects, project)):
+            raise StoreError(aside[0])
         raise NotFound("Project", project, "", project_names(projects)[0])
     return ProjectReader(path)
 

@@ -23,8 +23,8 @@ _REFUSALS = {
 
 
 def is_refusal(error: sqlite3.Error) -> bool:
-    """Return whether SQLite cannot do what it is asked for, whatever the disk: a value, a limit or SQL is at fault. What
-    Python's module itself refuses has no code."""
+    """Return whether SQLite cannot do what it is asked for, whatever the disk: a value, a limit or SQL is at fault.
+    What Python's module itself refuses has no code."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _REFUSALS
 
 

@@ -336,7 +336,7 @@ class Committer:
 
     def _on_sqlite_error(self, store: ProjectStore, items: list[InCommit], error: sqlite3.Error) -> str:
         """What looks like damage is looked at by a child. What SQLite cannot run is tried once more by a new
-        connection; then the piece of work is sought that asks for it. All else may pass. Returns why it waits, or ""."""
+        connection; then the work is sought that asks for it. All else may pass. Returns why it waits, or ""."""
         project, is_ours = store.project, is_refusal(error)
         looks_damaged = store.looks_damaged(error) and not (is_ours and self._suspects.was_whole(project))
         self._databases.close(project)

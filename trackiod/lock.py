@@ -11,6 +11,7 @@ import socket
 import time
 
 from trackio import trust
+from trackio.lookup import unless_absent
 from trackio.places import (
     MAX_SOCKET_PATH_BYTES,
     Endpoint,
@@ -66,8 +67,10 @@ class FolderLock:
     def is_held(self) -> bool:
         """Whether the file we lock still is the folder's: somebody may remove the folder under us."""
         try:
-            ours, named = os.fstat(self._fd), os.stat(self._path)
+            ours, named = os.fstat(self._fd), unless_absent(lambda: os.stat(self._path), self._path)
         except OSError:
+            return True  # that it cannot be looked at does not make it another's
+        if named is None:
             return False
         return (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino)
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
@@ -32,6 +32,32 @@ _CUT_AT_FIRST_SECONDS, _CUT_AGAIN_SECONDS = 0.1, 5.0
 """between two tries to cut a long log, while somebody reads from it: at most a hundredth of the time goes there"""
 _FOLD_RECORDS_AT_LEAST = 32
 """a chunk of fewer values takes more room than they do raw"""
+
+
+class _Series(NamedTuple):
+    """How what a batch says of a series is added to what is known of it."""
+
+    names: tuple[str, ...]
+    upsert: str
+
+
+SERIES = _Series(
+    tuple(
+        "stream name points counted first_step max_step last_step last_ns last ascending numbers nans low high"
+        " total".split()
+    ),
+    "INSERT INTO series (stream, name, points, counted, first_step, max_step, last_step, last_ns, last,"
+    " ascending, numbers, nans, low, high, total) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT (stream, name) DO UPDATE SET"
+    " points = points + excluded.points, counted = counted + excluded.counted,"
+    " ascending = ascending AND excluded.ascending AND excluded.first_step > max_step,"
+    " first_step = min(first_step, excluded.first_step), max_step = max(max_step, excluded.max_step),"
+    " last_step = excluded.last_step, last_ns = excluded.last_ns, last = excluded.last,"
+    " numbers = numbers + excluded.numbers, nans = nans + excluded.nans,"
+    " low = min(ifnull(low, excluded.low), ifnull(excluded.low, low)),"
+    " high = max(ifnull(high, excluded.high), ifnull(excluded.high, high)),"
+    " total = total + excluded.total",
+)
 
 
 class ProjectStore:
@@ -165,17 +191,7 @@ class ProjectStore:
             end, digest.records, digest.points, digest.last_ns, stream,
         )  # fmt: skip
         self.connection.executemany(
-            "INSERT INTO series (stream, name, points, counted, first_step, max_step, last_step, last_ns, last,"
-            " ascending, numbers, nans, low, high, total) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (stream, name) DO UPDATE SET"
-            " points = points + excluded.points, counted = counted + excluded.counted,"
-            " ascending = ascending AND excluded.ascending AND excluded.first_step > max_step,"
-            " first_step = min(first_step, excluded.first_step), max_step = max(max_step, excluded.max_step),"
-            " last_step = excluded.last_step, last_ns = excluded.last_ns, last = excluded.last,"
-            " numbers = numbers + excluded.numbers, nans = nans + excluded.nans,"
-            " low = min(ifnull(low, excluded.low), ifnull(excluded.low, low)),"
-            " high = max(ifnull(high, excluded.high), ifnull(excluded.high, high)),"
-            " total = total + excluded.total",
+            SERIES.upsert,
             [(stream, name, *tally[:6], msgpack.packb(tally.last), tally.ascending, *_storable(tally.sums))
              for name, tally in digest.metrics.items()],
         )  # fmt: skip

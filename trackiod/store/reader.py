@@ -343,6 +343,15 @@ def paths(projects: str) -> list[str]:
     return own + [path for path in own_paths(schema.elsewhere(projects)) if os.path.basename(path) not in known]
 
 
+def asides(projects: str) -> list[str]:
+    """A sentence for each project's database that was set aside."""
+    try:
+        names = sorted({name.partition(schema.SUFFIX)[0] for name in os.listdir(projects)})
+    except OSError:
+        return []
+    return [sentence for name in names for sentence in schema.asides(os.path.join(projects, name + schema.SUFFIX))]
+
+
 def project_names(projects: str) -> tuple[list[str], list[str]]:
     """The names of all projects, sorted, and a sentence for each file that cannot be read."""
     names, problems = [], []
@@ -352,4 +361,5 @@ def project_names(projects: str) -> tuple[list[str], list[str]]:
                 names.append(reader.project)
         except StoreError as error:
             problems.append(str(error))
+    problems += asides(projects)
     return sorted(names), problems

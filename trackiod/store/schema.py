@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -23,6 +24,7 @@ log = logging.getLogger("trackiod.schema")
 SUFFIX = ".db"
 SIDES = ("", "-wal", "-shm")
 """of a database's files"""
+_ASIDE = re.compile(r"\.(damaged|later)-\d+")
 _HOST_FILE = "host" + SUFFIX
 BUSY_SECONDS = 1.0
 _DAMAGES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB}
@@ -51,6 +53,20 @@ def path_of(projects: str, project: str) -> str:
     if project == HOST:
         return os.path.join(os.path.dirname(projects), _HOST_FILE)
     return os.path.join(projects, project_id(project) + SUFFIX)
+
+
+def asides(path: str) -> list[str]:
+    """A sentence for each database of a project that looked damaged and was set aside, with the runs in it."""
+    folder, name = os.path.split(path)
+    try:
+        found = sorted(other for other in os.listdir(folder) if _ASIDE.fullmatch(other.removeprefix(name)))
+    except OSError:
+        return []
+    return [
+        f"{os.path.join(folder, other)} was set aside as damaged, with the runs in it; see: trackiod repair"
+        for other in found
+        if other.startswith(name)
+    ]
 
 
 def open_for_writing(path: str, project: str, store_id: str) -> sqlite3.Connection:
@@ -284,6 +300,9 @@ def _create(path: str, project: str, store_id: str) -> None:
         connection.close()
     with open(new, "rb") as file:
         os.fsync(file.fileno())
+    for side in SIDES[1:]:  # of a database that is gone: SQLite would take its log for ours
+        if is_there(path + side):
+            os.rename(path + side, f"{path}.stray-{time.time_ns()}{side}")
     os.rename(new, path)
     sync_names(path)  # what is committed into it is acked: a loss of power must leave its name
 
@@ -291,7 +310,7 @@ def _create(path: str, project: str, store_id: str) -> None:
 def remove(path: str) -> None:
     """Removes a database that nobody has open, if it is there. Raises OSError."""
     for side in SIDES:
-        if os.path.exists(path + side):
+        if is_there(path + side):
             os.unlink(path + side)
 
 
