@@ -227,6 +227,20 @@ trackio.save({str(folder / "*")!r}, base_path={str(tmp_path)!r})
     assert done.returncode == 0 and done.stdout.strip() == "['back%5Cslash', 'caf%E9.txt']", done.stderr
 
 
+def test_lightnings_logger_ends_well_though_the_best_checkpoint_is_gone(host: Host) -> None:
+    done = host.run("""
+import types
+from trackio.lightning import TrackioLogger
+logger = TrackioLogger(project="p", log_model=True)
+logger.log_metrics({"a": 1, 2: 2**64, "bad": object()}, step=1)
+logger.log_hyperparams({"b": object()})
+logger.after_save_checkpoint(types.SimpleNamespace(best_model_path="/nonexistent/best.ckpt"))
+logger.finalize("success")
+assert logger.experiment.is_finished
+""")  # fmt: skip
+    assert done.returncode == 0 and "Not a regular file" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
 def test_a_watched_model_with_one_tensor_that_cannot_be_read_keeps_the_others(host: Host) -> None:
     done = host.run("""
 import torch, trackio

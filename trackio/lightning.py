@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import trackio
+from trackio.border import never_raises
 from trackio.runs import Run
+from trackio.values import key_text
 
 try:
     from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
@@ -64,11 +66,13 @@ class TrackioLogger(Logger):
         return None if self._run is None else self._run.id
 
     @rank_zero_only
+    @never_raises(None, ValueError)
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Records metrics at Lightning's global step."""
-        self.experiment.log({self._prefix + name: value for name, value in metrics.items()}, step=step)
+        self.experiment.log({self._prefix + key_text(name): value for name, value in metrics.items()}, step=step)
 
     @rank_zero_only
+    @never_raises(None, ValueError)
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Puts them into the run's configuration."""
         self.experiment.config.update(params)
@@ -92,5 +96,10 @@ class TrackioLogger(Logger):
         if self._run is None:
             return
         if self._log_model and self._best and status != "failed":
-            self._run.log_artifact(self._best, name=f"model-{self._run.id}", type="model")
+            self._log_best(self._run)
         self._run.finish(exit_code=1 if status == "failed" else 0)
+
+    @never_raises(None)
+    def _log_best(self, run: Run) -> None:
+        """A checkpoint that is gone meanwhile is no reason to end a training with an exception."""
+        run.log_artifact(self._best, name=f"model-{run.id}", type="model")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 
+from trackio.interrupts import hand_on
+
 _MOST_MATTERS = 1000
 _LINE_ENDS = "\x85\u2028\u2029"
 _said: dict[str, object] = {}
@@ -25,8 +27,8 @@ def warn(sentence: str) -> None:
     try:
         sys.stderr.write(f"trackio: {escaped(sentence)}\n")
         sys.stderr.flush()
-    except Exception:  # noqa: BLE001
-        pass  # stderr is closed, absent, or the user's own
+    except Exception as error:  # noqa: BLE001
+        hand_on(error)  # else stderr is closed, absent, or the user's own
 
 
 def warn_once(matter: str, sentence: str) -> bool:
