@@ -9,7 +9,7 @@ import pytest
 from trackio import record, wire
 from trackio.record import Kind
 from trackiod.admission import Admission
-from trackiod.backlog import COMMIT_SECONDS, FEW_COMMIT_SECONDS, MOST_BYTES, Backlog
+from trackiod.backlog import FEW_COMMIT_SECONDS, MANY_COMMIT_SECONDS, MOST_BYTES, Backlog
 from trackiod.exits import Exit
 from trackiod.troubles import Troubles
 from trackiod.work import Append, Drain, Edit, FileKept, Find, Raise, Refused, Register, Work
@@ -52,15 +52,15 @@ def simulated(streams: int, seconds: int, hertz: int = 10) -> tuple[int, list[fl
         if taken := commit(backlog, now):
             commits += 1
             waits += [now - came[work.stream, work.data.start] for work in taken if isinstance(work, Append)]
-    assert len(waits) >= streams * (seconds * hertz - 1), "a second later, all but the last round is committed"
+    assert len(waits) >= streams * (seconds * hertz - 3), "all but the last rounds are committed"
     return commits, waits
 
 
-@pytest.mark.parametrize(("streams", "most_commits"), [(1, 40), (4, 84), (64, 42), (1000, 42)])
+@pytest.mark.parametrize(("streams", "most_commits"), [(1, 40), (4, 84), (16, 44), (64, 24), (1000, 24)])
 def test_ranks_that_log_at_the_same_pace_share_commits(streams: int, most_commits: int) -> None:
-    """64 ranks commit at most five times as often as one, and what a dying host loses is within a tenth of a second."""
+    """64 ranks commit at most five times as often as one, and what a dying host loses is within a fifth of a second."""
     commits, waits = simulated(streams, 4)
-    assert commits <= most_commits and max(waits) <= COMMIT_SECONDS + 0.002
+    assert commits <= most_commits and max(waits) <= MANY_COMMIT_SECONDS + 0.002
 
 
 def test_a_rank_that_logs_ten_times_a_second_does_not_wait_for_its_own_commits() -> None:

@@ -1,8 +1,8 @@
 """What waits to be committed, a queue for each project, and when each is due. Pure: time is an argument.
 
-A commit costs an fsync and rewrites pages that many streams share, so batches of a project wait for each other: it
-commits ten times a second where many ranks log, and twenty times where few do. What somebody waits for is due at once
-and takes along what is queued.
+A commit costs an fsync, pages that many streams share, and a page of the index for each stream that is in it. So the
+batches of a project wait for each other: it commits twenty times a second where few ranks log, ten or five times where
+many do. What somebody waits for is due at once and takes along what is queued.
 A project whose commits fail is tried again at growing intervals, with one batch: its senders keep the others.
 """
 
@@ -17,10 +17,11 @@ from trackio.record import Kind, kind_of_last
 from trackiod.work import Append, Drain, Edit, Find, Raise, Refused, Register, Work
 
 COMMIT_SECONDS = 0.1
-"""Between two commits of a project; a dying host loses what arrived within it, too."""
 FEW_COMMIT_SECONDS = 0.05
-"""After a commit of few batches: a rank that logs every 100 ms would else wait for its own last commit for ever."""
-_FEW = 4
+MANY_COMMIT_SECONDS = 0.2
+"""Between two commits of a project; a dying host loses what arrived within it, too. After few batches it is less than
+the 100 ms in which many loops log: a rank would else wait for its own last commit for ever."""
+_FEW, _MANY = 4, 32
 MOST_BYTES = 64 << 20
 """Of all projects: more batches are not taken while a disk is slow or hangs."""
 _SOON_BYTES = 2 << 20
@@ -153,7 +154,7 @@ class Backlog:
         queue.taken_at = now
         taken = queue.pop(_MOST_WORK_A_COMMIT, now)
         self._in_hand = sum(entry.size for entry in taken)
-        queue.may_commit_at = now + (FEW_COMMIT_SECONDS if len(taken) <= _FEW else COMMIT_SECONDS)
+        queue.may_commit_at = now + pause_after(len(taken))
         return [entry.work for entry in taken]
 
     def done(self, project: str, now: float) -> None:
@@ -190,6 +191,13 @@ class Backlog:
     def _settle(self) -> None:
         self.bytes -= self._in_hand
         self._in_hand = 0
+
+
+def pause_after(pieces: int) -> float:
+    """Return how long a project is not committed after a commit of so many pieces of work."""
+    if pieces <= _FEW:
+        return FEW_COMMIT_SECONDS
+    return COMMIT_SECONDS if pieces < _MANY else MANY_COMMIT_SECONDS
 
 
 def size_of(work: Work) -> int:
