@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from benchmarks import (
+    artifacts,
     at_rest,
     client,
     commits,
@@ -36,6 +37,7 @@ from trackiod import control
 _PARTS: dict[str, Callable[[Places, int], Iterable[Figure]]] = {
     "client": lambda where, pid: client.measure(),
     "media": media.measure,
+    "artifacts": artifacts.measure,
     "idle": lambda where, pid: idle.measure(_restarted(where)),
     "folding": folding.measure,
     "ends": ends.measure,

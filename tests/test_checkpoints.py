@@ -140,6 +140,23 @@ except RuntimeError as error: print(error)
     assert entry["incomplete"] == "it was written to while it was copied"
 
 
+def test_a_log_that_grows_is_kept_as_far_as_it_was_there(daemon: Host) -> None:
+    run(daemon, """
+import subprocess
+save("log", 1, size=SIZE * 2)
+write = "import os; fd = os.open('log', os.O_WRONLY | os.O_APPEND); print(flush=True)\\n"
+write += "while True: os.write(fd, b'more')"
+writer = subprocess.Popen([sys.executable, "-c", write], stdout=subprocess.PIPE)
+writer.stdout.readline()
+a = trackio.log_artifact("log", name="m")
+writer.kill(); writer.communicate()
+a.wait().download("out")
+content = open("out/log", "rb").read()
+old, new = content[: SIZE * 2], content[SIZE * 2 :]
+assert old == bytes([1]) * SIZE * 2 and new == b"more" * (len(new) // 4)
+""")  # fmt: skip
+
+
 @pytest.fixture
 def faulty(host: Host, tmp_path: Path) -> Iterator[tuple[Host, Failing]]:
     """A daemon whose system calls can be made to fail."""

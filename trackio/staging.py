@@ -36,6 +36,7 @@ _ANCHOR = ".live"
 _SUFFIX_CHARS = 10
 _COPY_BYTES = 64 << 20
 """in one system call, so that Ctrl-C is heard"""
+_READ_BYTES = 1 << 20
 _COPIES = 3
 """how often a source that is written to meanwhile is copied, in the hope of a quiet moment"""
 _AGAIN_MAX_BYTES = 64 << 20
@@ -187,7 +188,7 @@ class Staging:
             before = os.fstat(fd)
             self._check_disk(before.st_size)
             try:
-                size = _copy(fd, path)
+                size = _copy(fd, path, before.st_size or None)  # files of /proc have no size
             except OSError as error:
                 _forget(path)
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -195,7 +196,9 @@ class Staging:
                 raise Unstorable(f"the file {source} could not be copied ({error.strerror})") from error
             after = os.fstat(fd)
             facts = {**facts, "size": size, "mtime_ns": after.st_mtime_ns, "how": "copied"}
-            if (before.st_size, before.st_mtime_ns, size) == (after.st_size, after.st_mtime_ns, after.st_size):
+            if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns) and size >= before.st_size:
+                return facts
+            if size == before.st_size and _begins_with(fd, path, size):  # a log that grows: what was there is kept
                 return facts
             if tries + 1 < _COPIES and after.st_size <= _AGAIN_MAX_BYTES:
                 _forget(path)
@@ -296,18 +299,19 @@ def _write_all(fd: int, part: Buffer) -> None:
         left = left[os.write(fd, left) :]
 
 
-def _copy(source: int, path: str) -> int:
-    """Copy an open file into a new one; return the bytes that were copied. Raises OSError."""
+def _copy(source: int, path: str, size: int | None = None) -> int:
+    """Copy an open file, or so many bytes of it, into a new one; return the bytes that were copied. Raises OSError."""
     target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         offset = 0
         by_kernel = True
-        while True:
+        while size is None or offset < size:
+            left = _COPY_BYTES if size is None else min(_COPY_BYTES, size - offset)
             try:
                 if by_kernel:
-                    count = os.copy_file_range(source, target, _COPY_BYTES, offset, offset)
+                    count = os.copy_file_range(source, target, left, offset, offset)
                 else:
-                    data = os.pread(source, 1 << 20, offset)
+                    data = os.pread(source, min(left, _READ_BYTES), offset)
                     _write_all(target, data)
                     count = len(data)
             except OSError as error:
@@ -323,8 +327,21 @@ def _copy(source: int, path: str) -> int:
             if not count:
                 return offset
             offset += count
+        return offset
     finally:
         os.close(target)
+
+
+def _begins_with(source: int, path: str, size: int) -> bool:
+    """Whether an open file still begins with what was copied of it."""
+    try:
+        with open(path, "rb", buffering=0) as copy:
+            return all(
+                os.pread(source, _READ_BYTES, offset)[: size - offset] == copy.read(_READ_BYTES)
+                for offset in range(0, size, _READ_BYTES)
+            )
+    except OSError:
+        return False
 
 
 def _clone(source: int, path: str) -> None:
