@@ -262,9 +262,9 @@ def test_a_staged_file_is_tried_until_it_is_kept_whatever_fails(faulty: tuple[Ho
             (waiting,) = wait_for(lambda: host.status().daemon["waiting_files"], what=f"{call} to fail")
             assert rule.hits and os.strerror(error) in waiting["problem"], (call, waiting)
             assert "/incoming/" in waiting["path"] and waiting["project"] == "p" and waiting["tries"] >= 1
-        if not number:
-            shown = host.command("trackio", "status").stdout
-            assert f"Not kept yet: {waiting['path']} of project 'p': {os.strerror(error)}" in shown
+            if not number:
+                shown = host.command("trackio", "status").stdout
+                assert f"Not kept yet: {waiting['path']} of project 'p': {os.strerror(error)}" in shown
         wait_for(lambda n=number: len(versions(host)) == n + 1, what=f"the file after {call}")
     assert [each["manifest"][0]["digest"] for each in versions(host)] == [
         digest_of(n, 1000) for n in range(len(FAULTS))

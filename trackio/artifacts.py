@@ -217,8 +217,8 @@ class Artifact:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def wait(self, timeout: float | None = None) -> Artifact:
-        """Waits until the daemon has its files, and so its version: `timeout` seconds, else a minute and what its size
-        takes. Raises RuntimeError if it was not logged or not all of it was kept, TimeoutError if it took longer."""
+        """Waits until the daemon has its files, and so its version: `timeout` seconds, else as long as that goes on.
+        Raises RuntimeError if it was not logged or not all of it was kept, TimeoutError if it took longer."""
         if problem := self._known(timeout).problem:
             raise RuntimeError(problem)
         return self

@@ -16,6 +16,16 @@ def disk(path: str) -> tuple[int, int]:
     return info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize
 
 
+def dirty_bytes() -> int:
+    """What the host's page cache has not written yet; more than anything if that cannot be read."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            facts = dict(line.split(":", 1) for line in file)
+        return sum(int(facts[name].split()[0]) << 10 for name in ("Dirty", "Writeback"))
+    except (OSError, ValueError, LookupError):
+        return _UNLIMITED
+
+
 def file_identity(path: str) -> tuple[int, int] | None:
     """What tells a file from one that was put in its place; None if it is gone."""
     try:

@@ -8,6 +8,7 @@ be is settled as incomplete; any other failure may pass, and the file is tried a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import glob
 import hashlib
@@ -20,12 +21,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import IO, Any, NamedTuple, TypeVar
 
-from trackio import growth
+from trackio import growth, host
 from trackio.staging import clean_suffix, copied
 from trackiod import blobs, encoding
 
 _STALE_SECONDS = 600.0
 _TIDY_SECONDS = 60.0
+_MANY = 16
+_MAX_DIRTY_BYTES = 256 << 20
 _REMOVED = "its source was removed before it could be kept"
 _CHANGED = "its source was written to before it could be kept"
 _TORN = "it was written to while it was copied"
@@ -78,13 +81,16 @@ def keep(tasks: list[Task], is_intact: IsIntact = lambda: False) -> list[Kept]:
         ready = [
             _settled(task[0], partial(_prepared, *task, path, is_intact)) for task, path in zip(tasks, new, strict=True)
         ]
-        touched: set[str] = set()
+        fresh = [each for each in ready if isinstance(each, _Prepared) and not os.path.exists(each.target)]
+        problems = _sync_all([each.made.path for each in fresh])
+        named = {os.path.dirname(each.target) for each in ready if isinstance(each, _Prepared)}
+        named |= {os.path.dirname(path) for path in named if not os.path.isdir(path)}
         results = [
-            each if isinstance(each, Kept) else _settled(staged, partial(_put, folder, each, touched))
-            for (staged, folder, _), each in zip(tasks, ready, strict=True)
+            each if isinstance(each, Kept) else _settled(staged, partial(_put, each, problems.get(each.made.path)))
+            for (staged, _, _), each in zip(tasks, ready, strict=True)
         ]
-        problem = next(filter(None, map(_sync_problem, sorted(touched))), "")
-        return [_again(problem) if problem and each.state == "kept" else each for each in results]
+        problem = next(iter(_sync_all(sorted(named)).values()), None)
+        return [_again(str(problem.strerror), problem.errno) if problem and each.digest else each for each in results]
     finally:
         for path in new:
             with contextlib.suppress(OSError):
@@ -129,6 +135,8 @@ class _Prepared(NamedTuple):
     made: _Made
     digest: str
     size: int
+    target: str
+    """its content's name"""
 
 
 def _prepared(staged: str, folder: str, facts: dict[str, Any], new: str, is_intact: IsIntact) -> _Prepared:
@@ -142,20 +150,17 @@ def _prepared(staged: str, folder: str, facts: dict[str, Any], new: str, is_inta
         digest, size = hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
         with contextlib.suppress(OSError):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # begins to write, and waits for nothing
-    return _Prepared(made, digest, size)
+    return _Prepared(made, digest, size, blobs.path_in(folder, digest, made.suffix))
 
 
-def _put(folder: str, prepared: _Prepared, touched: set[str]) -> Kept:
-    """Give the content its name; the folders in `touched` are to be synced before anybody relies on it."""
-    made, digest, size = prepared
-    target = blobs.path_in(folder, digest, made.suffix)
-    parent = os.path.dirname(target)
-    touched.add(parent)
+def _put(prepared: _Prepared, problem: OSError | None) -> Kept:
+    """Give content that is on the disk its name. Raises OSError, also the one for which it is not on the disk."""
+    made, digest, size, target = prepared
+    if problem is not None:
+        raise problem
     if not os.path.exists(target):
-        _make_folder(parent)
-        if os.stat(made.path).st_nlink == 1:  # a link to a file whose user has removed it is ours alone now
-            os.chmod(made.path, 0o600)
-        _sync(made.path)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.dirname(target), 0o700)
         with contextlib.suppress(FileExistsError):  # another child kept the same content just now
             os.link(made.path, target)
     return Kept(made.state, digest, size, made.suffix, made.cause)
@@ -267,12 +272,32 @@ def _copy_with_room(source: str, target: str) -> None:
     copied(source, target)
 
 
-def _sync_problem(path: str) -> str:
+def _sync_all(paths: list[str]) -> dict[str, OSError]:
+    """Have files or folders of one file system on the disk; return those of which that failed.
+
+    Each fsync makes the disk write out its cache, whatever is in it; many are cheaper as one syncfs, unless others have
+    so much in memory that was not written yet that this would take long.
+    """
+    if len(paths) >= _MANY and host.dirty_bytes() < _MAX_DIRTY_BYTES and _synced_whole(paths[0]):
+        return {}
+    problems = {}
+    for path in paths:
+        try:
+            _sync(path)
+        except OSError as error:
+            problems[path] = error
+    return problems
+
+
+def _synced_whole(path: str) -> bool:
+    """Whether all of the file system at `path` was written to the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _sync(path)
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""
+        return bool(ctypes.CDLL(None, use_errno=True).syncfs(fd) == 0)
+    except AttributeError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _sync(path: str) -> None:

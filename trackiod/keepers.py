@@ -85,6 +85,8 @@ class Keepers:
         self._later: list[_Waiting] = []
         self._stopping = False
         self._workers = [_Worker(places, leases) for _ in range(KEEPERS)]
+        self._hands: list[list[_Waiting]] = [[] for _ in range(KEEPERS)]
+        """what each thread does now"""
         self._busy_since: list[float | None] = [None] * KEEPERS
 
     def take(self, errand: ToKeep) -> None:
@@ -104,7 +106,8 @@ class Keepers:
     def waiting(self) -> list[dict[str, Any]]:
         """The files that were tried in vain: path, project, problem, tries and seconds until the next."""
         with self._wake:
-            failed = [*self._later, *(one for one in self._ready if one.problem)]
+            in_hand = [one for batch in self._hands for one in batch]
+            failed = [*self._later, *(one for one in (*self._ready, *in_hand) if one.problem)]
         now = time.monotonic()
         return [
             {"path": self._path(one.errand), "project": one.errand.project, "problem": one.problem, "tries": one.tries,
@@ -131,7 +134,7 @@ class Keepers:
 
     def _protects(self) -> bool:
         """Whether a file in hand is linked and not copied yet."""
-        return any(self._leases.is_held(file) for worker in self._workers for file in worker.files)
+        return any(self._leases.is_held(one.errand.file) for batch in self._hands for one in batch)
 
     def _path(self, errand: ToKeep) -> str:
         return os.path.join(self._places.incoming, errand.file)
@@ -151,6 +154,7 @@ class Keepers:
                 self._settle(one, kept)
             with self._wake:
                 self._busy_since[place] = None
+                self._hands[place] = []
                 self._wake.notify_all()
 
     def _next(self, place: int) -> list[_Waiting]:
@@ -164,7 +168,7 @@ class Keepers:
                     self._ready.append(one)
                 if batch := self._chosen(place, now):
                     self._busy_since[place] = now
-                    self._workers[place].files = [one.errand.file for one in batch]
+                    self._hands[place] = batch
                     return batch
                 has_child = self._workers[place].has_child
                 if has_child and now >= idle_at:
@@ -217,8 +221,6 @@ class _Worker:
     """Gives a child its tasks, one line at a time. Belongs to one thread; only `kill` may be called from others."""
 
     def __init__(self, places: Places, leases: Leases) -> None:
-        self.files: list[str] = []
-        """that are in hand"""
         self._places = places
         self._leases = leases
         self._child: subprocess.Popen[bytes] | None = None
@@ -251,8 +253,6 @@ class _Worker:
             problem = f"internal error in trackiod ({error}), see its log"
             for one in batch:
                 one.is_alone = True
-        finally:
-            self.files = []
         self.end_child()
         return [Kept(keeper.AGAIN, cause=problem)] * len(batch)
 

@@ -19,6 +19,7 @@ from trackiod import blobs, elsewhere
 from trackiod.catalog import open_project
 from trackiod.errors import NotFound, StoreError
 from trackiod.store.reader import ProjectReader, own_paths, paths
+from trackiod.store.shelf_reader import Left
 from trackiod.views.versions import Label, missing_in
 
 _WAIT_SECONDS = 60.0
@@ -112,11 +113,11 @@ def named(reader: ProjectReader, data: str, name: str, which: str = "latest") ->
 
 
 def awaited(data: str, stream: str, number: int, timeout: float | None) -> Version:
-    """The version that an artifact became, once the daemon has its files. Raises TimeoutError."""
-    start = time.monotonic()
+    """The version that an artifact became, once the daemon has its files. Raises TimeoutError, without a timeout when
+    nothing went on for long."""
+    start = measured_at = time.monotonic()
     patience = _WAIT_SECONDS if timeout is None else timeout
-    measured_at = start
-    waits, size = _LOOK_SECONDS, 0
+    waits, left = _LOOK_SECONDS, Left(0, 0)
     path = ""
     while True:
         path = path or _database_of(data, stream)
@@ -124,8 +125,9 @@ def awaited(data: str, stream: str, number: int, timeout: float | None) -> Versi
             return found
         now = time.monotonic()
         if timeout is None and now >= measured_at:  # seldom: it reads a row for each file
-            size, measured_at = _bytes_to_keep(path, stream, number), now + _MEASURE_SECONDS
-        if now - start > patience + size / _BYTES_A_SECOND:
+            before, left, measured_at = left, _left_to_keep(path, stream, number), now + _MEASURE_SECONDS
+            start = now if left != before else start  # it goes on
+        if now - start > patience + left.size / _BYTES_A_SECOND:
             raise TimeoutError("The daemon does not have all files of this artifact yet; nothing is lost.")
         time.sleep(waits)
         waits = min(waits * 1.2, _MAX_LOOK_SECONDS)
@@ -149,12 +151,12 @@ def _numbered(data: str, path: str, stream: str, number: int) -> Version | None:
     return None
 
 
-def _bytes_to_keep(path: str, stream: str, number: int) -> int:
-    """Bytes that are to be kept before an artifact has its version, as far as they are known."""
+def _left_to_keep(path: str, stream: str, number: int) -> Left:
+    """What is to be kept before an artifact has its version, as far as it is known."""
     if path:
         with contextlib.suppress(StoreError), ProjectReader(path) as reader:
-            return reader.bytes_to_keep(stream, number)
-    return 0
+            return reader.left_to_keep(stream, number)
+    return Left(0, 0)
 
 
 def all_versions(projects: str, project: str) -> list[dict[str, Any]]:

@@ -68,6 +68,13 @@ class IncompleteVersion(NamedTuple):
     is_newest: bool
 
 
+class Left(NamedTuple):
+    """Files that are to be kept yet, and their bytes."""
+
+    files: int
+    size: int
+
+
 class ShelfReader:
     """The part of `ProjectReader` that reads these."""
 
@@ -152,10 +159,11 @@ class ShelfReader:
                          stream, number)  # fmt: skip
         return (rows[0][0], rows[0][1]) if rows else None
 
-    def bytes_to_keep(self, stream: str, number: int) -> int:
-        """Bytes of a stream's artifact that are to be kept yet."""
+    def left_to_keep(self, stream: str, number: int) -> Left:
+        """What of a stream's artifact is to be kept yet."""
         rows = self._all("SELECT facts FROM files WHERE stream = ? AND artifact = ? AND state IS NULL", stream, number)
-        return sum(int(msgpack.unpackb(row[0], strict_map_key=False).get("size") or 0) for row in rows)
+        sizes = [int(msgpack.unpackb(row[0], strict_map_key=False).get("size") or 0) for row in rows]
+        return Left(len(sizes), sum(sizes))
 
     def incomplete_versions(self, name: str | None = None) -> list[IncompleteVersion]:
         """This host's versions, of one name or of all, of which something was not kept whole; by name and version."""
