@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,28 @@ def test_a_newer_layout_and_a_strange_file_are_named(tmp_path: Path) -> None:
             schema.open_for_reading(path)
         held = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
         assert caught and os.path.realpath(path) not in held  # nor does who keeps the error keep the file open
+
+
+def test_a_database_that_is_opened_again_leaves_this_process_its_locks(tmp_path: Path) -> None:
+    """A file that is opened and closed beside SQLite takes every lock of its process along; then a checkpoint
+    overwrites what another connection reads."""
+    path = tmp_path / "p.db"
+    with closing(schema.open_for_writing(str(path), "p", "store")):
+        pass
+
+    def locks() -> int:
+        inode = path.stat().st_ino
+        return sum(f":{inode} " in line for line in Path("/proc/locks").read_text().splitlines())
+
+    with closing(schema.open_for_reading(str(path))) as first:
+        first.execute("SELECT count(*) FROM runs").fetchone()
+        held = locks()
+        for _ in range(2):
+            with closing(schema.open_for_reading(str(path))):
+                pass
+        with closing(schema.open_for_writing(str(path), "p", "store")):
+            pass
+        assert locks() == held > 0
 
 
 def test_no_statement_binds_a_number_of_its_own() -> None:

@@ -272,14 +272,17 @@ def _refuse_newer(version: int, path: str) -> None:
 
 def leave_newer(path: str) -> None:
     """Raises StoreTooNew before SQLite opens and closes a file, which changes it and what lies beside it. A file that
-    cannot be read is SQLite's to complain of."""
+    cannot be read is SQLite's to complain of.
+
+    The header is asked of SQLite: who opens a database's file by itself loses, as he closes it, every lock that his
+    process holds on it, also those of its other connections.
+    """
     try:
-        with open(path, "rb") as file:
-            header = file.read(64)
-    except OSError:
+        with closing(sqlite3.connect(_uri(path, "mode=ro&immutable=1"), uri=True)) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+    except sqlite3.Error:
         return
-    if header.startswith(b"SQLite format 3\0") and len(header) == 64:
-        _refuse_newer(int.from_bytes(header[60:]), path)
+    _refuse_newer(version, path)
 
 
 def _create(path: str, project: str, store_id: str) -> None:
