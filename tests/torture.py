@@ -1,10 +1,11 @@
 """Seeded schedules of faults: real ranks at full speed, a real daemon, and trouble at moments that a seed chooses.
 
 `make torture` runs a thousand of them and prints one line; `python tests/torture.py 1 --seed 42` runs number 42 again.
-In each, one to three ranks log while processes are killed, stopped and started, system calls fail or hang, ranks fork,
-save checkpoints in place, run out of descriptors or meet a full disk, and somebody else owns our folders. At the end
-every record whose log() returned is stored, once and in order, or it is counted as dropped; each rank's state is what
-it was; each artifact is what was logged; nothing has crashed, and no process or file is left behind.
+In each, one to three ranks log while processes are killed, stopped and started, system calls fail or hang, ranks fork
+and save checkpoints in place, descriptors run out, the disk is full, the power is cut, or somebody else owns our
+folders. At the end every record whose log() returned is stored, once and in order, or it is counted as dropped; each
+rank's state is what it was; each artifact is what was logged; after a power cut nothing is missing that a reader had
+seen; nothing has crashed, and no process or file is left behind.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ import standin
 import torture_rank
 from conftest import PATIENCE, Host
 from failing import Failing
+from power_cut import Image
 
 from trackio import places
 from trackiod import blobs, library
@@ -48,9 +50,10 @@ from trackiod.store.reader import ProjectReader
 
 KINDS = {
     "kills": 6, "failing calls": 5, "forks": 3, "descriptors": 2, "artifacts": 3, "full disk": 2, "foreign folders": 1,
+    "power cuts": 1,
 }  # fmt: skip
 """What a schedule may have, by how often."""
-_NEED_MOUNTS = ("full disk", "foreign folders")
+_NEED_MOUNTS = ("full disk", "foreign folders", "power cuts")
 _ENDINGS = {"finish": "finished", "return": "finished", "raise": "failed", "exit": "finished"}
 _KILLS = ("rank", "daemon", "both", "stop the daemon", "stop a rank", "another daemon")
 _OF_DAEMON = [
@@ -127,9 +130,14 @@ def schedule(seed: int) -> Schedule:
     """The schedule of a seed."""
     chance = random.Random(seed)
     drawn = chance.choices(list(KINDS), list(KINDS.values()), k=chance.randint(1, 3))
+    if "power cuts" in drawn:  # both are about what the data folder lies on
+        drawn = [kind for kind in drawn if kind != "full disk"]
     kinds = tuple(kind for kind in KINDS if kind in drawn)
     ranks = [_rank_plan(chance, kinds) for _ in range(chance.randint(1, 3))]
-    makers = {"kills": _a_kill, "failing calls": _a_fault, "descriptors": _a_limit, "full disk": _a_full_disk}
+    makers = {
+        "kills": _a_kill, "failing calls": _a_fault, "descriptors": _a_limit, "full disk": _a_full_disk,
+        "power cuts": _a_power_cut,
+    }  # fmt: skip
     events = []
     for kind in kinds:
         if kind in makers:
@@ -184,6 +192,10 @@ def _a_full_disk(chance: random.Random, kinds: tuple[str, ...], ranks: int) -> E
     return Event(_moment(chance), chance.choice(["fill the disk", "fill the disk", "make room"]), 0)
 
 
+def _a_power_cut(chance: random.Random, kinds: tuple[str, ...], ranks: int) -> Event:
+    return Event(chance.random(), "cut the power", 0)
+
+
 # -- the machine -------------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +208,8 @@ def missing() -> dict[str, str]:
     can_mount = os.geteuid() == 0 and shutil.which("unshare")
     if not can_mount or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         found |= dict.fromkeys(_NEED_MOUNTS, "nothing can be mounted")
+    elif shutil.which("mkfs.ext4") is None or not os.path.exists("/dev/loop-control"):
+        found["power cuts"] = "no image of a disk can be made"
     return found
 
 
@@ -220,12 +234,17 @@ class TortureHost(Host):
 class Machine:
     """A host of a schedule, and what can be done to it. `heal` ends all that was done."""
 
-    def __init__(self, plan: Schedule, folder: Path, spool: Path) -> None:
+    def __init__(self, plan: Schedule, folder: Path, spool: Path, image: Image | None) -> None:
         self.plan = plan
+        self.problem = ""
+        """what was found wrong on the way"""
+        self._folder = folder
+        self._image = image
+        folder = image.folder if image is not None else folder
         self.host = TortureHost(folder / "data", spool, names_spool="foreign folders" not in plan.kinds)
         self.host.data.mkdir()
         self.host.extra["TRACKIO_SPOOL_MIB"] = str(plan.spool_mib)
-        self.failing = Failing(folder) if "failing calls" in plan.kinds else None
+        self.failing = Failing(self._folder) if "failing calls" in plan.kinds else None
         if self.failing is not None:
             self.host.extra |= self.failing.environ
         if "full disk" in plan.kinds:
@@ -301,6 +320,8 @@ class Machine:
                 _fill(self.host.data / "filler")
             case "make room":
                 (self.host.data / "filler").unlink(missing_ok=True)
+            case "cut the power":
+                self.problem = self.problem or self._problem_after_a_cut()
             case _:
                 raise ValueError(event.what)
 
@@ -319,6 +340,28 @@ class Machine:
             highest = max(map(int, os.listdir(f"/proc/{pid}/fd")))
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1 + free, hard))
             self._limited.setdefault(pid, (soft, hard))
+
+    def _problem_after_a_cut(self) -> str:
+        """What a host would not find that lost its power now, of what a reader has seen: nothing is to be missing. All
+        stand still meanwhile, and go on."""
+        assert self._image is not None
+        seen = {stream.key: len(stream.values(stream.metric)) for stream in _streams(self.host)}
+        spool = Path(tempfile.mkdtemp(prefix=_MARK, dir="/dev/shm"))
+        pids = _pids_of(self.host)
+        try:
+            for pid in pids:
+                _signal(pid, signal.SIGSTOP)
+            if not _wait(lambda: all(map(_stands_still, pids)), 30):
+                raise TimeoutError("processes do not stop")  # what is written during the copy would tear it
+            with self._image.cut() as found:
+                host = TortureHost(found / "data", spool)
+                try:
+                    return _problem_of_found(host, seen) if host.data.is_dir() else ""
+                finally:
+                    host.close()
+        finally:
+            for pid in pids:
+                _signal(pid, signal.SIGCONT)
 
     def heal(self) -> None:
         """End all faults."""
@@ -427,7 +470,8 @@ def _a_machine(plan: Schedule) -> Iterator[Machine]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         spool = Path(tempfile.mkdtemp(prefix=_MARK, dir="/dev/shm"))
         stack.callback(shutil.rmtree, spool, ignore_errors=True)
-        machine = Machine(plan, folder, spool)
+        image = stack.enter_context(Image(folder)) if "power cuts" in plan.kinds else None
+        machine = Machine(plan, folder, spool, image)
         stack.callback(machine.close)
         yield machine
 
@@ -470,7 +514,13 @@ def run(plan: Schedule) -> str:
                 return f"rank {rank.number}: its children do not end"
         machine.host.stop()
         machine.host.start()  # a new one looks for the dead at once
-        return _problem(machine) or _problem_of_artifacts(machine) or _problem_of_ranks(machine) or _left(machine.host)
+        return (
+            machine.problem
+            or _problem(machine)
+            or _problem_of_artifacts(machine)
+            or _problem_of_ranks(machine)
+            or _left(machine.host)
+        )
 
 
 def _is_alive(pid: int) -> bool:
@@ -478,6 +528,15 @@ def _is_alive(pid: int) -> bool:
         return b") Z " not in Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return False
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether all threads of a process are stopped, and so in no system call, or it is gone."""
+    try:
+        states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:
+        return not _is_alive(pid)
+    return all(state in "TtZX" for state in states)
 
 
 class Stored(NamedTuple):
@@ -491,6 +550,14 @@ class Stored(NamedTuple):
     dropped: int
     gaps: list[Any]
     columns: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return self.role, self.rank, self.pid
+
+    @property
+    def metric(self) -> str:
+        return "i" if self.role == "rank" else "child"
 
     def values(self, name: str) -> list[Any]:
         """A metric's values, in the order in which they were logged."""
@@ -542,6 +609,23 @@ def _streams(host: Host) -> list[Stored]:
             )
             for role, rank, id_, _, state, cause, dropped in rows
         ]  # fmt: skip
+
+
+def _problem_of_found(host: Host, seen: dict[tuple[str, int, int], int]) -> str:
+    """What is wrong with what a host finds that had lost its power. `seen`: how much of each stream a reader saw."""
+    host.start()
+    if not _wait(lambda: not _files_of(host) and all(stream.state for stream in _streams(host)), 60):
+        return f"after a power cut there is no end: {_files_of(host)}"
+    found = {stream.key: stream for stream in _streams(host)}
+    for key, count in seen.items():
+        values = found[key].values(found[key].metric) if key in found else []
+        if len(values) < count:
+            return f"after a power cut {len(values)} of {count} records of {key} are there"
+    for key, stream in found.items():
+        if any(after <= before for before, after in pairwise(stream.values(stream.metric))):
+            return f"after a power cut records of {key} are there twice or out of order"
+    set_aside = [name for name in os.listdir(host.places.projects) if "damaged" in name]
+    return f"after a power cut {set_aside} is set aside" if set_aside else ""
 
 
 def _problem_of(rank: Rank, stored: Stored) -> str:
@@ -633,14 +717,23 @@ def _files_of(host: Host) -> list[str]:
     return [os.path.join(folder, name) for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)]
 
 
-def _processes_of(host: Host) -> list[str]:
-    """The command lines of processes that use the host's data folder."""
+def _pids_of(host: Host) -> list[int]:
+    """The processes that use the host's data folder."""
     ours = f"TRACKIO_DIR={host.data}".encode()
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with suppress(OSError):
-            if ours in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and _is_alive(int(pid)):
-                found.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            if ours in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and _is_alive(pid):
+                found.append(pid)
+    return found
+
+
+def _processes_of(host: Host) -> list[str]:
+    """Their command lines."""
+    found = []
+    for pid in _pids_of(host):
+        with suppress(OSError):
+            found.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
     return found
 
 
