@@ -11,6 +11,7 @@ from trackio.values import is_mapping, key_text, pairs_of, plain_config, short_r
 
 _CONTROL_WORDS = frozenset({"allow_val_change"})
 """Words that wandb's `update` takes beside values: readable afterwards, never stored."""
+_PLAIN_KEYS = frozenset({int, float, bool, type(None)})
 _DEFAULTS = ("project_name", "experiment_name")
 
 
@@ -87,7 +88,9 @@ class Told(MutableMapping[str, Any]):
             return repr(self._values)
         except Exception as error:  # noqa: BLE001 the user's values
             hand_on(error)
-            return "{" + ", ".join(f"{key!r}: {short_repr(value)}" for key, value in self._values.items()) + "}"
+            return (
+                "{" + ", ".join(f"{short_repr(key)}: {short_repr(value)}" for key, value in self._values.items()) + "}"
+            )
 
     def __reduce__(self) -> Any:
         """A copy, also a deep or a pickled one, is the user's own: what is set there is told to nobody."""
@@ -128,15 +131,10 @@ def as_mapping(source: Any) -> dict[Any, Any]:
 
 
 def _usable(key: Any, name: str) -> Any:
-    """The key, if a dict can hold it, else its `name`."""
-    if isinstance(key, str):
+    """The key, if comparing it runs no code of the user's, else its `name`."""
+    if issubclass(type(key), str):  # what it says of its class may be anything
         return str.__str__(key)
-    try:
-        _ = {key: None, name: None}[key]
-    except Exception as error:  # noqa: BLE001 the user's type
-        hand_on(error)
-        return name
-    return key
+    return key if type(key) in _PLAIN_KEYS else name
 
 
 class Current(MutableMapping[str, Any]):

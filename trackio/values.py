@@ -208,7 +208,7 @@ def _refuse() -> Any:
 
 def key_text(key: Any) -> str:
     """A key as text."""
-    return clean_text(key) if isinstance(key, str) else short_repr(key)
+    return clean_text(key) if issubclass(type(key), str) else short_repr(key)
 
 
 def clean_text(text: str) -> str:
@@ -224,7 +224,7 @@ def clean_text(text: str) -> str:
 def text_of(value: Any) -> str:
     """Whatever it is as text that UTF-8 can hold; never raises."""
     try:
-        return clean_text(value if isinstance(value, str) else str(value))
+        return clean_text(value if issubclass(type(value), str) else str(value))
     except Exception as error:  # noqa: BLE001 the user's types
         hand_on(error)
         return short_repr(value)
