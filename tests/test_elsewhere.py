@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import psutil
 import pytest
 from conftest import Host, clean_environ, database, wait_for
 
-from trackio import launch, mounts, places
+from trackio import inquiry, launch, mounts, places, wire
 from trackiod import elsewhere
 from trackiod.sinks import directory
 from trackiod.store import parts as store_parts
@@ -162,6 +164,21 @@ def test_a_run_is_copied_soon_after_its_end_and_only_what_changed_is_copied(host
     assert {path: path.stat().st_mtime_ns for path in before} == before
     facts = node.status().daemon["copies"]
     assert facts["folder"] == str(shared) and facts["problem"] == ""
+
+
+def test_a_copy_that_is_asked_for_while_another_one_runs_is_made_at_once(hosts: Callable[[str], Host]) -> None:
+    node = hosts("node")
+    daemon = psutil.Process(node.start())
+    with open(Path(node.places.live) / "copy.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert node.run(LOG, "first", "10").returncode == 0
+        (copy,) = wait_for(lambda: [c for c in daemon.children() if "copy" in c.cmdline()], 20, "a copy that waits")
+        assert node.run(LOG, "second", "10").returncode == 0
+        node.ended_runs("p")
+        wait_for(lambda: time.time() - copy.create_time() > 2, 20, "a copy that takes long, after which comes a pause")
+        assert node.status().daemon["copies"]["is_behind"]
+        assert isinstance(inquiry.ask(node.places, wire.Copy(), 10), wire.Edited)
+    wait_for(lambda: not node.status().daemon["copies"]["is_behind"], 30, "the copy")
 
 
 def hidden_chunks(folder: Path) -> set[tuple[Any, ...]]:

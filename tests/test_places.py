@@ -274,6 +274,22 @@ def test_a_socket_of_ours_is_spoken_to(tmp_path: Path) -> None:
         Link(str(tmp_path / "ours.sock")).close()
 
 
+@needs_root
+def test_a_socket_of_roots_is_spoken_to_by_other_users(in_memory: Path) -> None:
+    """As one that the system's systemd holds for a user is: the kernel tells who listens, not who will answer."""
+    in_memory.chmod(0o755)
+    path = str(in_memory / "roots.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        os.chmod(path, 0o666)
+        listener.listen()
+        assert as_stranger(lambda: Link(path).close()) == ""
+    in_memory.chmod(0o777)
+    theirs = str(in_memory / "theirs.sock")
+    with listening_stranger(theirs, in_memory / "heard"), pytest.raises(ForeignPeer, match=f"uid {STRANGER}"):
+        Link(theirs)
+
+
 # -- the live store of a network home ----------------------------------------------------------------------------------
 
 
@@ -472,7 +488,7 @@ def test_whatever_the_umask_nothing_of_ours_is_open_to_others(host: Host, tmp_pa
     assert found.stat().st_mode & 0o777 == 0o600 and host.data.stat().st_mode & 0o777 == 0o700
     assert host.run(LOGS_ALL, str(tmp_path / "model.bin")).returncode == 0
     host.ended_runs("p")
-    assert host.command("trackio", "drain", "--timeout", "30").returncode == 0
+    assert host.command("trackio", "drain", "--timeout", str(30 * PATIENCE)).returncode == 0
     assert open_to_others(host.data, host.spool, shared) == []
     os.umask(0)
     try:

@@ -455,14 +455,25 @@ def read_endpoint(path: str) -> Endpoint | None:
 
 
 def endpoint_problem(path: str) -> str:
-    """Say why the endpoint file is not followed though it is there; "" if it is, or is not there."""
+    """Say why the endpoint file is not followed though it is there; "" if it is followed, is not there, or came with a
+    copy of another folder."""
     try:
         _endpoint_in(path)
     except trust.NotTrusted as error:
-        return str(error.strerror)
+        return "" if _came_with_a_copy(path) else str(error.strerror)
     except OSError:
         pass
     return ""
+
+
+def _came_with_a_copy(path: str) -> bool:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            lines = file.read(trust.MOST_BYTES).split(b"\n")
+        ids = [line.removeprefix(b"folder ").decode(errors="replace") for line in lines if line.startswith(b"folder ")]
+        return ids != [] and folder_id(os.path.dirname(path)) not in ids
+    except OSError:
+        return False
 
 
 def _endpoint_in(path: str) -> Endpoint | None:

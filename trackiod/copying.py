@@ -39,6 +39,7 @@ class Copying:
         self._took = self._ended_at = 0.0
         """of the last copy"""
         self._failures = 0
+        self._is_asked_again = False
         self._problem = ""
         self._copied_at: float | None = None
         self._stored = self._copying = 0
@@ -73,6 +74,7 @@ class Copying:
     def hurry(self) -> None:
         """Copies as soon as can be: somebody waits for it."""
         self._due_at = 0.0
+        self._is_asked_again = self._child is not None
 
     def facts(self, stored: int) -> dict[str, Any] | None:
         """What `status` says of it; None where nothing is copied."""
@@ -124,6 +126,8 @@ class Copying:
         child.stderr.close()
         self._child = None
         self._note("" if code == 0 else (said[-1] if said else f"the child ended with {code}"), now)
+        if self._is_asked_again:  # while it ran: what was stored meanwhile may be missing
+            self._is_asked_again, self._due_at = False, 0.0
 
     def _note(self, problem: str, now: float) -> None:
         if problem and problem != self._problem:
