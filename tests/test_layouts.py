@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import re
 import shutil
 import sqlite3
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,27 @@ def test_what_is_ours_and_not_as_the_layout_says_is_damage(store: str, what: str
         connection.executescript(DAMAGES[what])
     with pytest.raises(StoreDamaged, match="is damaged"):
         schema.open_for_writing(store, "p", "s")
+
+
+@pytest.mark.parametrize("is_shared", [False, True], ids=["ours alone", "with what others added"])
+def test_a_flipped_bit_in_the_description_of_the_tables_is_told_or_harmless(store: str, is_shared: bool) -> None:
+    with closing(sqlite3.connect(store)) as connection:
+        connection.execute("INSERT INTO clocks (stream, time_ns, monotonic_ns) VALUES ('s', 1, 2)")
+        connection.executescript(FOREIGN if is_shared else "PRAGMA user_version = 3")
+    chance, good, told = random.Random(7), Path(store).read_bytes(), 0
+    texts = [found.start() for found in re.finditer(b"CREATE (TABLE|INDEX|UNIQUE)", good)]
+    for _ in range(300):
+        data = bytearray(good)
+        data[min(chance.choice(texts) + chance.randrange(-40, 300), len(data) - 1)] ^= 1 << chance.randrange(8)
+        Path(store).write_bytes(data)
+        try:
+            connection = schema.open_for_writing(store, "p", "s")
+        except StoreDamaged:
+            told += 1
+            continue
+        with closing(connection), suppress(sqlite3.DatabaseError):  # which is told when it is met
+            assert connection.execute("SELECT time_ns, monotonic_ns FROM clocks").fetchall() == [(1, 2)]
+    assert told > 20
 
 
 def test_an_index_that_somebody_dropped_is_made_again(store: str) -> None:

@@ -128,9 +128,18 @@ def note_added(connection: sqlite3.Connection) -> None:
 
 def _missing(connection: sqlite3.Connection, path: str) -> list[str]:
     """The statements that add what this database lacks."""
+    try:
+        return _statements(connection, path)
+    except sqlite3.OperationalError as error:
+        if str(error).startswith("Could not decode"):  # names that are no text; Python gives it no code
+            raise StoreDamaged(f"{path} is damaged ({error}).") from error
+        raise
+
+
+def _statements(connection: sqlite3.Connection, path: str) -> list[str]:
     ours, theirs = _layout(), _words(connection)
     tables = {table: _columns(connection, table) for table in ours.tables}
-    had = _FIRST | (_noted(connection) if tables["meta"] else set())
+    had = _FIRST | (_noted(connection) if {"key", "value"} <= tables["meta"].keys() else set())
     statements = []
     for table, columns in ours.tables.items():
         if not tables[table]:
@@ -149,7 +158,10 @@ def _missing(connection: sqlite3.Connection, path: str) -> list[str]:
     for name, sql in ours.sql.items():
         if name in ours.tables:
             continue
-        if name.encode() not in theirs:
+        is_listed = name.encode() in theirs
+        if not is_listed and connection.execute(f"PRAGMA main.index_info({name})").fetchone():
+            raise StoreDamaged(f"{path} is damaged (index {name} is listed under another name).")
+        if not is_listed:
             statements.append(sql)
         elif theirs[name.encode()] != ours.words[name.encode()]:
             raise StoreDamaged(f"{path} is damaged (index {name} is not that of layout {VERSION}).")
