@@ -197,6 +197,23 @@ def test_a_daemon_killed_before_it_has_its_copy_never_keeps_what_was_written_lat
     assert a["aliases"] == [] and b["aliases"] == ["latest"] and b["manifest"][0]["digest"] == digest_of(1)
 
 
+def test_a_daemon_that_is_stopped_copies_what_it_protects(daemon: Host) -> None:
+    process = daemon.python(
+        HEAD + f"""os.chdir({str(daemon.data.parent)!r})
+save("a", 1); save("b", 1)
+artifacts = [trackio.log_artifact(name, name=name) for name in "ab"]
+print("logged", flush=True); sys.stdin.readline()
+for a in artifacts: a.wait()
+""", stdin=subprocess.PIPE)  # fmt: skip
+    assert process.stdout.readline() == "logged\n"
+    daemon.stop()
+    with open(daemon.data.parent / "a", "r+b") as file:
+        file.write(b"later")
+    daemon.start()
+    assert process.communicate("go\n", timeout=120)[1].count("incomplete") == 0 and process.returncode == 0
+    assert [each["manifest"][0]["digest"] for each in versions(daemon)] == [digest_of(1)] * 2
+
+
 def test_an_incomplete_version_takes_no_alias_and_is_said_wherever_one_looks(daemon: Host) -> None:
     said = run(daemon, """
 def log(is_whole, **more):

@@ -6,6 +6,7 @@ for with a write (`leases`) comes before all others, and a large or stuck one is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from trackio.places import Places
@@ -42,6 +44,7 @@ _PATIENT_TRIES = 12
 _MAX_BATCH = 128
 _MAX_BATCHED_BYTES = 256 << 10
 _MAX_SHOWN = 20
+_COPIED_BYTES_A_SECOND = 100 << 20
 
 
 @dataclass(slots=True, eq=False)
@@ -121,7 +124,8 @@ class Keepers:
         return sum(one.tries >= _PATIENT_TRIES for one in list(self._later))
 
     def stop(self, seconds: float) -> None:
-        """End threads and children; linked files, which nothing protects then, are given this long to be copied."""
+        """End threads and children; of linked files, which nothing protects then, as many are copied as can be in this
+        time."""
         deadline = time.monotonic() + seconds
         with self._wake:
             self._ready = deque(one for one in self._ready if self._leases.is_held(one.errand.file))
@@ -129,12 +133,27 @@ class Keepers:
                 self._wake.wait(0.1)
             self._stopping = True
             self._wake.notify_all()
+        if self._leases.held:
+            with contextlib.suppress(RuntimeError):  # no thread can be started
+                rest = threading.Thread(target=self._secure_rest, args=(deadline,), name="secure", daemon=True)
+                rest.start()
+                rest.join(max(0.1, deadline - time.monotonic()))  # the disk may hang
         for worker in self._workers:
             worker.kill()
 
     def _protects(self) -> bool:
         """Whether a file in hand is linked and not copied yet."""
         return any(self._leases.is_held(one.errand.file) for batch in self._hands for one in batch)
+
+    def _secure_rest(self, deadline: float) -> None:
+        """Copy links of which no record has arrived yet: nothing protects them when this process is gone."""
+        for file in self._leases.held:
+            path = os.path.join(self._places.incoming, file)
+            try:
+                if os.path.getsize(path) <= (deadline - time.monotonic()) * _COPIED_BYTES_A_SECOND:
+                    keeper.secure(path, partial(self._leases.release, file))
+            except OSError as error:
+                log.warning("%s is linked and could not be copied before the end: %s", file, error)
 
     def _path(self, errand: ToKeep) -> str:
         return os.path.join(self._places.incoming, errand.file)

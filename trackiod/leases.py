@@ -83,6 +83,11 @@ class Leases:
         finally:
             os.close(fd)
 
+    @property
+    def held(self) -> list[str]:
+        """Files with a lease, those that somebody waits for first."""
+        return sorted(self._held, key=lambda file: file not in self.wanted)
+
     def is_held(self, file: str) -> bool:
         return file in self._held
 
