@@ -165,3 +165,17 @@ def test_other_users_folders_are_not_errors(tmp_path: Path) -> None:
     (spool / "trackio-0").joinpath("x").write_text("not a folder")
     where = places.Places("", str(tmp_path / "data"), "", (str(spool / "trackio-0" / "x"),))
     assert orphans.scan(where) == orphans.Scan([], [], {}, set())
+
+
+def test_projects_that_cannot_be_listed_are_said_and_taken_up_later(host: Host, failing: Failing) -> None:
+    host.start()
+    host.run(KILLED, "p")
+    host.ended_run("p")
+    host.stop()
+    with failing.fail("listdir", errno.EIO, "/projects", process="trackio"):
+        for words in (["list", "projects"], ["status"]):
+            done = host.command("trackio", *words)
+            assert "cannot be listed" in done.stdout + done.stderr and "EIO" in done.stdout + done.stderr
+        host.start()
+    host.run(LOG, "p")
+    wait_for(lambda: len(host.ended_runs("p")) == 2)

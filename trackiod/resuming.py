@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from trackio.lookup import list_folder
 from trackio.names import HOST
 from trackiod import incoming
 from trackiod.databases import Databases
@@ -72,8 +71,7 @@ def take_up(
     """Take up all projects; what is to be done in them is handed to `folding` and `on_errand`. What cannot be read is
     logged, and keeps no daemon from starting."""
     names, problems = own_names(projects)
-    is_any = bool(problems) or not _can_list(projects)
-    found = TakenUp([], [], Missing(projects, names, is_any=is_any, now=time.monotonic()))
+    found = TakenUp([], [], Missing(projects, names, is_any=bool(problems), now=time.monotonic()))
     for problem in problems:
         log.error("%s", problem)
     has_samples = os.path.exists(schema.path_of(projects, HOST))
@@ -113,12 +111,3 @@ def of_store(
     for errand in errands:
         on_errand(errand)
     return found
-
-
-def _can_list(folder: str) -> bool:
-    try:
-        list_folder(folder)
-    except OSError as error:
-        log.warning("projects cannot be looked for: %s", error)
-        return False
-    return True

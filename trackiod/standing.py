@@ -13,7 +13,7 @@ from trackiod.errors import StoreError
 from trackiod.moments import timestamp
 from trackiod.overview import Overview
 from trackiod.store import wal
-from trackiod.store.reader import ProjectReader, asides, paths
+from trackiod.store.reader import ProjectReader, asides, paths, unlisted
 
 _HEADLINES = 3
 
@@ -47,7 +47,10 @@ def standing(places: Places, recent: int) -> dict[str, Any]:
         "daemon": report.daemon if report else None,
         "is_silent": report is None and launch.is_running(places),
         "data": places.data,
-        "problems": problems + asides(places.projects) + (_problems(report.daemon) if report else []),
+        "problems": problems
+        + unlisted(places.projects)
+        + asides(places.projects)
+        + (_problems(report.daemon) if report else []),
         "incomplete": library.incomplete(places.projects),
         "blocked": report.daemon.get("blocked", []) if report else [],
         "waiting": len(waiting - known | dead),

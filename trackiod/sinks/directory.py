@@ -35,7 +35,7 @@ from trackiod.errors import StoreError
 from trackiod.sinks.access import Access, of_group
 from trackiod.store import additions, artifact_parts, parts, schema
 from trackiod.store.parts import Place
-from trackiod.store.reader import own_paths
+from trackiod.store.reader import own_paths, unlisted
 
 ALIVE, INDEX, FILES = "alive", "parts.json", "files"
 _NEW = ".new"
@@ -108,7 +108,7 @@ class _Copier:
         for folder in (os.path.dirname(self._folder), self._folder):
             self._access.make_folder(folder, self._places.shared)
         self._say_alive()
-        problems = []
+        problems = unlisted(self._places.projects)
         for path in [*own_paths(self._places.projects), schema.path_of(self._places.projects, names.HOST)]:
             if not os.path.exists(path):
                 continue

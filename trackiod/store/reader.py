@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from trackio.lookup import list_folder, sentence_of
 from trackio.names import HOST
 from trackio.record import salvage
 from trackiod.errors import StoreDamaged, StoreError
@@ -316,18 +317,28 @@ class ProjectReader(ShelfReader):
 
 
 def own_paths(projects: str) -> list[str]:
-    """The database files in a folder; none if it is not there."""
+    """The database files in a folder; none if it is not there, or cannot be listed (`unlisted` says which)."""
     try:
-        names = sorted(os.listdir(projects))
+        names = sorted(list_folder(projects))
     except OSError:
         return []
     return [os.path.join(projects, name) for name in names if name.endswith(schema.SUFFIX)]
 
 
+def unlisted(projects: str) -> list[str]:
+    """A sentence if the folder cannot be listed, so that nobody takes that for no projects."""
+    try:
+        list_folder(projects)
+    except OSError as error:
+        return [f"The projects cannot be listed: {sentence_of(error)}"]
+    return []
+
+
 def own_names(projects: str) -> tuple[list[str], list[str]]:
     """The names of this host's own projects, also of those whose layout is yet to be brought to ours, and a sentence
     for each file that cannot be read."""
-    names, problems = [], []
+    names: list[str] = []
+    problems = unlisted(projects)
     for path in own_paths(projects):
         try:
             names.append(schema.name_in(path))
@@ -354,7 +365,8 @@ def asides(projects: str) -> list[str]:
 
 def project_names(projects: str) -> tuple[list[str], list[str]]:
     """The names of all projects, sorted, and a sentence for each file that cannot be read."""
-    names, problems = [], []
+    names: list[str] = []
+    problems = unlisted(projects)
     for path in paths(projects):
         try:
             with ProjectReader(path) as reader:
