@@ -257,3 +257,13 @@ def test_status_says_one_failure_whole_and_counts_the_others() -> None:
     for project in "abc":
         troubles.note(project, f"{project} fails.", 0.0)
     assert troubles.summary == "a fails. (2 more projects fail.)"
+
+
+def test_a_project_that_fails_for_an_hour_is_tried_on() -> None:
+    """The interval doubles, and ends at its bound: a power of two that no float holds ended the commit thread."""
+    backlog, now = Backlog(), 0.0
+    backlog.add(Register("p", "s", {}, None), now)
+    for _ in range(2000):
+        now += 3.0
+        backlog.put_back("p", backlog.take(now), now)
+    assert backlog.seconds_until_due(now) == 2.0

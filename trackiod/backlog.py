@@ -179,7 +179,7 @@ class Backlog:
             if index not in dropped:
                 self.bytes += queue.push(work, now)
         queue.failures += 1
-        queue.may_commit_at = now + min(_RETRY_SECONDS * 2 ** (queue.failures - 1), _LONGEST_RETRY_SECONDS)
+        queue.may_commit_at = now + min(_RETRY_SECONDS * 2 ** min(queue.failures - 1, 16), _LONGEST_RETRY_SECONDS)
         return len(dropped)
 
     def hurry(self, *, is_last_try: bool = False) -> None:

@@ -25,6 +25,7 @@ SUFFIX = ".db"
 SIDES = ("", "-wal", "-shm")
 """of a database's files"""
 _ASIDE = re.compile(r"\.(damaged|later)-\d+")
+_READ_TRIES, _READ_AGAIN_SECONDS = 2, 0.05
 _HOST_FILE = "host" + SUFFIX
 BUSY_SECONDS = 1.0
 _DAMAGES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB}
@@ -98,14 +99,17 @@ def open_for_reading(path: str, *, is_alone: bool = False) -> sqlite3.Connection
     """A connection that cannot write; also for a copy on a read-only medium. `is_alone`: without what other hosts have
     copied of the same project. Raises StoreError."""
     last: sqlite3.Error | UnicodeDecodeError | None = None
-    for is_immutable in (False, True):
-        if is_immutable and os.path.exists(path + "-wal") and os.path.getsize(path + "-wal"):
-            break  # an immutable view would miss what the log holds
+    can_write = os.access(os.path.dirname(path) or ".", os.W_OK)
+    for is_immutable in (*[False] * _READ_TRIES, True):
+        if is_immutable and (can_write or (os.path.exists(path + "-wal") and os.path.getsize(path + "-wal"))):
+            break  # an immutable view would miss what the log holds, and mistake what is being written for damage
         try:
             connection = connect_for_reading(path, is_immutable=is_immutable)
             return connection if is_alone else _joined(connection, path)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             last = error
+            if can_write:
+                time.sleep(_READ_AGAIN_SECONDS)  # a daemon that starts or stops just now may be in the way
     assert last is not None
     if (
         os.path.exists(path + "-wal")
