@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -23,6 +24,17 @@ def is_spilled(): return spool.ring.head - (spool.spill.end or 0) < 1 << 20 and 
 while not is_spilled(): time.sleep(0.01)
 print("spilled", flush=True)
 sys.stdin.readline()
+"""
+LIMIT = """
+spool = run._stream.spool
+trackio.log({"first": 1})
+print("connected", flush=True)
+sys.stdin.readline()
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+held = []
+try:
+    while True: held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError: pass
 """
 SMALL = {"TRACKIO_SPOOL_MIB": "2"}
 
@@ -48,38 +60,23 @@ def test_an_error_in_reading_the_spill_is_no_answer(host: Host, failing: Failing
     assert err.count("cannot be read now") == 1
 
 
-def test_at_the_descriptor_limit_the_spill_is_still_read(host: Host) -> None:
-    """One descriptor is held in reserve."""
-    code = (
-        SPILLED
-        + """
-resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
-held = []
-try:
-    while True: held.append(open(os.devnull))
-except OSError: pass
-print("at the limit", flush=True)
-sys.stdin.readline()
-"""
-    )
+def test_at_the_descriptor_limit_data_are_moved_to_disk_and_read_again(host: Host) -> None:
+    """A few descriptors are held in reserve. It is connected, so that it needs no new socket."""
+    code = SPILLED.replace("spool = run._stream.spool\n", LIMIT)
     host.start()
-    process = host.python(code.replace("run = trackio", "sys.stdin.readline(); run = trackio"), env=SMALL,
-                          stdin=subprocess.PIPE)  # fmt: skip
-    # it is connected before the daemon is stopped, so that it needs no new socket
-    process.stdin.write("\n")
-    process.stdin.flush()
-    wait_for(lambda: host.status().streams)
-    os.kill(pid := host.status().daemon["pid"], 19)
+    process = host.python(code, env=SMALL, stdin=subprocess.PIPE)
+    assert process.stdout.readline() == "connected\n", process.communicate()
+    wait_for(lambda: host.runs("p") and host.the_run("p").points == 1)
+    os.kill(pid := host.status().daemon["pid"], signal.SIGSTOP)
     try:
-        assert process.stdout.readline() == "spilled\n", process.communicate()
         process.stdin.write("\n")
         process.stdin.flush()
-        assert process.stdout.readline() == "at the limit\n"
+        assert process.stdout.readline() == "spilled\n", process.communicate()
     finally:
-        os.kill(pid, 18)
-    wait_for(lambda: host.runs("p") and host.the_run("p").points == 12_000, 30, "all of it")
+        os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: host.the_run("p").points == 12_001, 30, "all of it")
     process.communicate("\n", timeout=60 * PATIENCE)
-    assert host.ended_run("p").holes == []
+    assert host.ended_run("p").holes == [] and host.the_run("p").refused_points == 0
 
 
 def test_a_spill_that_is_cut_short_gives_what_is_there(host: Host) -> None:

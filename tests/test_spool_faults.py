@@ -99,3 +99,18 @@ spool.close()
     assert done.returncode == 0, done.stderr
     before, after, held = map(int, done.stdout.split())
     assert rule.hits == 1 and after == held < before
+
+
+def test_a_memory_limit_that_cannot_be_read_is_not_taken_for_none(host: Host, tmp_path: Path) -> None:
+    """More than the limit allows brings the OOM killer: what cannot be told lets the ring not grow, for a second."""
+    failing = Failing(tmp_path / "failing")
+    code = """
+import sys
+from trackio import host
+try: print(host.cgroup_headroom())
+except OSError as error: print(error.errno)
+"""
+    with failing.fail("open", errno.EMFILE, path="/proc/self/cgroup"):
+        assert host.run(code, env=failing.environ).stdout == f"{errno.EMFILE}\n"
+    with failing.fail("open", errno.ENOENT, path="cgroup"):
+        assert host.run(code, env=failing.environ).stdout == "None\n"

@@ -13,7 +13,9 @@ import os
 import stat
 
 _FIRST = 3
-_AT_THE_LIMIT = (errno.EMFILE, errno.ENFILE)
+_RESERVED = 4
+"""what it takes to begin a stream's folder on disk: its lock, its facts, its first file, and itself"""
+AT_THE_LIMIT = (errno.EMFILE, errno.ENFILE)
 
 
 class Descriptor:
@@ -59,27 +61,28 @@ def _identity_of(number: int) -> tuple[int, int, int]:
 
 
 class _Reserve:
-    """A descriptor that is held to be given up: what is read or written for a moment can be so at the limit, too."""
+    """Descriptors that are held to be given up: at the process's limit, what lies on disk can still be read, and data
+    be moved there."""
 
     def __init__(self) -> None:
-        self._held: Descriptor | None = None
+        self._held: list[Descriptor] = []
 
     def take(self) -> None:
-        """Holds one, if there is one to be had."""
-        if self._held is not None and self._held.number >= 0:
-            return
+        """Holds as many as it may, if they are to be had."""
+        self._held = [descriptor for descriptor in self._held if descriptor.number >= 0]
         try:
-            self._held = Descriptor(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            while len(self._held) < _RESERVED:
+                self._held.append(Descriptor(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)))
         except OSError:
-            self._held = None
+            return
 
     def give_up(self) -> bool:
-        """Whether there was one to give up."""
-        held, self._held = self._held, None
-        if held is None or held.number < 0:
-            return False
-        held.close()
-        return True
+        """Whether there were any to give up."""
+        held, self._held = self._held, []
+        were_held = any(descriptor.number >= 0 for descriptor in held)
+        for descriptor in held:
+            descriptor.close()
+        return were_held
 
 
 reserve = _Reserve()
@@ -91,6 +94,6 @@ def open_briefly(path: str, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno not in _AT_THE_LIMIT or not reserve.give_up():
+        if error.errno not in AT_THE_LIMIT or not reserve.give_up():
             raise
     return os.open(path, flags | os.O_CLOEXEC)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from trackio.growth import Room
 
 _CGROUP_ROOT = "/sys/fs/cgroup"
 _UNLIMITED = 1 << 60
+_NOT_SHOWN = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENODEV, errno.ENOTSUP)
 
 
 def disk(path: str) -> tuple[int, int]:
@@ -62,7 +64,8 @@ def covers(sampler: str, process: str) -> bool:
 
 
 def room(root: str) -> Room:
-    """What is left for spools under the runtime folder `root`."""
+    """What is left for spools under the runtime folder `root`. Raises OSError where it cannot be told now: an error is
+    not "no limit", and taking memory beyond one brings the OOM killer."""
     total, free = disk(root)
     return Room(total, free, _held_bytes(os.path.dirname(root)), cgroup_headroom())
 
@@ -80,12 +83,9 @@ def _held_bytes(folder: str) -> int:
 
 
 def cgroup_headroom() -> int | None:
-    """Memory this process's cgroup may still take; None without a limit or where it cannot be read."""
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            lines = [line.strip().split(":", 2) for line in file]
-    except OSError:
-        return None
+    """Memory this process's cgroup may still take; None without a limit or where none is shown to us. Raises OSError
+    where it cannot be read now."""
+    lines = [line.strip().split(":", 2) for line in _read_text("/proc/self/cgroup").splitlines()]
     headrooms = []
     for _, controllers, path in (line for line in lines if len(line) == 3):
         if not controllers:
@@ -109,9 +109,16 @@ def _headrooms(root: str, path: str, limit_file: str, usage_file: str) -> list[i
 
 
 def _read_bytes(path: str) -> int | None:
+    text = _read_text(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _read_text(path: str) -> str:
+    """What a file of the kernel's says; empty where it has or shows none. Raises OSError."""
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+            return file.read()
+    except OSError as error:
+        if error.errno in _NOT_SHOWN:
+            return ""
+        raise

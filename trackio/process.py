@@ -25,7 +25,7 @@ from trackio.shipper import Shipper
 from trackio.stream import Stream
 from trackio.values import short_repr
 
-_EXIT_SECONDS, _END_SECONDS = 0.9, 0.3
+_EXIT_SECONDS, _END_SECONDS = 0.8, 0.3
 """at exit: the most that all of it takes, and of that to write the ends and to have the daemon take the rest"""
 
 

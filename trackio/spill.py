@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trackio import durability, growth, host
-from trackio.descriptor import Descriptor, open_briefly, reserve
+from trackio.descriptor import AT_THE_LIMIT, Descriptor, open_briefly, reserve
 from trackio.durability import Durable
 from trackio.folder import StreamFolder, unlink
 from trackio.lookup import sentence_of, unless_absent
@@ -112,6 +112,13 @@ class Spill:
             if number >= 0:
                 return last, number
         self._close_file()
+        reserve.give_up()
+        try:
+            return self._begin_file(start)
+        finally:
+            reserve.take()
+
+    def _begin_file(self, start: int) -> tuple[_File, int]:
         self._check_room(2 * _FILE_BYTES)
         if self._folder is None or not self._folder.hold():
             self._folder = StreamFolder(self._path, self._meta())
@@ -181,12 +188,17 @@ class Spill:
             data = data[: file.end - offset] if ends else b""
         return data
 
-    @staticmethod
-    def _read_file(file: _File, offset: int, size: int) -> bytes:
+    def _read_file(self, file: _File, offset: int, size: int) -> bytes:
         """What is there of it. Only that there is no such file, or that it ends, means that it is not."""
 
         def read() -> bytes:
-            fd = open_briefly(file.path, os.O_RDONLY)
+            try:
+                fd = open_briefly(file.path, os.O_RDONLY)
+            except OSError as error:
+                if error.errno not in AT_THE_LIMIT or self._fd is None:
+                    raise
+                self._close_file()  # what comes next goes into another file
+                fd = open_briefly(file.path, os.O_RDONLY)
             try:
                 return os.pread(fd, size, HEADER_BYTES + offset - file.base)
             finally:

@@ -178,7 +178,8 @@ class Spool:
     def _has_room(self, size: int) -> bool:
         """Whether the host can spare it, by figures at most a second old: taking them walks all our spools."""
         if time.monotonic() >= self._room_until:
-            self._room, self._room_until = host.room(self._root), time.monotonic() + _CHECK_EVERY_SECONDS
+            self._room, self._room_until = growth.Room(0, 0, 0), time.monotonic() + _CHECK_EVERY_SECONDS
+            self._room = host.room(self._root)
         if not growth.may_grow(size, self._room):
             return False
         self._room = self._room.after(size)
