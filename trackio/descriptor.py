@@ -76,6 +76,11 @@ class _Reserve:
         except OSError:
             return
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the process was at its limit when last tried."""
+        return len(self._held) < _RESERVED
+
     def give_up(self) -> bool:
         """Whether there were any to give up."""
         held, self._held = self._held, []

@@ -350,6 +350,8 @@ class Shipper:
         self._starter.reap()
         if self._link is not None or now < self._connect_at:
             return
+        if reserve.is_short:
+            reserve.give_up()
         endpoint = places.read_endpoint(self.places.endpoint)
         if endpoint is not None and endpoint.boot_id == places.boot_id():
             try:
@@ -360,6 +362,8 @@ class Shipper:
                 pass
         elif endpoint is None and (problem := places.endpoint_problem(self.places.endpoint)):
             self._distrust(problem)
+        if reserve.is_short:
+            reserve.take()
         self._connect_at = now + _RECONNECT_SECONDS  # only now: until it has been tried, nobody is alone
         if self._link is not None:
             self._starter.on_connect(now)
