@@ -25,16 +25,20 @@ while not is_spilled(): time.sleep(0.01)
 print("spilled", flush=True)
 sys.stdin.readline()
 """
-LIMIT = """
+FIRST = """
 spool = run._stream.spool
 trackio.log({"first": 1})
 print("connected", flush=True)
 sys.stdin.readline()
+"""
+LIMIT = """
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
 held = []
 try:
     while True: held.append(os.open(os.devnull, os.O_RDONLY))
 except OSError: pass
+print("at the limit", flush=True)
+sys.stdin.readline()
 """
 SMALL = {"TRACKIO_SPOOL_MIB": "2"}
 
@@ -60,18 +64,18 @@ def test_an_error_in_reading_the_spill_is_no_answer(host: Host, failing: Failing
     assert err.count("cannot be read now") == 1
 
 
-def test_at_the_descriptor_limit_data_are_moved_to_disk_and_read_again(host: Host) -> None:
-    """A few descriptors are held in reserve. It is connected, so that it needs no new socket."""
-    code = SPILLED.replace("spool = run._stream.spool\n", LIMIT)
+def test_at_the_descriptor_limit_the_spill_is_still_read(host: Host) -> None:
+    """A few descriptors are held in reserve."""
     host.start()
-    process = host.python(code, env=SMALL, stdin=subprocess.PIPE)
+    process = host.python(SPILLED.replace("spool = run._stream.spool\n", FIRST) + LIMIT, env=SMALL,
+                          stdin=subprocess.PIPE)  # fmt: skip
     assert process.stdout.readline() == "connected\n", process.communicate()
     wait_for(lambda: host.runs("p") and host.the_run("p").points == 1)
     os.kill(pid := host.status().daemon["pid"], signal.SIGSTOP)
     try:
-        process.stdin.write("\n")
+        process.stdin.write("\n\n")
         process.stdin.flush()
-        assert process.stdout.readline() == "spilled\n", process.communicate()
+        assert [process.stdout.readline() for _ in range(2)] == ["spilled\n", "at the limit\n"]
     finally:
         os.kill(pid, signal.SIGCONT)
     wait_for(lambda: host.the_run("p").points == 12_001, 30, "all of it")
