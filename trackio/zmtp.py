@@ -1,8 +1,8 @@
-"""ZMTP 3.0, NULL mechanism, DEALER and ROUTER: ZeroMQ's wire protocol as values in, bytes out.
+"""ZMTP 3.0, NULL mechanism, DEALER side: ZeroMQ's wire protocol as values in, bytes out.
 
-Training process and daemon speak it over a plain AF_UNIX socket. libzmq is not used: it aborts the process
+The training process speaks it over a plain AF_UNIX socket. libzmq is not used there: it aborts the process
 when file descriptors or threads run out, costs 40 ms of import, and a fork during that import deadlocks.
-Source: rfc.zeromq.org/spec/23 (ZMTP 3.0) and spec/28 (DEALER, ROUTER). Knows no sockets and no messages of ours.
+Source: rfc.zeromq.org/spec/23 (ZMTP 3.0) and spec/28 (DEALER). Knows no sockets and no messages of ours.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ def _property(name: bytes, value: bytes) -> bytes:
 
 
 READY = _command(b"READY", _property(b"Socket-Type", b"DEALER") + _property(b"Identity", b""))
-_ROUTER_READY = _command(b"READY", _property(b"Socket-Type", b"ROUTER") + _property(b"Identity", b""))
 
 
 def frame_header(size: int, *, more: bool) -> bytes:
@@ -56,9 +55,8 @@ def frames(parts: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
 class Dealer:
     """Reads what a ROUTER sends. Feed it bytes; it returns whole messages and says when it is ready."""
 
-    def __init__(self, max_frame_bytes: int = _MAX_FRAME_BYTES) -> None:
+    def __init__(self) -> None:
         self.ready = False
-        self._max_frame_bytes = max_frame_bytes
         self._buffer = bytearray()
         self._greeted = False
         self._parts: list[bytes] = []
@@ -110,7 +108,7 @@ class Dealer:
             if len(buffer) < 9:
                 return None
             start, size = 9, struct.unpack_from(">Q", buffer, 1)[0]
-        if flags & ~(_MORE | _LONG | _COMMAND) or size > self._max_frame_bytes:
+        if flags & ~(_MORE | _LONG | _COMMAND) or size > _MAX_FRAME_BYTES:
             raise ProtocolError("the peer sent a frame that cannot be")
         if len(buffer) < start + size:
             return None
@@ -124,12 +122,3 @@ class Dealer:
             self.ready = True
         elif name == b"ERROR":
             raise ProtocolError("the peer refused the connection")
-
-
-class Router(Dealer):
-    """One connection of a ROUTER: reads what its DEALER sends."""
-
-    @staticmethod
-    def opening() -> bytes:
-        """What to send first."""
-        return GREETING + _ROUTER_READY

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trackiod")
 
-_THREADS = 9
-"""Commit, leases, four that keep, and send, and two of libzmq's."""
+_THREADS = 10
+"""Commit, leases, four that keep, send, the gate, and two of libzmq's."""
 _STOP_SECONDS = 20.0
 _COPY_SECONDS = 8.0
 """of these, kept for copying"""
@@ -102,11 +102,13 @@ def _give_up(error: TrackiodError, report: _Report) -> int:
 @contextmanager
 def _named_refusals(where: Places) -> Iterator[None]:
     """Turns what the system refuses while the daemon starts into a sentence. Raises CannotStart."""
+    import zmq
+
     try:
         yield
-    except OSError as error:
+    except (OSError, zmq.ZMQError) as error:
         name = errno.errorcode.get(error.errno or 0, type(error).__name__)
-        path = f", {error.filename}" if error.filename else ""
+        path = f", {error.filename}" if isinstance(error, OSError) and error.filename else ""
         raise CannotStart(
             f"trackiod cannot start in {where.live}: {error.strerror or error} ({name}{path}). Metrics are kept until"
             " it starts."
@@ -114,7 +116,7 @@ def _named_refusals(where: Places) -> Iterator[None]:
 
 
 def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, report: _Report) -> None:
-    from trackiod.committer import Committer  # after the fork: SQLite wants a process of its own
+    from trackiod.committer import Committer  # after the fork: zmq and SQLite want a process of their own
     from trackiod.errands import Errands
     from trackiod.outlets import Outlets
     from trackiod.sampling import Sampling
@@ -129,6 +131,7 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, report: _
         socket_path = listener.getsockname()
         store_id = settle(where)
         threads = Threads(lambda sentence: server.fail(sentence))
+        threads.check_room(_THREADS)
         errands = Errands(where, lambda work: committer.submit(work))
         committer = Committer(
             where.projects, store_id, lambda: server.wake(), errands.take, ours.sample_bytes, errands.settle
@@ -143,7 +146,7 @@ def _serve(where: Places, lock: FolderLock, life: str, ours: Settings, report: _
         with _named_refusals(where):
             endpoint = endpoint_at(where, socket_path, pid=os.getpid(), store=store_id)
             open_streams = committer.open_streams()
-            server.listen(listener, _facts(where, endpoint, life))
+            server.listen(listener, _facts(where, endpoint, life), threads)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda signum, _: server.stop(signal.Signals(signum).name))
             signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -26,7 +26,9 @@ from trackio.version import __version__
 from trackiod.errors import AlreadyRunning, FolderUnusable
 
 _SOCKET_NAME = "trackiod.sock"
-_BACKLOG = 256
+NAMELESS = ".full"
+"""What the socket's name ends with while nobody is to find it."""
+BACKLOG = 256
 _TRIES, _TRY_AGAIN_SECONDS = 5, 0.02
 NOBODY = 0
 """The pid in the endpoint of a socket on which systemd listens while no daemon runs."""
@@ -96,11 +98,12 @@ def bind(places: Places) -> socket.socket:
             continue
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            if os.path.lexists(path):
-                os.unlink(path)  # stale: we hold the folder's lock
+            for stale in (path, path + NAMELESS):
+                if os.path.lexists(stale):
+                    os.unlink(stale)  # we hold the folder's lock
             listener.bind(path)
             os.chmod(path, 0o600)
-            listener.listen(_BACKLOG)
+            listener.listen(BACKLOG)
         except OSError as error:
             listener.close()
             problems.append(f"{path}: {error.strerror or error}")
@@ -131,7 +134,7 @@ def remove_endpoint(places: Places, socket_path: str, *, is_passed: bool) -> Non
     if is_passed:
         _republish(places, endpoint)
         return
-    for path in (places.endpoint, socket_path):
+    for path in (places.endpoint, socket_path, socket_path + NAMELESS):
         try:
             os.unlink(path)
         except OSError:

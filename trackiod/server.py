@@ -24,6 +24,7 @@ from trackiod.errands import Errands
 from trackiod.outlets import Outlets
 from trackiod.sampling import Sampling
 from trackiod.streams import LiveStream
+from trackiod.threads import Threads
 from trackiod.work import (
     Append,
     Deleted,
@@ -86,10 +87,11 @@ class Server:
 
     # -- life ------------------------------------------------------------------------------------------------
 
-    def listen(self, listener: socket.socket, facts: dict[str, Any]) -> None:
-        """Takes over a bound and listening socket. `facts` go into every status report."""
+    def listen(self, listener: socket.socket, facts: dict[str, Any], threads: Threads) -> None:
+        """Takes over a bound and listening socket. `facts` go into every status report. Raises OSError, or
+        CannotStart."""
         self._facts = facts
-        self._connections.listen(listener)
+        self._connections.listen(listener, threads)
 
     def each_tick(self, check: Callable[[], str]) -> None:
         """A check for every tick; what it returns, if anything, is the reason to stop."""
@@ -132,7 +134,7 @@ class Server:
 
     # -- messages --------------------------------------------------------------------------------------------
 
-    def _receive(self, peer: int, pid: int, frames: list[bytes]) -> None:
+    def _receive(self, peer: bytes, pid: int, frames: list[bytes]) -> None:
         try:
             message = wire.decode(frames)
         except wire.WireError as error:
@@ -151,7 +153,7 @@ class Server:
             log.warning("a message from pid %d was dropped (%d so far): %s", pid, self._nonsense, error)
             self._complained_at = time.monotonic()
 
-    def _handle(self, peer: int, pid: int, message: wire.Message) -> None:
+    def _handle(self, peer: bytes, pid: int, message: wire.Message) -> None:
         match message:
             case wire.Hello():
                 self._on_hello(peer, pid, message)
@@ -185,12 +187,12 @@ class Server:
             case _:
                 log.warning("pid %d sent a %s, which is not for a daemon", pid, type(message).__name__)
 
-    def _on_leases(self, peer: int, stream: str, files: list[int]) -> None:
+    def _on_leases(self, peer: bytes, stream: str, files: list[int]) -> None:
         """From another thread: these are protected."""
         self._committer.outcomes.append(Reply(peer, wire.Protected(stream, files)))
         self.wake()
 
-    def _on_hello(self, peer: int, pid: int, hello: wire.Hello) -> None:
+    def _on_hello(self, peer: bytes, pid: int, hello: wire.Hello) -> None:
         if wire.common_version(hello.versions) is None:
             self._send(peer, wire.Refusal(hello.stream, f"trackiod {__version__} speaks another protocol version."))
             return
@@ -214,7 +216,7 @@ class Server:
         self._admission.forget(stream.id)  # the WELCOME says where it goes on
         self._committer.submit(Register(stream.project, stream.id, meta, peer))
 
-    def _on_data(self, peer: int, data: wire.Data) -> None:
+    def _on_data(self, peer: bytes, data: wire.Data) -> None:
         stream = self._streams.get(data.stream)
         if stream is None:
             self._send(peer, wire.Unknown(data.stream))
@@ -225,7 +227,7 @@ class Server:
         if not self._committer.submit_batch(Append(stream.project, stream.id, data, peer)):
             self._admission.drop(stream.id)
 
-    def _on_heartbeat(self, peer: int, beat: wire.Heartbeat) -> None:
+    def _on_heartbeat(self, peer: bytes, beat: wire.Heartbeat) -> None:
         stream = self._streams.get(beat.stream)
         if stream is None:
             self._send(peer, wire.Unknown(beat.stream))
@@ -245,7 +247,7 @@ class Server:
         stream.refused = (counts[0], counts[1])
         return True
 
-    def _send(self, peer: int, message: wire.Message) -> None:
+    def _send(self, peer: bytes, message: wire.Message) -> None:
         if isinstance(message, wire.Ack):
             message = message._replace(incomplete=self._errands.incomplete[message.stream])
         self._connections.send(peer, wire.encode(message))
@@ -300,7 +302,7 @@ class Server:
             return message
         return message._replace(release=__version__, life=str(self._facts.get("life", "")))
 
-    def _set_aside(self, stream_id: str, peer: int) -> wire.Edited | None:
+    def _set_aside(self, stream_id: str, peer: bytes) -> wire.Edited | None:
         if stream_id in self._streams:
             return wire.Edited(False, f"The process of stream {stream_id} lives.")
         return self._ended.set_aside(stream_id, peer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from trackiod.errors import CannotStart
 
@@ -25,15 +26,19 @@ class Threads:
 
     def start(self, name: str, run: Callable[[], None]) -> threading.Thread:
         """Start a thread that runs `run` until `stop`. Raises CannotStart."""
-        thread = threading.Thread(target=self._watched, args=(name, run), name=name, daemon=True)
+        return _started(name, partial(self._watched, name, run))
+
+    def check_room(self, count: int) -> None:
+        """Start so many threads at once, and end them, for libzmq: it aborts where it cannot start its own. Raises
+        CannotStart."""
+        end = threading.Event()
+        probes: list[threading.Thread] = []
         try:
-            thread.start()
-        except RuntimeError as error:
-            raise CannotStart(
-                f"No thread can be started ({error}): the user's process limit is reached. End processes, or raise the"
-                " limit (ulimit -u). Metrics are kept until the daemon starts."
-            ) from error
-        return thread
+            probes.extend(_started(f"probe {number}", end.wait) for number in range(count))
+        finally:
+            end.set()
+            for probe in probes:
+                probe.join()
 
     def stop(self) -> None:
         """From now on threads may end."""
@@ -48,3 +53,15 @@ class Threads:
             why = f"raised {type(error).__name__}"
         if not self._is_stopping:
             self._on_failure(f"The {name} thread of trackiod {why}; the daemon ends, and the next one goes on.")
+
+
+def _started(name: str, run: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise CannotStart(
+            f"No thread can be started ({error}): the user's process limit is reached. End processes, or raise the"
+            " limit (ulimit -u). Metrics are kept until the daemon starts."
+        ) from error
+    return thread
