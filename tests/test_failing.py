@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Host, wait_for
+from conftest import PATIENCE, Host, wait_for
 from failing import CALLS, Failing
 
 _CHILD = """
@@ -187,3 +187,13 @@ def test_the_daemon_and_zeromq_are_caught_too(failing: Failing, host: Host) -> N
         wait_for(lambda: rule.hits == 1, what="the call")
     assert training.wait(60) == 0
     assert host.ended_run("p").state.state == "finished"
+
+
+def test_a_daemon_that_cannot_be_forked_says_so_in_a_sentence(failing: Failing, host: Host) -> None:
+    host.extra |= failing.environ
+    with failing.fail("fork", errno.EAGAIN, process="trackiod run") as rule:
+        command = [sys.executable, "-m", "trackiod", "run", "--detach"]
+        done = subprocess.run(command, env=host.environ(), capture_output=True, text=True, timeout=60 * PATIENCE)
+        assert rule.hits
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "EAGAIN" in done.stderr, done.stderr
+    assert host.start()

@@ -64,7 +64,15 @@ def run(*, detach: bool = False, autostarted: bool = False) -> int:
     """
     ours, problems = settings.of_this_process()
     where = places.of(ours)
-    fd = _detach() if detach else None
+    try:
+        fd = _detach() if detach else None
+    except OSError as error:  # at the user's process limit, as the process that starts us may be
+        name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+        sys.stderr.write(
+            f"trackiod: trackiod cannot start in {escaped(where.live)}: no process can be forked for it ({name}). "
+            "Metrics are kept until it starts.\n"
+        )
+        return EXIT_FAILED
     if fd == _PARENT:
         return _await_child()
     os.umask(0o077)  # in the foreground too: what SQLite, logging and our children create goes by it
