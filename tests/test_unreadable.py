@@ -51,6 +51,11 @@ FAULTS = [
     ("stat", errno.ENOMEM, ""),
     ("open", errno.ESTALE, "/counters"),
     ("unlink", errno.EIO, "/seg-"),
+    ("open", errno.ENOTDIR, "/seg-"),
+    ("read", errno.ENOTDIR, "/seg-"),
+    ("stat", errno.ENOTDIR, ""),
+    ("stat", errno.EIO, "/seg-"),
+    ("unlink", errno.ENOTDIR, ""),
 ]
 
 
@@ -84,16 +89,24 @@ def test_what_cannot_be_read_is_kept_until_it_can_and_blocks_nobody(host: Host, 
 
 
 def test_facts_that_cannot_be_read_do_not_make_a_stream_absent(host: Host, failing: Failing) -> None:
-    for project in ("p", "q"):
+    projects = ("p", "q", "r")
+    for project in projects:
         host.run(KILLED, project)
-    with (
-        failing.fail("read", errno.EIO, "stream.meta", process="trackiod"),
-        failing.fail("open", errno.EMFILE, "/owner", process="trackiod"),
-    ):
-        host.start()
-        wait_for(lambda: len(blocked(host)) == 2)
-        assert {one["error"] for one in blocked(host)} == {"EIO"} and segments(host)
-    for project in ("p", "q"):
+    of_project = {found.meta["project"]: found.id for found in orphans.find(host.places)}
+    faults = [("read", errno.EIO, "stream.meta"), ("open", errno.ENOTDIR, ""), ("fcntl", errno.ENOLCK, "owner")]
+    rules = [
+        failing.fail(call, error, f"{of_project[project]}/{path}", process="trackiod")
+        for project, (call, error, path) in zip(projects, faults, strict=True)
+    ]
+    host.start()
+    wait_for(lambda: len(blocked(host)) == 3)
+    shown = {one["stream"]: (one["error"], one["path"].rpartition("/")[2]) for one in blocked(host)}
+    assert [shown[of_project[p]] for p in projects] == [("EIO", "stream.meta"), ("ENOTDIR", "stream.meta"),
+                                                        ("ENOLCK", "owner")]  # fmt: skip
+    wait_for(lambda: all(rule.hits > 2 for rule in rules))
+    assert {path.parent.name for path in segments(host)} == {*of_project.values()}
+    failing.heal()
+    for project in projects:
         assert host.ended_run(project, 60).records == 500
 
 

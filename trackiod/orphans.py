@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable
 from typing import Any, NamedTuple
 
 from trackio import folder
-from trackio.lookup import list_folder, unless_absent
+from trackio.lookup import list_folder, named, unless_absent
 from trackio.places import OWNER, STREAM_META, Places
 from trackio.segment import PREFIX
 
@@ -153,6 +153,6 @@ def _is_held(path: str) -> bool:
     if fd is None:
         return False
     try:
-        return folder.holder(fd) is not None
+        return named(lambda: folder.holder(fd) is not None, owner)
     finally:
         os.close(fd)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from trackio.lookup import list_folder, unless_absent
+from trackio.lookup import list_folder, named, unless_absent
 from trackio.record import COMMITTED, HEADER, HEADER_BYTES, Damage, framed_bytes, salvage
 from trackio.segment import HEADER_BYTES as SEGMENT_HEADER_BYTES
 from trackio.segment import PREFIX, Content, bases_of, read_bytes
@@ -124,7 +124,7 @@ def _span(content: Content, start: int, end: int) -> Batch:
 
 def held(fd: int, path: str) -> list[Source]:
     """The segment behind a descriptor, which stays open; none if it holds nothing. Raises OSError, about `path`."""
-    return _sources(_named(lambda: _head(fd), path), lambda base: _named(lambda: _content(fd, base), path))
+    return _sources(named(lambda: _head(fd), path), lambda base: named(lambda: _content(fd, base), path))
 
 
 def read_folder(path: str) -> list[Source]:
@@ -176,9 +176,8 @@ def _with_open(path: str, read: Callable[[int], T]) -> T | None:
     if fd is None:
         return None
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode) and not stat.S_ISDIR(os.fstat(fd).st_mode):
-            return None
-        return _named(lambda: read(fd), path)
+        mode = named(lambda: os.fstat(fd).st_mode, path)
+        return named(lambda: read(fd), path) if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else None
     finally:
         os.close(fd)
 
@@ -189,16 +188,6 @@ def _open(path: str) -> int | None:
     except OSError as error:
         if error.errno == errno.ELOOP:  # a link, which is not ours
             return None
-        raise
-
-
-def _named(act: Callable[[], T], path: str) -> T:
-    """What `act` returns; an error of a descriptor is told with the path."""
-    try:
-        return act()
-    except OSError as error:
-        if error.filename is None:
-            error.filename = path
         raise
 
 
