@@ -10,11 +10,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import stat
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _FIRST = 3
-_RESERVED = 4
-"""what it takes to begin a stream's folder on disk: its lock, its facts, its first file, and itself"""
+_RESERVED = 6
+"""beside one for each stream, whose lock on disk stays: a connection, and what is open for a moment in each thread"""
+_FEW = 4
 AT_THE_LIMIT = (errno.EMFILE, errno.ENFILE)
 
 
@@ -61,44 +67,61 @@ def _identity_of(number: int) -> tuple[int, int, int]:
 
 
 class _Reserve:
-    """Descriptors that are held to be given up: at the process's limit, what lies on disk can still be read, and data
-    be moved there."""
+    """Descriptors that are held to be given up: at the process's limit the daemon can still be reached, data be moved
+    to disk, and what lies there be read. Each is of an inode of its own, so that none of the script's is taken for it.
+    """
 
     def __init__(self) -> None:
         self._held: list[Descriptor] = []
+        self._streams = 0
+        """where there are none, nothing is held"""
 
-    def take(self) -> None:
-        """Holds as many as it may, if they are to be had."""
-        self._held = [descriptor for descriptor in self._held if descriptor.number >= 0]
+    def take(self, streams: int = 0) -> None:
+        """Holds as many as it may, if they are to be had. `streams`: how many there are, if that has changed."""
+        self._streams = streams or self._streams
+        self._held[:] = [descriptor for descriptor in self._held if descriptor.number >= 0]
+        most = _RESERVED + self._streams if self._streams else 0
         try:
-            while len(self._held) < _RESERVED:
-                self._held.append(Descriptor(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)))
+            while len(self._held) < most:
+                self._held.append(Descriptor(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()))
         except OSError:
             return
 
     @property
-    def is_short(self) -> bool:
-        """Whether the process was at its limit when last tried."""
-        return len(self._held) < _RESERVED
+    def is_low(self) -> bool:
+        """Whether the process is at its limit, and others of ours may need what is left."""
+        return self._streams > 0 and len(self._held) < _FEW
 
     def give_up(self) -> bool:
-        """Whether there were any to give up."""
-        held, self._held = self._held, []
-        were_held = any(descriptor.number >= 0 for descriptor in held)
-        for descriptor in held:
-            descriptor.close()
-        return were_held
+        """Gives up one, the lowest: a limit that was lowered leaves only low numbers. False if there is none."""
+        while self._held:
+            descriptor = min(self._held, key=lambda held: held.number)
+            self._held.remove(descriptor)
+            if descriptor.number >= 0:
+                descriptor.close()
+                return True
+        return False
 
 
 reserve = _Reserve()
 
 
-def open_briefly(path: str, flags: int) -> int:
-    """Opens a file for a moment, at the process's descriptor limit in the place of the reserve. The caller closes it
-    and calls `reserve.take`. Raises OSError."""
-    try:
-        return os.open(path, flags | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno not in AT_THE_LIMIT or not reserve.give_up():
+def with_reserve(get: Callable[[], T]) -> T:
+    """Return what `get` opens, at the process's descriptor limit in the place of the reserve. Another thread may be
+    faster, so it is tried as long as there is any. Raises OSError."""
+    while True:
+        try:
+            got = get()
+        except OSError as error:
+            if error.errno in AT_THE_LIMIT and reserve.give_up():
+                continue
+            reserve.take()
             raise
-    return os.open(path, flags | os.O_CLOEXEC)
+        if reserve.is_low:
+            reserve.take()
+        return got
+
+
+def open_file(path: str, flags: int, mode: int = 0o600) -> int:
+    """Opens a file as `with_reserve` does, its descriptor for this process alone. Raises OSError."""
+    return with_reserve(lambda: os.open(path, flags | os.O_CLOEXEC, mode))

@@ -11,14 +11,15 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from trackio.descriptor import Descriptor, open_briefly, reserve
+from trackio.descriptor import Descriptor, open_file, reserve
 
 try:
     import ctypes
 except ImportError:  # a Python that was built without libffi: then fsync is waited for
     ctypes = None  # type: ignore[assignment]
 
-_MOST_AT_ONCE = 64
+_MOST_AT_ONCE, _FEW_AT_ONCE = 64, 1
+"""the latter where descriptors are few"""
 _NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EROFS)
 _running = 0
 _folders: dict[str, Durable] = {}
@@ -43,9 +44,10 @@ class Durable:
 
     def advance(self) -> str:
         """Takes up an fsync that has ended, and starts one that is due. Returns why the disk did not keep it, or ""."""
-        if self._fsync is None and not self.is_kept and _running < _MOST_AT_ONCE:
+        most = _FEW_AT_ONCE if reserve.is_low else _MOST_AT_ONCE
+        if self._fsync is None and not self.is_kept and _running < most:
             try:
-                fd = Descriptor(open_briefly(self.path, os.O_RDONLY))
+                fd = Descriptor(open_file(self.path, os.O_RDONLY))
             except FileNotFoundError:
                 self.kept = self.written  # whatever was written is gone with it
                 return ""
@@ -169,7 +171,7 @@ def sync_names(path: str) -> None:
 
 def sync_folder(path: str) -> None:
     """Waits until the disk keeps a folder's entries, where its file system knows of that. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = open_file(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
     except OSError as error:

@@ -16,7 +16,7 @@ from zlib import crc32
 
 import msgpack
 
-from trackio.descriptor import Descriptor
+from trackio.descriptor import Descriptor, open_file, with_reserve
 from trackio.lookup import unless_absent
 from trackio.places import OWNER, STREAM_META, make_private, replace
 
@@ -56,11 +56,12 @@ class StreamFolder:
 
     def _take_lock(self, flags: int = 0) -> None:
         path = os.path.join(self.path, OWNER)
-        self._owner = Descriptor(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600))
+        self._owner = Descriptor(open_file(path, os.O_RDWR | os.O_NOFOLLOW | flags))
         fcntl.lockf(self._owner.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _keep_from_ageing(self) -> None:
-        """systemd-tmpfiles skips a folder with a shared flock on it; writes into a mapping look like age."""
+        """systemd-tmpfiles skips a folder with a shared flock on it; writes into a mapping look like age.
+        It goes without where descriptors are short."""
         try:
             self._keep = Descriptor(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             fcntl.flock(self._keep.number, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -143,14 +144,14 @@ def _read(path: str) -> bytes:
 
 
 def _unblocked(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for its writer
+    return open_file(path, flags | os.O_NONBLOCK)  # a FIFO would wait for its writer
 
 
 def remove(path: str) -> bool:
     """Removes a stream's folder; False if something of it stays. Its meta file goes last but for the owner file, and
     only after all else: what stays is found by it. Never raises."""
     try:
-        names = os.listdir(path)
+        names = with_reserve(lambda: os.listdir(path))
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from trackio.descriptor import AT_THE_LIMIT, open_file, with_reserve
 from trackio.growth import Room
 
 _CGROUP_ROOT = "/sys/fs/cgroup"
@@ -67,13 +68,18 @@ def room(root: str) -> Room:
     """What is left for spools under the runtime folder `root`. Raises OSError where it cannot be told now: an error is
     not "no limit", and taking memory beyond one brings the OOM killer."""
     total, free = disk(root)
-    return Room(total, free, _held_bytes(os.path.dirname(root)), cgroup_headroom())
+    return Room(total, free, with_reserve(lambda: _held_bytes(os.path.dirname(root))), cgroup_headroom())
+
+
+def _unless_at_the_limit(error: OSError) -> None:
+    if error.errno in AT_THE_LIMIT:
+        raise error
 
 
 def _held_bytes(folder: str) -> int:
-    """Bytes in the streams of all of our data folders here."""
+    """Bytes in the streams of all of our data folders here. Raises OSError at the descriptor limit."""
     held = 0
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder, onerror=_unless_at_the_limit):
         for name in names:
             try:
                 held += os.lstat(os.path.join(parent, name)).st_blocks * 512
@@ -116,7 +122,7 @@ def _read_bytes(path: str) -> int | None:
 def _read_text(path: str) -> str:
     """What a file of the kernel's says; empty where it has or shows none. Raises OSError."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", opener=open_file) as file:
             return file.read()
     except OSError as error:
         if error.errno in _NOT_SHOWN:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 
+from trackio.descriptor import open_file
 from trackio.places import Places, make_private
 from trackio.settings import Settings
 
@@ -65,9 +66,8 @@ def _package_folder() -> str:
 def is_running(places: Places) -> bool:
     """Whether some daemon holds the data folder's lock now; in doubt it does."""
     try:
-        fd = os.open(
-            places.lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        )  # a lock can be asked for where nothing can be written
+        # a lock can be asked for where nothing can be written
+        fd = open_file(places.lock, os.O_RDONLY | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
@@ -108,7 +108,7 @@ def spawn_sampler(places: Places) -> int:
 
 def _spawn(places: Places, arguments: list[str], errors: int | None) -> int:
     make_private(places.live)
-    log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    log = open_file(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
     try:
         return os.posix_spawn(
             sys.executable,

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Sequence
 
 from trackio import trust, wire, zmtp
-from trackio.descriptor import Descriptor
+from trackio.descriptor import Descriptor, with_reserve
 
 _RECEIVE_BYTES = 256 << 10
 
@@ -32,7 +32,7 @@ class Link:
         self._dealer = zmtp.Dealer()
         self._unsent = memoryview(b"")
         try:
-            self._descriptor = Descriptor(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).detach())
+            self._descriptor = Descriptor(with_reserve(_new_socket))
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=self._descriptor.number)
         except OSError as error:
             raise LinkError(f"no socket: {error.strerror or error}") from error
@@ -123,3 +123,7 @@ class Link:
             sent = max(0, sent - len(buffer))
         if kept:  # copied: a segment may be freed and used again before the rest can leave
             self._unsent = memoryview(b"".join(kept))
+
+
+def _new_socket() -> int:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).detach()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from trackio.descriptor import open_file
+
 LOCAL_TYPES = frozenset(
     (
         "ext2 ext3 ext4 xfs btrfs bcachefs zfs f2fs jfs jffs2 ubifs nilfs2 reiserfs reiser4 ufs minix hfs hfsplus apfs "
@@ -92,7 +94,7 @@ def mount_of(path: str, mounts: list[Mount]) -> Mount:
 def of(path: str) -> Mount:
     """The mount that holds `path`, which may not exist yet."""
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", opener=open_file) as file:
             mounts = parse(file.read())
     except OSError:
         return Mount("/", UNKNOWN)

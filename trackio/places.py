@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from trackio import fallbacks, mounts, trust
+from trackio.descriptor import open_file
 from trackio.durability import sync_folder
 from trackio.lookup import is_there
 from trackio.settings import Settings
@@ -411,22 +412,22 @@ def replace(path: str, content: bytes, *, is_safe: bool = False, mode: int = 0o6
 
 def private(path: str, flags: int) -> int:
     """An opener for `open()`: what it creates is its owner's alone, whatever the umask."""
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    return open_file(path, flags)
 
 
 def create(path: str, mode: int = 0o600) -> int:
     """Opens a file of ours for writing, empty, with this mode whatever the umask. What another user left under its
     name, or a link, goes. Raises OSError."""
-    fresh = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fresh = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
-        fd = os.open(path, fresh, mode)
+        fd = open_file(path, fresh, mode)
     except FileExistsError:
         try:
             fd = trust.open_file(path, os.O_WRONLY)
             os.ftruncate(fd, 0)
         except trust.NotTrusted:
             os.unlink(path)
-            fd = os.open(path, fresh, mode)
+            fd = open_file(path, fresh, mode)
     try:
         os.fchmod(fd, mode)
     except OSError:
@@ -468,7 +469,7 @@ def endpoint_problem(path: str) -> str:
 
 def _came_with_a_copy(path: str) -> bool:
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(open_file(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             lines = file.read(trust.MOST_BYTES).split(b"\n")
         ids = [line.removeprefix(b"folder ").decode(errors="replace") for line in lines if line.startswith(b"folder ")]
         return ids != [] and folder_id(os.path.dirname(path)) not in ids
@@ -499,7 +500,7 @@ def _endpoint_in(path: str) -> Endpoint | None:
 def boot_id() -> str:
     """The kernel's id of this boot; empty where there is none (macOS)."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8", opener=open_file) as file:
             return file.read().strip()
     except OSError:
         return ""

@@ -14,6 +14,7 @@ import os
 import struct
 from typing import NamedTuple
 
+from trackio.descriptor import open_file, reserve
 from trackio.mapping import map_file
 from trackio.record import COMMITTED, HEADER, framed_bytes
 from trackio.record import HEADER_BYTES as RECORD_BYTES
@@ -55,7 +56,7 @@ class Segment:
         self.base: int = _NOWHERE
         self.end: int = _NOWHERE
         if path:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
                 preallocate(fd, size)
                 self.map = map_file(fd, size)
@@ -64,6 +65,8 @@ class Segment:
                 raise
             finally:
                 os.close(fd)
+                if reserve.is_low:
+                    reserve.take()
         else:
             self.map = mmap.mmap(-1, size)
         self._prefault()

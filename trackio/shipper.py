@@ -125,7 +125,7 @@ class Shipper:
         self._shipments[spool.stream] = shipment
         self._stopping = self._is_closed = False
         self._close_by = 0.0
-        reserve.take()
+        reserve.take(len(self._shipments))
         self.ensure_thread()
         self.wanted.set()
         return shipment
@@ -277,7 +277,8 @@ class Shipper:
         spool, stream = s.spool, s.spool.stream
         match action:
             case SpillUpTo(end=end):
-                problem = spool.spill_upto(s.courier.committed, end) or s.keep(now)
+                problem = spool.spill_upto(s.courier.committed, end)
+                s.keep(now)  # a disk that does not sync now is no reason to move less there
                 s.courier.on_spill(problem, now)
                 if problem:
                     voice.warn_once("spill", f"unacked metrics cannot be moved to disk: {problem}")
@@ -350,8 +351,6 @@ class Shipper:
         self._starter.reap()
         if self._link is not None or now < self._connect_at:
             return
-        if reserve.is_short:
-            reserve.give_up()
         endpoint = places.read_endpoint(self.places.endpoint)
         if endpoint is not None and endpoint.boot_id == places.boot_id():
             try:
@@ -362,8 +361,6 @@ class Shipper:
                 pass
         elif endpoint is None and (problem := places.endpoint_problem(self.places.endpoint)):
             self._distrust(problem)
-        if reserve.is_short:
-            reserve.take()
         self._connect_at = now + _RECONNECT_SECONDS  # only now: until it has been tried, nobody is alone
         if self._link is not None:
             self._starter.on_connect(now)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trackio import durability, growth, host
-from trackio.descriptor import AT_THE_LIMIT, Descriptor, open_briefly, reserve
+from trackio.descriptor import Descriptor, open_file, reserve
 from trackio.durability import Durable
 from trackio.folder import StreamFolder, unlink
 from trackio.lookup import sentence_of, unless_absent
@@ -103,20 +103,25 @@ class Spill:
                 self._unlink(self._files.pop().path)  # it holds nothing, and the next one will have its name
             raise SpillError(f"{self._path}: {error.strerror or error}") from error
         file.add(start + len(piece))
+        if reserve.is_low:
+            self._close_file()  # the next piece opens it again
+            reserve.take()
 
     def _file_for(self, start: int) -> tuple[_File, int]:
         """The file that goes on at `start`, and its descriptor; every 4 MiB a new one."""
         last = self._files[-1] if self._files else None
         if last is not None and last.end == start and last.end - last.base < _FILE_BYTES:
             number = -1 if self._fd is None else self._fd.number
-            if number >= 0:
+            if number >= 0 or (number := self._reopen(last)) >= 0:
                 return last, number
         self._close_file()
-        reserve.give_up()
-        try:
-            return self._begin_file(start)
-        finally:
-            reserve.take()
+        return self._begin_file(start)
+
+    def _reopen(self, file: _File) -> int:
+        """The descriptor of a file that is to grow on, or -1 if it is not there any more. Raises OSError."""
+        number = unless_absent(lambda: open_file(file.path, os.O_WRONLY), file.path)
+        self._fd = None if number is None else Descriptor(number)
+        return -1 if self._fd is None else self._fd.number
 
     def _begin_file(self, start: int) -> tuple[_File, int]:
         self._check_room(2 * _FILE_BYTES)
@@ -126,7 +131,7 @@ class Spill:
             self._names += durability.folders_above(self._path)
             self._names[0].written += 1
         file = _File(os.path.join(self._path, f"{PREFIX}{start:020d}"), start)
-        self._fd = Descriptor(os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._fd = Descriptor(open_file(file.path, os.O_WRONLY | os.O_CREAT))
         _write_at(self._fd.number, header(start), 0)
         self._files.append(file)
         self._names[1].written += 1
@@ -192,18 +197,13 @@ class Spill:
         """What is there of it. Only that there is no such file, or that it ends, means that it is not."""
 
         def read() -> bytes:
-            try:
-                fd = open_briefly(file.path, os.O_RDONLY)
-            except OSError as error:
-                if error.errno not in AT_THE_LIMIT or self._fd is None:
-                    raise
-                self._close_file()  # what comes next goes into another file
-                fd = open_briefly(file.path, os.O_RDONLY)
+            fd = open_file(file.path, os.O_RDONLY)
             try:
                 return os.pread(fd, size, HEADER_BYTES + offset - file.base)
             finally:
                 os.close(fd)
-                reserve.take()
+                if reserve.is_low:
+                    reserve.take()
 
         try:
             return unless_absent(read, file.path) or b""

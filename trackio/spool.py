@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trackio import growth, host, mounts, voice
-from trackio.descriptor import reserve
+from trackio.descriptor import open_file, reserve
 from trackio.folder import StreamFolder, unlink
 from trackio.locks import under
 from trackio.mapping import map_file
@@ -113,7 +113,7 @@ class Spool:
         if self._folder is None:
             return mmap.mmap(-1, _COUNTER_BYTES)
         try:
-            fd = os.open(os.path.join(self._folder.path, COUNTERS), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = open_file(os.path.join(self._folder.path, COUNTERS), os.O_RDWR | os.O_CREAT)
         except OSError:
             return mmap.mmap(-1, _COUNTER_BYTES)
         try:

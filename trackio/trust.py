@@ -12,6 +12,8 @@ import socket
 import stat
 import struct
 
+from trackio import descriptor
+
 MOST_BYTES = 64 << 10
 """The most that is read of a small file of ours: a larger one is not ours."""
 _CREDENTIALS = struct.Struct("3i")
@@ -41,7 +43,7 @@ def open_file(path: str, flags: int = os.O_RDONLY) -> int:
     `O_CREAT` a missing file is made, for its owner alone.
     """
     try:
-        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        fd = descriptor.open_file(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise NotTrusted(f"{path} is a link") from error
