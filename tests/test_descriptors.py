@@ -52,6 +52,23 @@ def test_a_script_that_takes_all_descriptors_keeps_its_own(daemon: Host, tmp_pat
     assert run.holes == [] and run.state.state == "finished" and "Traceback" not in done.stderr
 
 
+def test_the_reserve_is_not_taken_for_what_a_script_puts_in_its_place(host: Host) -> None:
+    """What is held to be given up is of an inode that no script has: /dev/null is open in many."""
+    done = host.run("""
+import os, sys, trackio
+from trackio.descriptor import reserve
+trackio.init(project="p")
+null = os.open(os.devnull, os.O_RDWR)
+held = [int(n) for n in os.listdir("/proc/self/fd") if int(n) > 2]
+for n in held: os.dup2(null, n)
+while reserve.give_up(): pass
+for n in held: os.fstat(n)
+print("whole", flush=True)
+os._exit(0)
+""")
+    assert done.stdout == "whole\n", done.stderr
+
+
 def test_a_process_without_standard_streams_prints_into_nothing_of_ours(daemon: Host) -> None:
     """Where 0 to 2 are closed, the next files that are opened get these numbers."""
     done = daemon.run("""

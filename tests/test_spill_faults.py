@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ from conftest import PATIENCE, Host, shown, wait_for
 from failing import Failing
 
 SPILLED = """
-import os, resource, sys, time, trackio
+import os, sys, time, trackio
 run = trackio.init(project="p")
 spool = run._stream.spool
 for i in range(6000):
@@ -23,21 +22,6 @@ for i in range(6000):
 def is_spilled(): return spool.ring.head - (spool.spill.end or 0) < 1 << 20 and spool.spill.held_bytes > 1 << 20
 while not is_spilled(): time.sleep(0.01)
 print("spilled", flush=True)
-sys.stdin.readline()
-"""
-FIRST = """
-spool = run._stream.spool
-trackio.log({"first": 1})
-print("connected", flush=True)
-sys.stdin.readline()
-"""
-LIMIT = """
-resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
-held = []
-try:
-    while True: held.append(os.open(os.devnull, os.O_RDONLY))
-except OSError: pass
-print("at the limit", flush=True)
 sys.stdin.readline()
 """
 SMALL = {"TRACKIO_SPOOL_MIB": "2"}
@@ -62,25 +46,6 @@ def test_an_error_in_reading_the_spill_is_no_answer(host: Host, failing: Failing
     _, err = process.communicate("\n\n", timeout=60 * PATIENCE)
     assert host.ended_run("p").holes == [] and host.values("p", "i") == list(range(6000))
     assert err.count("cannot be read now") == 1
-
-
-def test_at_the_descriptor_limit_the_spill_is_still_read(host: Host) -> None:
-    """A few descriptors are held in reserve."""
-    host.start()
-    process = host.python(SPILLED.replace("spool = run._stream.spool\n", FIRST) + LIMIT, env=SMALL,
-                          stdin=subprocess.PIPE)  # fmt: skip
-    assert process.stdout.readline() == "connected\n", process.communicate()
-    wait_for(lambda: host.runs("p") and host.the_run("p").points == 1)
-    os.kill(pid := host.status().daemon["pid"], signal.SIGSTOP)
-    try:
-        process.stdin.write("\n\n")
-        process.stdin.flush()
-        assert [process.stdout.readline() for _ in range(2)] == ["spilled\n", "at the limit\n"]
-    finally:
-        os.kill(pid, signal.SIGCONT)
-    wait_for(lambda: host.the_run("p").points == 12_001, 30, "all of it")
-    process.communicate("\n", timeout=60 * PATIENCE)
-    assert host.ended_run("p").holes == [] and host.the_run("p").refused_points == 0
 
 
 def test_a_spill_that_is_cut_short_gives_what_is_there(host: Host) -> None:

@@ -91,13 +91,19 @@ class Process:
             else:
                 run.end("ended" if self.interactive else "finished", cause, explicit=False, most_seconds=left)
         self._own_up()
-        at_stake = 0
+        at_stake = lost = 0
         for shipper in self._shippers.values():
             try:
                 at_stake += shipper.close(deliver_by, close_by)
+                lost += shipper.count_only_here()
             except Exception as error:  # noqa: BLE001 the others are to be closed, too
                 _say_what_failed(error)
-        if at_stake:
+        if lost:
+            voice.warn(
+                f"{lost:,} records lay in this process's own memory alone and are lost with it: no daemon took them, "
+                "and they could not be moved to disk."
+            )
+        elif at_stake:
             voice.warn(
                 f"the disk did not keep the last records of {at_stake} stream(s) in time; they are lost if this host "
                 "goes down before a daemon has stored them."

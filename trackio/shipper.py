@@ -149,6 +149,11 @@ class Shipper:
     def _all(self) -> list[Shipment]:
         return list(self._shipments.values())
 
+    def count_only_here(self) -> int:
+        """Records that end with this process: no daemon took them, and the disk could not."""
+        streams = [shipment for shipment in self._all() if not shipment.is_delivered]
+        return sum(shipment.spool.count_only_here(shipment.courier.committed) for shipment in streams)
+
     def ensure_thread(self) -> bool:
         """Starts the thread if it does not run."""
         if self._thread is not None and self._thread.is_alive():

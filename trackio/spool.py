@@ -19,6 +19,7 @@ from trackio.folder import StreamFolder, unlink
 from trackio.locks import under
 from trackio.mapping import map_file
 from trackio.places import COUNTERS, Places
+from trackio.record import records
 from trackio.ring import Ring
 from trackio.segment import PREFIX, Segment, preallocate
 from trackio.spill import Spill, SpillError
@@ -299,6 +300,17 @@ class Spool:
         return ""
 
     # -- the end -------------------------------------------------------------------------------------------
+
+    def count_only_here(self, acked: int) -> int:
+        """How many records end with this process: they lie in its own memory, and nowhere else."""
+        if self._folder is not None:
+            return 0
+        count, start = 0, max(acked, self.spill.end or 0, self.ring.oldest)
+        while start < self.ring.head and (view := self.ring.view(start, self.ring.range_end(start, MAX_BATCH_BYTES))):
+            with view:
+                count += sum(1 for _ in records(bytes(view), start))
+                start += len(view)
+        return count
 
     def close(self) -> None:
         """Removes everything: the daemon has it all."""
