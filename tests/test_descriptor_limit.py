@@ -145,7 +145,7 @@ def test_a_limit_that_is_met_only_for_a_while_delays(host: Host, tmp_path: Path,
         + """
 run = trackio.init(project="p")
 print("begun", flush=True); sys.stdin.readline()
-log_all("i", 3000, run)
+log_all("i", 1000, run)
 print("logged", flush=True); sys.stdin.readline()
 """
     )
@@ -157,6 +157,6 @@ print("logged", flush=True); sys.stdin.readline()
         process.stdin.flush()
         assert process.stdout.readline() == "logged\n"
         wait_for(lambda: rule.hits > 3, what="three tries")
-    wait_for(lambda: host.runs("p") and host.the_run("p").points == 6000, what="all of it")
+    wait_for(lambda: host.runs("p") and host.the_run("p").points == 2000, what="all of it")
     _, err = process.communicate("\n", timeout=60 * PATIENCE)
     assert process.returncode == 0 and "dropped" not in err and host.ended_run("p").holes == []
