@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -50,7 +52,8 @@ def test_a_defined_step_metric_goes_before_the_built_in_one() -> None:
 @pytest.mark.parametrize(
     ("value", "whole"),
     [(3, 3), (3.0, 3), (True, 1), (np.int32(4), 4), (torch.tensor(5), 5), (torch.tensor(5.0), 5), (-2, -2),
-     (1.5, None), ("3", None), (float("nan"), None), (float("inf"), None), (2**63, None), (None, None), ([], None)],
+     (1.5, None), ("3", None), (float("nan"), None), (float("inf"), None), (2**63, None), (None, None), ([], None),
+     (Decimal(3), 3), (Decimal("1e999999"), None), (Fraction(10**4000, 3), None), (-(2**63), -(2**63))],
 )  # fmt: skip
 def test_a_step_is_a_whole_number_of_64_bits(value: Any, whole: int | None) -> None:
     assert integral(value) == whole

@@ -11,7 +11,7 @@ from trackio.record import Origin
 HF_STEP_METRIC = "train/global_step"
 """How every Hugging Face trainer tells the step: as a metric, never as `step=`."""
 _METRIC, _COUNTER = int(Origin.METRIC), int(Origin.COUNTER)
-_INT64 = range(-(1 << 63), 1 << 63)
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _FAR = 1 << 62
 """steps beyond this do not count as the highest: those that follow would leave 64 bits"""
 
@@ -71,10 +71,10 @@ def integral(value: Any) -> int | None:
     if type(value) is not int:
         try:
             number = value.item() if hasattr(value, "item") else value
-            if isinstance(number, str) or int(number) != number:
-                return None
+            if isinstance(number, str) or not _LEAST <= number <= _MOST or int(number) != number:
+                return None  # compared first: `int(Decimal("1e999999"))` takes minutes
             value = int.__int__(int(number))
         except Exception as error:  # noqa: BLE001 the user's type, NaN, infinity
             hand_on(error)
             return None
-    return value if value in _INT64 else None
+    return value if _LEAST <= value <= _MOST else None
