@@ -314,9 +314,15 @@ run.summary["best"] = 0.9
     assert shown["rows"] == [{"a": 1, "a_2": 2, "a_2_2": 3, "a_3": 4}]
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_statement_that_never_ends_is_ended_by_a_signal(logged: Host, tmp_path: Path, ending: int) -> None:
-    sql = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c, metrics"
+ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c, metrics"
+SLOW = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT max(hex(randomblob(8000000))) FROM c"
+
+
+@pytest.mark.parametrize(
+    ("sql", "ending"),
+    [(ENDLESS, signal.SIGINT), (ENDLESS, signal.SIGTERM), (ENDLESS, signal.SIGHUP), (SLOW, signal.SIGINT)],
+)
+def test_a_statement_that_never_ends_is_ended_by_a_signal(logged: Host, tmp_path: Path, sql: str, ending: int) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     child = subprocess.Popen(

@@ -29,6 +29,8 @@ _MOST_CHARS = 256 << 20
 _NO_ROOM = "There is no room for the rows in {}; set TMPDIR to a folder that has more."
 _NO_SELECT = "Only a SELECT can be asked, of these tables: metrics, system, runs and alerts."
 _JOINS = re.compile(r"\b(using|natural)\b", re.IGNORECASE)
+_STEPS = 100
+"""of SQLite's own between two looks for a Ctrl-C: ten or so make a row, which may be of the largest values"""
 _ALLOWED = {sqlite3.SQLITE_SELECT, 33}
 """what a statement may do beside reading our tables and calling functions; 33: SQLITE_RECURSIVE, which Python has no
 name for"""
@@ -131,7 +133,7 @@ def _empty(folder: str) -> Iterator[sqlite3.Connection]:
     path = os.path.join(folder, "rows.db")
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("PRAGMA journal_mode = OFF")
-        database.set_progress_handler(lambda: 0, 100_000)  # else no Ctrl-C is heard while SQLite computes
+        database.set_progress_handler(lambda: 0, _STEPS)  # else no Ctrl-C is heard while SQLite computes
         for kind, columns in tables.SCHEMAS.items():
             names = ", ".join(f'"{field.name}" {_type(field.type)}' for field in columns)
             database.execute(f"CREATE TABLE {kind} ({names})")
