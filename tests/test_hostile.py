@@ -117,6 +117,31 @@ def test_numbers_and_names_that_cannot_be_are_survived_and_told(daemon: Host) ->
     serves(daemon, pid)
 
 
+def test_offsets_counts_and_clocks_that_cannot_be_are_no_errors_of_ours(daemon: Host) -> None:
+    """What SQLite cannot hold, or what misses, costs its own message or record."""
+    pid = daemon.status().daemon["pid"]
+    data, far, clocks = body(3), 1 << 63, b""
+    for time in (far, -1, float("inf"), None, "now"):
+        clocks += record.encode(len(data + clocks), record.pack(Kind.CLOCK, 1 << 60, time))
+    with peer(daemon) as dealer:
+        tell(dealer, wire.Hello("s", META))
+        for start in (far - 8, far, (1 << 64) - 4096):
+            tell(dealer, wire.Data("s", start, min(start + len(data), (1 << 64) - 1), start, [0, 0], data))
+        for refused in ([], [1], [-1, -1], [far, (1 << 64) - 1], [1, 2, 3]):
+            tell(dealer, wire.Data("s", 0, len(data), 0, refused, data))
+        tell(dealer, wire.Data("s", len(data), len(data + clocks), 0, [0, 0], clocks))
+        for target in ({"stop": True}, {"stop": True, "url": ["a/b"]}, {"stop": True, "url": None}):
+            tell(dealer, wire.Sync("hostile", target, {}))
+        for _ in range(100):
+            tell(dealer, wire.Unknown("s"))
+        serves(daemon, pid)
+        log = (daemon.data / "trackiod.log").read_text()
+        assert " ERROR " not in log and "Traceback" not in log, log[-3000:]
+        assert log.count("a Unknown is not for a daemon") <= 1, "of a flood one line a second"
+        (run,) = daemon.runs("hostile")
+        assert (run.points, run.refused_points) == (3, far - 1)
+
+
 def test_deep_nesting_is_a_dropped_message_or_a_record_set_aside(daemon: Host) -> None:
     pid = daemon.status().daemon["pid"]
     deep = b"\x91" * 200_000

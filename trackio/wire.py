@@ -254,6 +254,8 @@ _TYPES: dict[int, type[Message]] = {
     23: SetAside,
 }
 _KINDS = {kind: number for number, kind in _TYPES.items()}
+_LARGEST = (1 << 63) - 1
+"""msgpack has larger ones, SQLite has not"""
 _PLAIN: dict[str, type] = {"str": str, "int": int, "bool": bool}
 
 
@@ -291,6 +293,8 @@ def decode(frames: Sequence[bytes]) -> Message:
         annotation = kind.__annotations__[name]
         if not _holds(str(getattr(annotation, "__forward_arg__", annotation)), value):
             raise WireError(f"{kind.__name__}.{name} is of type {type(value).__name__}")
+        if type(value) is int and value > _LARGEST:
+            raise WireError(f"{kind.__name__}.{name} is larger than any offset can be")
     if kind is Data:
         if len(frames) != 2:
             raise WireError("Data without its range")

@@ -138,7 +138,7 @@ class Server:
         try:
             message = wire.decode(frames)
         except wire.WireError as error:
-            self._complain(pid, error)
+            self._complain(pid, str(error))
             return
         self._busy_at = time.monotonic()
         try:
@@ -146,11 +146,11 @@ class Server:
         except Exception:  # the border to peers: what one of them sends must not end the others' daemon
             log.exception("a %s of pid %d could not be handled and was dropped", type(message).__name__, pid)
 
-    def _complain(self, pid: int, error: wire.WireError) -> None:
-        """Says what a peer sends that is no message of ours; of a flood, one a second."""
+    def _complain(self, pid: int, why: str) -> None:
+        """Says what a peer sends that is no message of ours, or not for us; of a flood, one a second."""
         self._nonsense += 1
         if time.monotonic() - self._complained_at >= 1.0:
-            log.warning("a message from pid %d was dropped (%d so far): %s", pid, self._nonsense, error)
+            log.warning("a message from pid %d was dropped (%d so far): %s", pid, self._nonsense, why)
             self._complained_at = time.monotonic()
 
     def _handle(self, peer: bytes, pid: int, message: wire.Message) -> None:
@@ -185,7 +185,7 @@ class Server:
                 self._send(peer, wire.Stopping(os.getpid()))
                 self.stop(message.reason or "asked to stop")
             case _:
-                log.warning("pid %d sent a %s, which is not for a daemon", pid, type(message).__name__)
+                self._complain(pid, f"a {type(message).__name__} is not for a daemon")
 
     def _on_leases(self, peer: bytes, stream: str, files: list[int]) -> None:
         """From another thread: these are protected."""
@@ -224,6 +224,7 @@ class Server:
         self._hear(stream, data.end, data.refused)
         if not self._admission.accepts(stream.id, data.start, data.oldest):
             return
+        data = data._replace(refused=[*stream.refused])  # two counts that can be stored, whatever it said
         if not self._committer.submit_batch(Append(stream.project, stream.id, data, peer)):
             self._admission.drop(stream.id)
 

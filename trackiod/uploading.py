@@ -146,14 +146,15 @@ class Uploading:
     def sync(self, asked: wire.Sync) -> wire.Edited:
         """Uploads a project now, to another target or to those that it has."""
         if asked.target:
+            url = asked.target.get("url")
             try:
-                targets.url_of(str(asked.target.get("url")))
+                targets.url_of(url if isinstance(url, str) else "")
             except ValueError as error:
                 return wire.Edited(False, f"{error}.")
             if not os.path.exists(schema.readable_path(self._places.projects, asked.project)):
                 return wire.Edited(False, f"Project '{asked.project}' not found.")
             if asked.target.get("stop"):
-                is_done = self.forget(asked.project, str(asked.target["url"]))
+                is_done = self.forget(asked.project, str(url))
                 return wire.Edited(is_done, "" if is_done else f"Project '{asked.project}' is not uploaded there.")
             self.add(asked.project, asked.target, asked.secrets, is_whole=True)
         of_project = [known for known in self._all() if asked.project in ("", *known.target.projects)]

@@ -220,7 +220,9 @@ def _take(result: Digest, fields: list[Any], start: int) -> None:
     elif kind == Kind.SUMMARY:
         result.summary.update({str(key): value for key, value in fields[2].items()})
     elif kind == Kind.CLOCK:
-        result.clocks.append((time_ns, int(fields[2])))
+        if type(fields[2]) is not int or not 0 <= fields[2] <= _INT64_MAX:
+            raise ValueError("not a clock's time")
+        result.clocks.append((time_ns, fields[2]))
     elif kind == Kind.DEFINE:
         result.definitions.setdefault(str(fields[2]), {}).update(fields[3])
     elif kind == Kind.FINISH:
