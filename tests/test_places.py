@@ -261,6 +261,66 @@ def an_endpoint_of_somebody_else(host: Host) -> None:
     assert sum(run.points for run in host.ended_runs("p")) == 250
 
 
+def a_data_folder_of_another_users(host: Host) -> None:
+    """Named by the user and open to write: it is used, and nothing that lies there is followed to a file of ours."""
+    host.data.chmod(0o777)
+    precious = host.data.parent / "precious"
+    precious.write_text("kept")
+    host.data.parent.chmod(0o755)
+    names = ("trackiod.log", "trackiod.start.new", "endpoint.new", "store.id.new", "copy.lock")
+
+    def prepare() -> None:
+        for name in names:
+            os.symlink(precious, host.data / name)
+        os.symlink(host.data.parent, host.data / "deleted")
+
+    assert as_stranger(prepare) == ""
+    os.chown(host.data, STRANGER, STRANGER)
+    host.extra["TRACKIO_SHARED_DIR"] = "/tmp/shared"
+    refused = host.command("trackiod", "start")
+    assert refused.returncode == 1 and f"deleted belongs to another user (uid {STRANGER})" in refused.stderr, refused
+    os.unlink(host.data / "deleted")
+    host.start()
+    done = host.run(TRAIN)
+    assert done.returncode == 0 and done.stderr.count("trackio:") == 1, done.stderr
+    assert host.ended_run("p").points == 50
+    drained = host.command("trackio", "drain", "--timeout", "20")
+    assert drained.returncode == 0, drained.stdout + drained.stderr
+    before = set(os.listdir(host.data.parent))
+    host.command("trackio", "delete", "project", "--project", "p", "--force")
+    host.stop()
+    daemon = host.python("import sys\nfrom trackiod.daemon import run\nsys.exit(run())")
+    wait_for(host.status, what="a daemon in the foreground")
+    host.stop()
+    assert daemon.wait(20 * PATIENCE) == 0
+    assert precious.read_text() == "kept" and set(os.listdir(host.data.parent)) == before
+    log = host.data / "trackiod.log"
+    assert not log.is_symlink() and " is ready: " in log.read_text()
+    doctor = host.command("trackiod", "doctor").stdout
+    assert f"The data folder {host.data} belongs to another user (uid {STRANGER})" in doctor, doctor
+
+
+@needs_root
+def test_a_data_folder_that_the_user_named_may_be_another_users(tmp_path: Path) -> None:
+    in_a_host_of_its_own(a_data_folder_of_another_users, tmp_path)
+
+
+def test_only_a_data_folder_that_was_named_may_be_another_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to be several users")
+    folder = tmp_path / "share" / "trackio"
+    folder.mkdir(parents=True)
+    os.chown(folder, STRANGER, STRANGER)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    where = places.find("", str(tmp_path))
+    assert where.data == str(folder)
+    with pytest.raises(PermissionError, match="somebody else"):
+        where.make_live()  # as `sudo -E` would have it: what root puts there its owner could not use
+    places.find(str(folder), str(tmp_path)).make_live()
+
+
 @needs_root
 @pytest.mark.parametrize("scenario", [exchanged_in_a_place_that_the_user_named, an_endpoint_of_somebody_else])
 def test_nothing_is_sent_to_another_users_process(scenario: Callable[[Host], None], tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ MESSAGES = [
     wire.Sync("p", {"url": "hf://datasets/a/b"}, {"token": "t"}, True),
     wire.Protect("s", [0, 7]),
     wire.Protected("s", []),
+    wire.SetAside("s"),
 ]
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 
 from trackio.descriptor import open_file
-from trackio.places import Places, make_private
+from trackio.places import Places, append
 from trackio.settings import Settings
 
 _KEPT = frozenset(
@@ -107,8 +107,8 @@ def spawn_sampler(places: Places) -> int:
 
 
 def _spawn(places: Places, arguments: list[str], errors: int | None) -> int:
-    make_private(places.live)
-    log = open_file(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
+    places.make_live()
+    log = append(places.log)
     try:
         return os.posix_spawn(
             sys.executable,

@@ -264,7 +264,7 @@ def _warn_of_folder(where: Places) -> None:
     if where.network:
         voice.warn_once("network", _of_network(where))
     try:
-        places.make_private(where.live)
+        where.make_live()
         problem = "" if os.access(where.live, os.W_OK | os.X_OK) else "no permission"
     except OSError as error:
         problem = error.strerror or str(error)

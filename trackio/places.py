@@ -70,6 +70,8 @@ class Places(NamedTuple):
     themselves, and others may have made them"""
     shared: str = ""
     """the folder that all hosts see, into which runs are copied; empty if there is none"""
+    is_named: bool = False
+    """whether the user named the data folder: then it is used if it can be written, whoever made it"""
 
     def own_roots(self) -> tuple[str, ...]:
         """The runtime folders, under the usual and under random names, that nobody else can change as far as can be
@@ -98,6 +100,12 @@ class Places(NamedTuple):
             recorded.append(fallbacks.add(self._record, len(recorded)))
             candidates = _named(root, recorded[-1:])[1:]
         raise trust.NotTrusted(f"others have taken every name of ours beside {root}")
+
+    def make_live(self) -> None:
+        """Create the live folder; one that the user named may be anybody's. Raises OSError."""
+        may_be_theirs = self.is_named and self.live == self.data and os.path.isdir(self.live)
+        if not may_be_theirs or not os.access(self.live, os.W_OK | os.X_OK, effective_ids=True):
+            make_private(self.live)
 
     @staticmethod
     def is_usual(root: str) -> bool:
@@ -193,7 +201,8 @@ def find(configured_data: str, configured_spool: str, configured_shared: str = "
         if base.startswith("/") and os.path.isdir(base)
     )
     shared = _shared(configured_shared, data, mount, is_on_network=live != data)
-    return Places(data, live, mount.type if mount.is_network else "", tuple(roots), shared)
+    is_named = bool(configured_data)
+    return Places(data, live, mount.type if mount.is_network else "", tuple(roots), shared, is_named)
 
 
 def _own_name() -> str:
@@ -433,6 +442,24 @@ def create(path: str, mode: int = 0o600) -> int:
     except OSError:
         pass  # it is root's, or on a file system without modes
     return fd
+
+
+def append(path: str) -> int:
+    """Opens a file of ours for writing at its end. What another user left under its name, or a link, goes. Raises
+    OSError."""
+    for _ in range(2):
+        try:
+            fd = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EACCES) or not os.path.lexists(path):
+                raise
+        else:
+            info = os.fstat(fd)
+            if stat.S_ISREG(info.st_mode) and trust.is_trusted(info.st_uid) and info.st_nlink == 1:
+                return fd
+            os.close(fd)
+        os.unlink(path)
+    raise OSError(errno.EAGAIN, "somebody keeps taking its name", path)
 
 
 def of(ours: Settings) -> Places:

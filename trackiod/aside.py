@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from trackio.lookup import list_folder, unless_absent
-from trackio.places import OWNER, STREAM_META, replace
+from trackio.places import OWNER, STREAM_META, make_private, replace
 
 log = logging.getLogger("trackiod.aside")
 
@@ -33,13 +33,13 @@ def move(live: str, stream: str, folders: Iterable[str], cause: str) -> tuple[st
 def keep(live: str, name: str, data: bytes) -> str:
     """Keep bytes that cannot be stored as a file in `<live>/damaged/`; return its path. Raises OSError."""
     path = os.path.join(live, _DAMAGED, f"{name}.records")
-    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    make_private(os.path.dirname(path))
     replace(path, data)
     return path
 
 
 def _move(path: str, target: str) -> str:
-    os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
+    make_private(os.path.dirname(target))
     try:
         os.rename(path, target)
         return target
@@ -52,7 +52,7 @@ def _move(path: str, target: str) -> str:
     except (OSError, shutil.Error):
         shutil.rmtree(part, ignore_errors=True)
         beside = os.path.join(os.path.dirname(os.path.dirname(path)), _DAMAGED, os.path.basename(target))
-        os.makedirs(os.path.dirname(beside), 0o700, exist_ok=True)
+        make_private(os.path.dirname(beside))
         os.rename(path, beside)
         return beside
     remove(path)

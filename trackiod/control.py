@@ -9,7 +9,7 @@ import time
 from typing import NamedTuple
 
 from trackio import inquiry, launch, places, trust, wire
-from trackio.places import Places, make_private
+from trackio.places import Places
 from trackiod.errors import EXIT_ALREADY_RUNNING, EXIT_OK, FolderUnusable, TrackiodError
 
 START_SECONDS = 30.0
@@ -38,7 +38,7 @@ def start(where: Places, seconds: float = START_SECONDS) -> Started:
     if (report := status(where)) is not None:
         return Started(int(report.daemon["pid"]), False)
     try:
-        make_private(where.live)
+        where.make_live()
         gate = trust.open_file(where.start_lock, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise FolderUnusable(

@@ -334,13 +334,20 @@ def _write_logs(where: Places, *, to_stderr: bool) -> None:
     logging.raiseExceptions = False  # what cannot be logged is no traceback on stderr
     handlers: list[logging.Handler] = [logging.StreamHandler()] if to_stderr else []
     try:
-        places.make_private(where.live)
+        where.make_live()
     except OSError:
         pass  # the lock says it
-    handlers.append(logging.handlers.RotatingFileHandler(where.log, maxBytes=_LOG_BYTES, backupCount=1, delay=True))
+    handlers.append(_LogFile(where.log, maxBytes=_LOG_BYTES, backupCount=1, delay=True))
     for handler in handlers:
         handler.setFormatter(_CleanFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """Follows no link that somebody else put in its place: lines hold names of users' choice."""
+
+    def _open(self) -> Any:
+        return os.fdopen(places.append(self.baseFilename), self.mode, encoding=self.encoding, errors=self.errors)
 
 
 class _CleanFormatter(logging.Formatter):

@@ -7,6 +7,7 @@ import os
 import time
 
 from trackio.lookup import is_there
+from trackio.places import append, make_private
 from trackiod import descriptors
 from trackiod.errors import StoreError
 from trackiod.store import schema
@@ -58,9 +59,8 @@ class Databases:
     def note_deleted(self, database: str) -> None:
         """That a database is about to be removed because its user says so: its copies are to go too (`sinks`)."""
         folder = os.path.join(os.path.dirname(self._projects), "deleted")
-        os.makedirs(folder, 0o700, exist_ok=True)
-        with open(os.path.join(folder, database), "w", encoding="utf-8"):
-            pass
+        make_private(folder)
+        os.close(append(os.path.join(folder, database)))
 
     def close(self, project: str) -> None:
         """Ends the connection; the next `get` opens another."""

@@ -33,7 +33,13 @@ def look(where: Places, group: str = "") -> tuple[Exposed, ...]:
 
 def _of_folder(what: str, path: str) -> Iterator[Exposed]:
     """The folder itself, sticky or not: what directs processes lies in it. And each folder above it."""
-    if (info := _look(path)) is not None and _others_write(info):
+    info = _look(path)
+    if info is not None and not trust.is_trusted(info.st_uid):
+        whose = trust.name_of(info.st_uid)
+        yield Exposed(
+            f"The {what} {path} belongs to {whose}, who can change what lies in it.", f"chown $(id -u) {path}"
+        )
+    if info is not None and _others_write(info):
         yield Exposed(f"Other users can write the {what} {path}.", f"chmod go-w {path}")
     yield from _above(what, path)
 

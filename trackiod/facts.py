@@ -115,7 +115,7 @@ def gather(where: Places, *, autostart: bool, settings: tuple[str, ...], group: 
         data=where.data,
         network=where.network,
         daemon=_daemon(where),
-        live=space(where.live),
+        live=_live(where),
         spools=tuple(space(root) for root in exposure.runtime_folders(where)),
         shm=space("/dev/shm") if os.path.isdir("/dev/shm") else None,
         limits=_limits(),
@@ -125,6 +125,11 @@ def gather(where: Places, *, autostart: bool, settings: tuple[str, ...], group: 
         incomplete=tuple(library.incomplete(where.projects)),
         exposed=exposure.look(where, group),
     )
+
+
+def _live(where: Places) -> Space:
+    found = space(where.live)
+    return found._replace(is_ours=found.is_ours or (where.is_named and found.is_writable))
 
 
 def _long_logs(where: Places) -> Iterator[LongLog]:

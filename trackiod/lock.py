@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import time
+from functools import partial
 
 from trackio import trust
 from trackio.lookup import unless_absent
@@ -34,6 +35,19 @@ NOBODY = 0
 """The pid in the endpoint of a socket on which systemd listens while no daemon runs."""
 
 
+_FOLDERS = "projects incoming spill blobs deleted damaged uploads webhooks elsewhere places".split()
+
+
+def _check_what_lies_in(places: Places) -> None:
+    """Raise OSError where another user has put something in the place of one of our folders: what lies in it, or where
+    a link leads, would be stored, changed and removed as ours."""
+    for name in _FOLDERS:
+        path = os.path.join(places.live, name)
+        info = unless_absent(partial(os.lstat, path), path)
+        if info is not None and not trust.is_trusted(info.st_uid):
+            raise trust.NotTrusted(f"{path} belongs to {trust.name_of(info.st_uid)}")
+
+
 class FolderLock:
     """The data folder's lock, held until the process ends. Creates the folder."""
 
@@ -41,7 +55,8 @@ class FolderLock:
         """Raises AlreadyRunning or FolderUnusable."""
         self._path, self._endpoint = places.lock, places.endpoint
         try:
-            make_private(places.live)
+            places.make_live()
+            _check_what_lies_in(places)
             make_private(places.projects)
             self._fd = trust.open_file(places.lock, os.O_RDWR | os.O_CREAT)
         except OSError as error:
@@ -169,7 +184,7 @@ def publish(places: Places, socket_path: str) -> None:
     """Leaves word that somebody listens at `socket_path` and starts a daemon at the first connection.
     Raises FolderUnusable."""
     try:
-        make_private(places.live)
+        places.make_live()
         write_endpoint(places, endpoint_at(places, socket_path, pid=NOBODY, store=""))
     except OSError as error:
         raise FolderUnusable(

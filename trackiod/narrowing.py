@@ -16,8 +16,8 @@ from trackio.places import Places
 _MOST_ENTRIES = 20_000
 _OURS = frozenset(
     (
-        "projects elsewhere spill incoming blobs uploads deleted damaged places hosts store.id endpoint trackiod.lock "
-        "trackiod.start trackiod.log copy.lock .part"
+        "projects elsewhere spill incoming blobs uploads webhooks deleted damaged places hosts store.id endpoint "
+        "trackiod.lock trackiod.start trackiod.log copy.lock .part"
     ).split()
 )
 _OURS_BEGIN = ("trackiod.log.", "endpoint.", "store.id.", "places-", ".part")

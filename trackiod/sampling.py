@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from trackio import wire
 from trackio.host import control_group, covers, devices_group
-from trackio.places import Places
+from trackio.places import Places, append
 from trackio.settings import LONGEST_SAMPLE_SECONDS, SHORTEST_SAMPLE_SECONDS
 from trackio.version import __version__
 from trackiod import children
@@ -164,7 +164,7 @@ class Sampling:
     def _start(self, now: float) -> None:
         options = [self._told] if self._told else []
         try:
-            with open(self._places.log, "ab") as errors:
+            with os.fdopen(append(self._places.log), "ab") as errors:
                 self._child = children.start(self._places, "sample", *options, stderr=errors)
         except OSError as error:
             self._fail(f"It could not be started: {error}.", now)

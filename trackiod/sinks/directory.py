@@ -29,7 +29,7 @@ from contextlib import closing
 from typing import Any
 
 from trackio import names, places, settings, trust
-from trackio.places import STORE_ID, Places, create, replace
+from trackio.places import STORE_ID, Places, append, create, replace
 from trackio.settings import MOST_FILE_BYTES
 from trackiod.errors import StoreError
 from trackiod.sinks.access import Access, of_group
@@ -66,7 +66,7 @@ def copy_out(where: Places, most_bytes: int = MOST_FILE_BYTES, access: Access = 
     """Copies every run that has changed, and files up to so many bytes each; returns a sentence for each database of
     which something could not be copied. One at a time: waits for another. Raises OSError if the folder cannot be
     written."""
-    with open(os.path.join(where.live, _LOCK), "w", encoding="utf-8") as lock:
+    with os.fdopen(append(os.path.join(where.live, _LOCK)), "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return _Copier(where, most_bytes, access).copy()
 
