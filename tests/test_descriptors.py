@@ -30,6 +30,10 @@ for n, (a, b) in enumerate(pairs):
 for file in mine: file.write("mine"); file.flush(); assert os.fstat(file.fileno())
 def at_the_very_end():
     for file in mine: file.write("!"); file.flush()
+    for pair in pairs:
+        for one, other in (pair, pair[::-1]):
+            one.sendall(b"bye")
+            assert other.recv(1000) == b"bye"
     print("whole")
 """
 HOWS = {

@@ -47,6 +47,40 @@ def test_a_process_that_dies_of_a_spool_that_was_cut_short_is_told_so(daemon: Ho
     assert values == list(range(len(values))) and len(values) > 200
 
 
+def test_what_was_in_a_spool_that_killed_its_process_is_a_gap(host: Host, tmp_path: Path) -> None:
+    """The daemon had heard how far it went, and could store nothing just then."""
+    failing = Failing(tmp_path / "failing")
+    host.extra |= failing.environ
+    host.start()
+    code = (
+        LOGGED
+        + """
+for i in range(200, 5000):
+    trackio.log({"i": i})
+    if i % 50 == 0: time.sleep(0.02)
+print("more", flush=True)
+sys.stdin.readline()
+while True: trackio.log({"i": -1})
+"""
+    )
+    process = host.python(code, stdin=subprocess.PIPE)
+    assert process.stdout.readline() == "logged\n"
+    wait_for(lambda: host.runs("p") and host.the_run("p").points == 100)
+    with failing.fail("write", errno.ENOSPC, path="/projects/", process="trackiod"):
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "more\n"
+        wait_for(lambda: (s := host.status().streams) and s[0]["head"] > s[0]["committed"])
+        cut_all(host)
+        process.communicate("\n", timeout=60 * PATIENCE)
+        assert process.returncode == -7
+    run = host.ended_run("p")
+    values = [p.value for p in shown(run, "i", all_points=True)]
+    assert values == list(range(len(values))) and 100 <= len(values) < 5000
+    assert [hole.cause for hole in run.holes] == ["its spool was cut short"] and run.holes[0].end > run.holes[0].start
+    assert run.state.state in ("killed", "lost")
+
+
 @pytest.mark.parametrize("with_daemon", [True, False])
 def test_a_spool_that_is_cut_short_between_two_calls_is_left(host: Host, with_daemon: bool) -> None:
     """What was not sent is a gap; the process goes on, in another file."""
