@@ -206,7 +206,7 @@ def shown(run: RunView, metric: str, **options: Any) -> list[Shown]:
 def _path(where: Places, project: str) -> str:
     from trackiod.store import schema
 
-    return schema.path_of(where.projects, project)
+    return schema.readable_path(where.projects, project)
 
 
 class _environment:

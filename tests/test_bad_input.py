@@ -112,7 +112,9 @@ def test_paths_that_are_no_utf_8_lose_nothing(host: Host, tmp_path: Path) -> Non
 
 
 def test_an_unwritable_data_folder_is_one_sentence_and_training_goes_on(host: Host) -> None:
-    said = run_well(host, "trackio.log({'a': 1})", TRACKIO_DIR="/proc/nowhere", TRACKIO_AUTOSTART="1")
+    no_folder = host.data / "file"
+    no_folder.touch()
+    said = run_well(host, "trackio.log({'a': 1})", TRACKIO_DIR=str(no_folder / "data"), TRACKIO_AUTOSTART="1")
     assert any("cannot be written" in s and "TRACKIO_DIR" in s for s in said)
     assert len(said) <= 3
 

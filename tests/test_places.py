@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -202,9 +203,8 @@ def test_where_another_user_can_exchange_our_folder_another_one_is_used(
 
 def exchanged_in_a_place_that_the_user_named(host: Host) -> None:
     """The user named a folder that others can write: it is used, and who answers there is looked at."""
-    base = host.data.parent / "base"
+    base = Path(tempfile.mkdtemp(prefix="trackio-base-"))  # a short path: sockets have at most 107 bytes
     host.spool, host.extra = base, {"TRACKIO_SPOOL_DIR": str(base), "HF_TOKEN": "secret"}
-    base.mkdir()
     base.chmod(0o777)
     host.data.parent.chmod(0o755)
     host.start()

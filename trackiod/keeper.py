@@ -265,9 +265,14 @@ def _make_own(staged: str, facts: dict[str, Any], is_intact: IsIntact) -> None:
     size = os.stat(own if is_shared else staged).st_size
     if size != facts["size"] or (not intact and info.st_mtime_ns != facts["mtime_ns"]):
         raise _Final(_CHANGED)
-    if is_shared:
-        os.utime(own, ns=(facts["mtime_ns"], facts["mtime_ns"]))
-        os.rename(own, staged)
+    if not is_shared:
+        try:
+            os.chmod(staged, 0o600)  # its mode was that of its source; the file is ours now
+            return
+        except PermissionError:  # it belongs to somebody else
+            _copy_with_room(staged, own)
+    os.utime(own, ns=(facts["mtime_ns"], facts["mtime_ns"]))
+    os.rename(own, staged)
 
 
 def _copy_with_room(source: str, target: str) -> None:
