@@ -140,6 +140,47 @@ except RuntimeError as error: print(error)
     assert entry["incomplete"] == "it was written to while it was copied"
 
 
+REWRITTEN = """
+import threading
+SHARDS, SIZE, LAPS = 6, 4 << 20, 250
+os.mkdir("set")
+is_over = threading.Event()
+def rewrite():
+    n = 1
+    while not is_over.is_set():
+        for shard in range(SHARDS): save(f"set/shard-{shard}", n % LAPS, size=SIZE)
+        n += 1
+for shard in range(SHARDS): save(f"set/shard-{shard}", 0, size=SIZE)
+writer = threading.Thread(target=rewrite)
+writer.start()
+artifacts = []
+for _ in range(10):
+    artifacts.append(trackio.log_artifact("set", name="set"))
+    time.sleep(0.02)
+is_over.set()
+writer.join()
+written = {hashlib.sha256(bytes([n]) * SIZE).hexdigest(): n for n in range(LAPS)}
+for artifact in artifacts:
+    try: artifact.wait(60)
+    except RuntimeError as error: print(len(artifact.aliases), "written to" in str(error))
+    else: print(len(artifact.aliases), *(written.get(entry["digest"]) for entry in artifact.manifest))
+trackio.finish()
+"""
+
+
+def test_a_set_of_shards_that_is_rewritten_is_kept_as_it_was_at_one_moment_or_said_to_be_torn(daemon: Host) -> None:
+    done = daemon.run(f"{HEAD}os.chdir({str(daemon.data.parent)!r})\n{REWRITTEN}")
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert len(found) == 10, done.stderr
+    for aliases, *saves in found:
+        if saves == ["True"]:
+            assert aliases == "0"
+            continue
+        whole = [int(save) for save in saves if save != "None"]
+        assert len(whole) >= 5, "at most one was being written"
+        assert whole == sorted(whole, reverse=True) and whole[0] - whole[-1] <= 1, found
+
+
 def test_a_log_that_grows_is_kept_as_far_as_it_was_there(daemon: Host) -> None:
     run(daemon, """
 import subprocess

@@ -58,12 +58,17 @@ class Staged(NamedTuple):
     size: int
 
 
+_State = tuple[int, int, int]
+"""of a source: which file it is, its size, when it was last written to"""
+
+
 class _Taken(NamedTuple):
-    """A source whose content lies in the stream's folder."""
+    """A source whose content lies in the stream's folder, and the state that it was taken in."""
 
     number: int
     path: str
     facts: dict[str, Any]
+    state: _State
 
 
 class Staging:
@@ -124,25 +129,57 @@ class Staging:
         return taken
 
     def take_all(self, sources: Sequence[tuple[str, dict[str, Any]]]) -> list[Staged | Unstorable]:
-        """Stage existing files, each with its facts; return what came of each. The daemon is asked once for all."""
-        results: list[Staged | Unstorable | None] = [None] * len(sources)
-        linked: list[tuple[int, _Taken]] = []
-        for place, (source, facts) in enumerate(sources):
+        """Stage existing files, each with its facts; return what came of each. The daemon is asked once for all.
+
+        Files of one call belong together, as the parts of a checkpoint: those that are written to while others are
+        taken are taken again, until all were there at one moment. What is never left alone is kept and said to be torn;
+        not so what only grows, as a log does.
+        """
+        found = self._take_each(sources)
+        changed = _changed(sources, found)
+        for _ in range(_COPIES - 1):
+            if not changed:
+                break
+            for place, again in zip(changed, self._take_each([sources[place] for place in changed]), strict=True):
+                old = found[place]
+                if isinstance(old, _Taken):
+                    _forget(old.path)
+                found[place] = again
+            changed = _changed(sources, found)
+        return [
+            self._staged(taken, is_torn=place in changed and not _has_grown(sources[place][0], taken))
+            for place, taken in enumerate(found)
+        ]
+
+    def _take_each(self, sources: Sequence[tuple[str, dict[str, Any]]]) -> list[_Taken | Unstorable]:
+        """Bring the content of each into the folder, so that its source may be written to."""
+        found: list[_Taken | Unstorable] = []
+        linked: list[int] = []
+        for source, facts in sources:
             try:
                 taken, is_link = self._take(source, facts, may_link=len(linked) < MAX_LEASES_A_CALL)
-                if is_link:
-                    linked.append((place, taken))
-                else:
-                    results[place] = self._told(*taken)
+                linked += [len(found)] if is_link else []
+                found.append(taken)
             except Unstorable as error:
-                results[place] = error
-        protected = self._protected([taken.number for _, taken in linked])
-        for place, taken in linked:
+                found.append(error)
+        links = [(place, link) for place in linked if isinstance(link := found[place], _Taken)]
+        protected = self._protected([link.number for _, link in links])
+        for place, link in links:
             try:
-                results[place] = self._told(*(_leased if taken.number in protected else self._unlinked)(taken))
+                found[place] = (_leased if link.number in protected else self._unlinked)(link)
             except Unstorable as error:
-                results[place] = error
-        return [result for result in results if result is not None]
+                found[place] = error
+        return found
+
+    def _staged(self, taken: _Taken | Unstorable, *, is_torn: bool) -> Staged | Unstorable:
+        """Put its record into the stream."""
+        if isinstance(taken, Unstorable):
+            return taken
+        facts = {**taken.facts, "torn": True} if is_torn else taken.facts
+        try:
+            return self._told(taken.number, taken.path, facts)
+        except Unstorable as error:
+            return error
 
     def kept_in(self, project: str) -> str:
         """The folder that the project's files come to lie in, each under its content's name."""
@@ -165,10 +202,11 @@ class Staging:
             facts.setdefault("suffix", clean_suffix(os.path.splitext(source)[1]))
             if info.st_dev not in self._unclonable and self._cloned(fd, path, info.st_dev):
                 size = os.stat(path).st_size
-                return _Taken(number, path, {**facts, "size": size, "how": "cloned"}), False
+                return _Taken(number, path, {**facts, "size": size, "how": "cloned"}, _state(info)), False
             if may_link and info.st_size > SMALL_BYTES and _linked(source, path, info):
-                return _Taken(number, path, facts), True
-            return _Taken(number, path, self._copied(fd, path, source, facts)), False
+                return _Taken(number, path, facts, _state(info)), True
+            facts = self._copied(fd, path, source, facts)
+            return _Taken(number, path, facts, (info.st_ino, facts["size"], facts["mtime_ns"])), False
         finally:
             os.close(fd)
 
@@ -234,7 +272,7 @@ class Staging:
             raise
         finally:
             os.close(fd)
-        return taken._replace(facts=facts)
+        return taken._replace(facts=facts, state=(taken.state[0], facts["size"], facts["mtime_ns"]))
 
     def _next(self) -> tuple[int, str]:
         number = next(self._numbers)
@@ -290,7 +328,46 @@ def _leased(taken: _Taken) -> _Taken:
     except OSError as error:
         raise Unstorable(f"it could not be linked ({error.strerror})") from error
     facts = {**taken.facts, "size": info.st_size, "mtime_ns": info.st_mtime_ns, "how": "leased"}
-    return taken._replace(facts=facts)
+    return taken._replace(facts=facts, state=_state(info))
+
+
+def _state(info: os.stat_result) -> _State:
+    return info.st_ino, info.st_size, info.st_mtime_ns
+
+
+def _changed(sources: Sequence[tuple[str, dict[str, Any]]], found: Sequence[_Taken | Unstorable]) -> list[int]:
+    """The places of sources that were written to or replaced while others were taken, but for large ones that grow.
+    What was removed is as good as it was."""
+    changed = []
+    for place, ((source, _), taken) in enumerate(zip(sources, found, strict=True)):
+        if len(found) < 2 or isinstance(taken, Unstorable) or _state_of(source) in (None, taken.state):
+            continue
+        if taken.state[1] <= _AGAIN_MAX_BYTES or not _has_grown(source, taken):
+            changed.append(place)
+    return changed
+
+
+def _state_of(source: str) -> _State | None:
+    """The state of a source now; None if it cannot be told."""
+    try:
+        return _state(os.stat(source))
+    except OSError:
+        return None
+
+
+def _has_grown(source: str, taken: _Taken | Unstorable) -> bool:
+    """Whether a source still begins with what was taken of it."""
+    if isinstance(taken, Unstorable):
+        return False
+    file, size, _ = taken.state
+    now = _state_of(source)
+    if now is None or now[0] != file or now[1] < size or not size:
+        return False
+    try:
+        with open(source, "rb", buffering=0) as grown:
+            return _begins_with(grown.fileno(), taken.path, size)
+    except OSError:
+        return False
 
 
 def _write_all(fd: int, part: Buffer) -> None:
