@@ -16,6 +16,7 @@ import pytest
 from conftest import PATIENCE, Host, shown, wait_for
 
 from trackiod import descriptors
+from trackiod.lock import NAMELESS
 
 RUNS = """
 import sys, trackio
@@ -115,3 +116,32 @@ def test_a_descriptor_of_a_high_number_is_given_back() -> None:
     assert descriptors.unless_short(number, limit) == -1
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(number)
+
+
+def test_a_socket_without_its_name_is_waited_for(host: Host) -> None:
+    """As the gate takes it away where descriptors are short: no second daemon is started, and the first is met again as
+    soon as it has its name back."""
+    pid = host.start()
+    path = host.status().daemon["socket"]
+    os.rename(path, path + NAMELESS)
+    process = host.python(
+        """
+import sys, time, trackio
+run = trackio.init(project="p")
+for i in range(100): trackio.log({"i": i})
+shipper = run._stream._shipper
+while not shipper._is_alone(): time.sleep(0.01)
+print("alone", flush=True)
+sys.stdin.readline()
+""",
+        env={"TRACKIO_AUTOSTART": "1"},
+        stdin=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == "alone\n"
+    report = host.command("trackiod", "status")
+    assert "runs but does not answer" in report.stdout + report.stderr
+    os.rename(path + NAMELESS, path)
+    wait_for(lambda: host.runs("p") and host.the_run("p").points == 100, 5, "all of it")
+    _, err = process.communicate("\n", timeout=60 * PATIENCE)
+    assert process.returncode == 0 and len(err.splitlines()) == 1, err
+    assert host.status().daemon["pid"] == pid and "already runs" not in Path(host.places.log).read_text()
