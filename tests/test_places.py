@@ -287,7 +287,8 @@ def a_data_folder_of_another_users(host: Host) -> None:
     drained = host.command("trackio", "drain", "--timeout", "20")
     assert drained.returncode == 0, drained.stdout + drained.stderr
     before = set(os.listdir(host.data.parent))
-    host.command("trackio", "delete", "project", "--project", "p", "--force")
+    deleted = host.run("import trackio\nprint(trackio.delete_project('p', force=True))")
+    assert deleted.stdout.endswith("True\n"), deleted
     host.stop()
     daemon = host.python("import sys\nfrom trackiod.daemon import run\nsys.exit(run())")
     wait_for(host.status, what="a daemon in the foreground")
