@@ -85,6 +85,20 @@ trackio.log({"a": 1})
     assert run.config()["lr"] == 0.1 and len(run.config()["files"]) < 2000 and run.points == 1
 
 
+def test_what_is_left_out_of_a_large_call_is_a_few_lines(daemon: Host) -> None:
+    """As `log(model.state_dict())` is: what cannot be stored is counted once ten of its kind are named, and what is
+    beyond the most keys costs no other."""
+    said = run_well(daemon, """
+trackio.log({f"bad{i}": object() for i in range(2000)} | {"a": 1})
+trackio.log({f"map{i}": {"x": i} for i in range(60_000)})
+trackio.log({"list": [0] * 200_000, "b": 2})
+""")  # fmt: skip
+    assert sum("'bad" in line for line in said) == 10 and len(said) == 13, said
+    assert "1,990 more values were left out" in said[-1] and "'map50000' was left out" in said[-3]
+    run = daemon.ended_run("p")
+    assert len(run.metric_names) == 50_000 + 2 and run.points == 50_002
+
+
 def test_text_that_is_no_utf_8_switches_nothing_off(daemon: Host) -> None:
     code = "import trackio\ntrackio.init(config={'lr': 1, '\\udcff': 2})\ntrackio.log({'a': 1})"
     done = daemon.run(code, env={"TRACKIO_PROJECT": "caf\udce9"})

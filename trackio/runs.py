@@ -39,6 +39,9 @@ _WORDS = {
 """what `define_metric` takes"""
 _FINISH_SECONDS = 0.04
 _MAX_TOLD_CHARS = 100_000
+_MOST_NAMED = 10
+"""values that are left out for one reason and named, each in a line; others are counted"""
+_named: dict[str, int] = {}
 _EXPLICIT, _COUNTER = int(Origin.EXPLICIT), int(Origin.COUNTER)
 
 
@@ -204,7 +207,10 @@ class Run(Likeness):
         return metrics
 
     def _refuse_value(self, key: str, why: str) -> None:
-        if not voice.warn_once(f"value {key} {why}", f"{key!r} was left out: {why}."):
+        named = _named.get(why, 0)
+        if named < _MOST_NAMED and voice.warn_once(f"value {key} {why}", f"{key!r} was left out: {why}."):
+            _named[why] = named + 1
+        else:
             self.refused_values += 1
 
     def _odd_step(self, step: Any, metrics: Mapping[str, Any], commit: bool | None) -> tuple[int, int]:

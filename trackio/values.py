@@ -78,10 +78,10 @@ def plain_metrics(metrics: Mapping[Any, Any], keep: Keep | None = None) -> tuple
 class Budget:
     """How many values may still be looked at, and inside of which we are."""
 
-    __slots__ = ("inside", "left")
+    __slots__ = ("inside", "keys", "left")
 
     def __init__(self) -> None:
-        self.left = _MOST_VALUES
+        self.keys = self.left = _MOST_VALUES
         self.inside: set[int] = set()
 
     def spend(self, values: int) -> None:
@@ -105,15 +105,17 @@ def _flatten(
         return
     budget.inside.add(id(metrics))
     try:
-        items = list(islice(metrics.items(), budget.left + 1))
-        budget.spend(len(items))
+        items = list(islice(metrics.items(), budget.keys + 1))
     except Exception as error:  # noqa: BLE001 the user's types
         hand_on(error)
-        why = str(error) if isinstance(error, Unstorable) else f"it raises {type_name(error)}"
-        left_out.append((prefix.rstrip("/") or "a call", why))
+        left_out.append((prefix.rstrip("/") or "a call", f"it raises {type_name(error)}"))
         return
     for key, value in items:
         name = prefix + key_text(key)
+        if not budget.keys:
+            left_out.append((name, f"with what comes after it the call has more than {_MOST_VALUES:,} keys"))
+            break
+        budget.keys -= 1
         if is_mapping(value) and depth < _MAX_DEPTH:
             yield from _flatten(value, name + "/", depth + 1, budget, left_out)
         else:
