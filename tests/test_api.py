@@ -20,6 +20,23 @@ def outcome(host: Host, code: str, **env: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_what_is_stored_is_asked_and_edited_with_any_text(daemon: Host) -> None:
+    assert outcome(daemon, r"""
+trackio.init(project="p\udcff", name="r")
+trackio.log({"a": 1})
+trackio.finish(wait="stored", timeout=60)
+api = trackio.Api()
+run = api.run("p\udcff", "r")
+out["found"] = [run.project, len(api.runs("p\udcff")), run.rename("n" * 5000 + "\udcff").name, run.move("\udcff" * 500)]
+out["moved"] = [run.state, len(run.project), trackio.delete_project(run.project, force=True)]
+for odd in (object(), ["p"], {"$gt": ""}, 1, b"p", "\0"):
+    for ask in (api.run, lambda project, run: api.runs(project), api.alerts):
+        for project in ("p", odd):
+            try: ask(project, odd)
+            except ValueError: pass
+""") == {"found": ["p\\udcff", 1, "n" * 128, True], "moved": ["finished", 128, True]}  # fmt: skip
+
+
 def test_import_loads_nothing_heavy() -> None:
     code = "import sys; before = {*sys.modules}; import trackio; new = {*sys.modules} - before; print([m for m in (\
 'zmq','numpy','torch','click','sqlite3','psutil','datasets','huggingface_hub','pynvml','PIL','pandas','trackio.rich',\

@@ -9,7 +9,9 @@ from typing import Any
 
 from trackio import inquiry, launch, places, settings, wire
 from trackio.border import never_raises, raises_only
+from trackio.names import MAX_NAME_CHARS
 from trackio.places import Places
+from trackio.values import text_of
 from trackio.voice import escaped
 from trackiod import alert_list, catalog, control, elsewhere
 from trackiod.answers import RunView
@@ -81,14 +83,16 @@ class Run:
 
     def move(self, new_project: str) -> bool:
         """Moves it to another project, which is made if need be. False if that cannot be done."""
-        if done := edit(self.project, "move", self.id, new_project):
-            self.project = new_project
+        name = text_of(new_project)[:MAX_NAME_CHARS]
+        if done := edit(self.project, "move", self.id, name):
+            self.project = name
         return done
 
     def rename(self, new_name: str) -> Run:
         """Gives it another name."""
-        if edit(self.project, "rename", self.id, new_name):
-            self.name = new_name
+        name = text_of(new_name)[:MAX_NAME_CHARS]
+        if edit(self.project, "rename", self.id, name):
+            self.name = name
         return self
 
     def _read(self, read: Any) -> Any:
@@ -138,12 +142,14 @@ class Api:
     @raises_only(ValueError, TrackiodError)
     def runs(self, project: str) -> Runs:
         """The project's runs."""
+        project = text_of(project)
         _check(project)
         return Runs(project)
 
     @raises_only(ValueError, TrackiodError)
     def run(self, project: str, run: str) -> Run:
         """A run by id, or the newest by name. Raises ValueError."""
+        project, run = text_of(project), text_of(run)
         _check(project)
         try:
             with catalog.open_project(_where().projects, project) as reader:
@@ -157,8 +163,9 @@ class Api:
         self, project: str, run: str | None = None, level: str | None = None, since: str | None = None
     ) -> list[dict[str, Any]]:
         """The alerts of a project or run, the newest first; `since` an ISO 8601 time."""
+        project = text_of(project)
         _check(project)
-        return _alerts(project, run, level, since)
+        return _alerts(project, None if run is None else text_of(run), level, since)
 
 
 def _check(project: str) -> None:
@@ -185,7 +192,7 @@ def edit(project: str, action: str, run: str = "", argument: str = "") -> bool:
     try:
         if not launch.is_running(where):
             control.start(where)
-        answer = inquiry.ask(where, wire.Edit(project, action, run, str(argument)), _EDIT_SECONDS)
+        answer = inquiry.ask(where, wire.Edit(project, action, run, argument), _EDIT_SECONDS)
     except TrackiodError as error:
         print(escaped(f"* {error}"))  # noqa: T201 upstream's way to say it, in a script somebody runs
         return False
@@ -200,6 +207,7 @@ def edit(project: str, action: str, run: str = "", argument: str = "") -> bool:
 def delete_project(project: str, force: bool = False) -> bool:
     """Deletes a project with all its runs, files and artifacts, for good; asks first unless `force`. False if it is not
     there, is running, or the answer is no."""
+    project = text_of(project)
     try:
         _check(project)
     except ValueError as error:
