@@ -14,7 +14,8 @@ LOCAL_TYPES = frozenset(
         "tmpfs ramfs devtmpfs rootfs hugetlbfs "
         "overlay overlayfs aufs fuse.fuse-overlayfs simfs lxfs wslfs "  # what containers have on top of a disk
         "ecryptfs fuse.gocryptfs fuse.encfs fuse.cryfs "  # moved elsewhere, what is encrypted would not be any more
-        "squashfs erofs cramfs romfs iso9660 udf"
+        "squashfs erofs cramfs romfs iso9660 udf "
+        "proc sysfs cgroup2 configfs"  # the kernel's own, where a folder cannot be made, which is to be said
     ).split()
 )
 """File systems of one host, on which locks and shared mappings are what SQLite expects. New network file systems come
