@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, Host, shown, wait_for
+from failing import Failing
 
 from trackiod import descriptors
 from trackiod.lock import NAMELESS
@@ -104,6 +106,19 @@ def test_a_burst_of_connections_finds_no_name_once_descriptors_are_short(host: H
             with suppress(OSError):
                 stranger.connect(path)
     assert wait_for(host.status, what="an answer").daemon["pid"] == pid
+
+
+def test_a_daemon_that_cannot_load_numpy_stores_large_batches_all_the_same(host: Host, tmp_path: Path) -> None:
+    """It is loaded when it is needed first, which may be when nothing can be opened."""
+    failing = Failing(tmp_path / "failing")
+    host.extra |= failing.environ
+    pid = host.start()
+    with failing.fail("open", errno.EMFILE, path="numpy", process="trackiod run") as rule:
+        done = host.run("import trackio\ntrackio.init(project='p')\n[trackio.log({'a': i}) for i in range(20_000)]")
+        assert done.returncode == 0 and "Refus" not in done.stderr, done.stderr
+        assert host.ended_run("p").points == 20_000
+        assert rule.hits, "it was tried"
+    assert host.status().daemon["pid"] == pid
 
 
 def test_a_descriptor_of_a_high_number_is_given_back() -> None:

@@ -187,8 +187,10 @@ class Folding:
 
 def _fold_at_once(batches: Iterable[Contents]) -> list[Folded] | None:
     """The columns of these batches; None if they cannot be folded."""
-    from trackiod.store.fold import at_once, fold
-
+    try:
+        from trackiod.store.fold import at_once, fold
+    except (ImportError, OSError):  # numpy cannot be loaded now (no descriptors, no memory)
+        return None
     try:
         return at_once(fold(batches))
     except Exception:  # the border of the commit thread: raw batches are read as well as folded ones

@@ -26,8 +26,10 @@ def read(data: bytes, start: int, wanted: frozenset[str] | None = None) -> Conte
     """The contents of a batch that begins at offset `start`; in tables all metrics, or the `wanted`."""
     if len(data) < _MANY_BYTES:
         return Contents((), list(salvage(data, start)))
-    from trackiod.store.tables import tabulate
-
+    try:
+        from trackiod.store.tables import tabulate
+    except (ImportError, OSError):  # numpy cannot be loaded (no descriptors, no memory): slower, and as good
+        return Contents((), list(salvage(data, start)))
     return Contents(*tabulate(data, start, wanted))
 
 
