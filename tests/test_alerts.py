@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -12,11 +13,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Host, wait_for
+from conftest import Host, database, wait_for
 
 import trackio
 from trackio.alerts import AlertLevel, level_of
 from trackiod import webhooks
+from trackiod.store import schema
 
 HEAD = "import os, sys, trackio\nrun = trackio.init(project='p', name='r')\n"
 
@@ -223,3 +225,20 @@ sys.stdin.read()
         assert b"s3cr3t" not in path.read_bytes(), path
     said = host.command("trackio", "list", "alerts", "--project", "p", "--json").stdout
     assert "s3cr3t" not in said + host.command("trackiod", "status", "--json").stdout
+
+
+def test_an_alert_that_an_earlier_release_could_not_send_is_sent_by_the_next_daemon(host: Host, hook: Hook) -> None:
+    """One that takes over knows nothing of references to addresses, and gives up what has one."""
+    host.start()
+    done = host.run(HEAD + "trackio.alert('hot', webhook_url='http://127.0.0.1:9/x')")
+    assert done.returncode == 0, done.stderr
+    host.ended_run("p")
+    host.stop()
+    (address,) = (path for path in host.data.rglob("*") if path.is_file() and re.fullmatch("[0-9a-f]{32}", path.name))
+    address.write_text(hook.url)
+    with database(schema.path_of(host.places.projects, "p")) as connection:
+        earlier = "UPDATE alerts SET webhook = NULL, sent = 'not sent: its webhook is no http address'"
+        assert connection.execute(earlier).rowcount == 1
+    host.start()
+    wait_for(lambda: {alert["webhook"] for alert in alerts(host)} == {"sent"})
+    assert len(hook.bodies) == 1 and not address.exists()

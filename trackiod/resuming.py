@@ -103,6 +103,7 @@ def of_store(
         incoming.remove(live, *store.shelf.settled(incoming.staged(live)))
         found += [(project, stream, meta) for stream, meta in store.ended_streams(incoming.streams(live))]
         errands: list[Errand] = [ToKeep(project, *file) for file in store.shelf.files_to_keep()]
+        store.shelf.wait_again()
         errands += [ToSend(project, *alert) for alert in store.shelf.alerts_to_send()]
     except sqlite3.DatabaseError as error:
         if not store.looks_damaged(error):

@@ -11,6 +11,7 @@ import os
 import re
 import time
 
+from trackio.lookup import is_there, list_folder
 from trackio.places import make_private
 
 _REFERENCE = re.compile(r"kept:([0-9a-f]{32})\Z")
@@ -31,7 +32,7 @@ class Addresses:
             return None
         make_private(self._folder)
         self._sweep()
-        name = hashlib.blake2b(f"{stream} {start}".encode(), digest_size=16).hexdigest()
+        name = _name_of(stream, start)
         how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(os.path.join(self._folder, name), how, 0o600)
         with open(fd, "wb") as file:
@@ -39,6 +40,16 @@ class Addresses:
             file.flush()
             os.fsync(fd)
         return f"kept:{name}"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no address is kept. Raises OSError."""
+        return not list_folder(self._folder)
+
+    def kept_for(self, stream: str, start: int) -> str | None:
+        """Return what refers to the address of the alert at this place; None if it is not kept. Raises OSError."""
+        name = _name_of(stream, start)
+        return f"kept:{name}" if is_there(os.path.join(self._folder, name)) else None
 
     def address_of(self, kept: str) -> str:
         """Return the address behind a reference; an earlier release kept the address itself. Empty if it is gone."""
@@ -67,6 +78,10 @@ class Addresses:
             old = [e.path for e in entries if time.time() - e.stat(follow_symlinks=False).st_mtime > _MOST_SECONDS]
         for path in old:
             _remove(path)
+
+
+def _name_of(stream: str, start: int) -> str:
+    return hashlib.blake2b(f"{stream} {start}".encode(), digest_size=16).hexdigest()
 
 
 def _remove(path: str) -> None:

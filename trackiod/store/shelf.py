@@ -17,6 +17,8 @@ from trackiod.views.versions import missing_in
 
 _MAX_MISSING = 20
 """files that an incomplete version names beside its manifest"""
+_MISTAKEN = "not sent: its webhook is no http address"
+"""what the first release notes of an alert whose address is kept in a file"""
 _GONE = "what its process said of it was lost"
 
 _ALERTS = (
@@ -115,6 +117,18 @@ class Shelf:
         names = ("start", "time_ns", "step", "level", "title", "text", "webhook", "run_id", "run")
         found = [(row[0], dict(zip(names, row[1:], strict=True))) for row in rows.fetchall()]
         return [(row, facts | {"webhook": self.addresses.address_of(facts["webhook"])}) for row, facts in found]
+
+    def wait_again(self) -> None:
+        """Have alerts wait to be sent that an earlier release gave up, since it took what refers to their addresses for
+        the addresses: these are still kept. Raises OSError."""
+        if self.addresses.is_empty:
+            return
+        rows = self._connection.execute("SELECT stream, start FROM alerts WHERE sent = ?", (_MISTAKEN,)).fetchall()
+        for stream, start in rows:
+            if (kept := self.addresses.kept_for(stream, start)) is not None:
+                self._connection.execute(
+                    "UPDATE alerts SET webhook = ?, sent = NULL WHERE stream = ? AND start = ?", (kept, stream, start)
+                )
 
     def raise_alert(self, time_ns: int, facts: dict[str, Any]) -> str:
         """An alert of the daemon's own, in the newest stream of a rank: no record has its place. Returns the stream."""
