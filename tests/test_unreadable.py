@@ -177,7 +177,7 @@ def test_other_users_folders_are_not_errors(tmp_path: Path) -> None:
     (spool / "trackio-0").mkdir(parents=True)
     (spool / "trackio-0").joinpath("x").write_text("not a folder")
     where = places.Places("", str(tmp_path / "data"), "", (str(spool / "trackio-0" / "x"),))
-    assert orphans.scan(where) == orphans.Scan([], [], {}, set())
+    assert orphans.scan(where) == orphans.Scan([], [], {}, set(), {})
 
 
 def test_projects_that_cannot_be_listed_are_said_and_taken_up_later(host: Host, failing: Failing) -> None:
@@ -192,3 +192,16 @@ def test_projects_that_cannot_be_listed_are_said_and_taken_up_later(host: Host, 
         host.start()
     host.run(LOG, "p")
     wait_for(lambda: len(host.ended_runs("p")) == 2)
+
+
+def test_folders_whose_maker_or_remover_was_killed_in_between_go(host: Host) -> None:
+    """They hold neither a word nor a record; one that holds a record is damaged, and is kept."""
+    root = Path(host.places.make_root(host.places.roots[0]))
+    folders = [root / "streams" / "0123456789abcdef", Path(host.places.spill) / "fedcba9876543210"]
+    for path, names in zip(folders, (["owner"], ["owner", "stream.meta.new"]), strict=True):
+        path.mkdir(parents=True, mode=0o700)
+        for name in names:
+            (path / name).touch(mode=0o600)
+    host.start()
+    wait_for(lambda: not any(path.exists() for path in folders), 30, "the folders' end")
+    assert not (host.data / "damaged").exists()

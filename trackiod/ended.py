@@ -67,7 +67,7 @@ class Ended:
         self._open_streams: list[tuple[str, str, dict[str, Any]]] = []
         """of which it is not known yet whether their processes live"""
         self._looks: dict[str, int] = {}
-        """how often in a row folders were found damaged"""
+        """how often in a row folders were found damaged, or holding nothing"""
 
     def __contains__(self, stream_id: str) -> bool:
         return stream_id in self._endings
@@ -123,10 +123,16 @@ class Ended:
                 continue
             log.info("draining orphan %s", found.id)
             self.add(LiveStream(found.id, streams.usable(found.meta), folders=list(found.folders)), Exit())
-        self._look_at_damaged(damaged)
+        self._look_at_damaged(damaged, scan.remnants)
 
-    def _look_at_damaged(self, damaged: dict[str, tuple[tuple[str, ...], str]]) -> None:
-        self._looks = {name: self._looks.get(name, 0) + 1 for name in damaged}
+    def _look_at_damaged(
+        self, damaged: dict[str, tuple[tuple[str, ...], str]], remnants: dict[str, tuple[str, ...]]
+    ) -> None:
+        self._looks = {name: self._looks.get(name, 0) + 1 for name in (*damaged, *remnants)}
+        for name, folders in remnants.items():
+            if self._looks[name] >= _SURE_LOOKS:
+                for path in folders:
+                    folder.remove(path)
         for name, (folders, cause) in damaged.items():
             if self._looks[name] >= _SURE_LOOKS:
                 self._endings[name] = _nobody(name)

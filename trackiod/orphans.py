@@ -17,6 +17,7 @@ from trackio.places import OWNER, STREAM_META, Places
 from trackio.segment import PREFIX
 
 MAX_ID_CHARS = 128
+_REMNANTS = {OWNER, f"{STREAM_META}.new"}
 
 
 class Found(NamedTuple):
@@ -46,6 +47,8 @@ class Scan(NamedTuple):
     """why nothing can be said of a stream, or of all that lie in a folder"""
     nameless: set[str]
     """streams whose processes live, though what their folders say cannot be trusted"""
+    remnants: dict[str, tuple[str, ...]]
+    """folders without a word or a record: whoever made or removed them was killed in between"""
 
 
 def find(places: Places) -> list[Found]:
@@ -57,7 +60,7 @@ def scan(places: Places, but: Container[str] = ()) -> Scan:
     """Look for all streams of this data folder on this host, `but` these and those in such folders, of which nothing
     is read."""
     names: dict[str, None] = {}
-    result = Scan([], [], {}, set())
+    result = Scan([], [], {}, set(), {})
     try:
         parents = places.stream_folders
     except OSError as error:
@@ -114,6 +117,8 @@ def _add(result: Scan, name: str, paths: tuple[str, ...]) -> None:
         result.nameless.add(name)
     elif _has_segments(paths):
         result.damaged.append(Damaged(name, paths, "; ".join(causes) or f"{STREAM_META} is missing"))
+    elif paths and not causes and all(set(list_folder(path)) <= _REMNANTS for path in paths):
+        result.remnants[name] = paths
 
 
 def is_any_held(paths: Iterable[str]) -> bool:
