@@ -13,6 +13,7 @@ from typing import Any
 import msgpack
 import pytest
 from conftest import Host, shown, wait_for
+from conftest import database as opened
 
 from trackio import folder, record, segment, wire
 from trackio.places import Places
@@ -331,3 +332,29 @@ def test_wherever_a_database_is_damaged_its_project_goes_on(database: bytes, tmp
     assert not where.backlog and where.problem == ""
     with ProjectReader(str(path)) as reader:
         assert points.columns(reader, "new", frozenset({"i"}))["i"].values.tolist() == list(range(3000))
+
+
+def test_a_chunk_that_an_index_names_and_no_page_holds_costs_itself_only(daemon: Host) -> None:
+    daemon.run("import trackio\ntrackio.init(project='p')\n[trackio.log({'a': i, 'b': i}) for i in range(5000)]")
+    daemon.ended_run("p")
+    path = schema.path_of(daemon.places.projects, "p")
+    wait_for(lambda: _count(path, "chunks"), 30, "columns")
+    daemon.stop()
+    index = "name = 'chunks_by_series'"
+    with opened(path) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        (row,) = connection.execute(f"SELECT * FROM sqlite_master WHERE {index}").fetchall()
+        connection.execute(f"DELETE FROM sqlite_master WHERE {index}")
+    with opened(path) as connection:  # which does not know of the index
+        connection.execute("DELETE FROM chunks WHERE series = (SELECT id FROM series WHERE name = 'a')")
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", row)
+    (run,) = daemon.runs("p")
+    assert [p.value for p in shown(run, "b", all_points=True)] == list(range(5000))
+    assert len(list(shown(run, "a", all_points=True))) < 5000
+    assert "is missing; the rest is shown" in " ".join(run.reader.problems)
+
+
+def _count(path: str, table: str) -> int:
+    with opened(path) as connection:
+        return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])

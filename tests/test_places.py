@@ -43,9 +43,13 @@ needs_root = pytest.mark.skipif(
 )
 PRIVATE = """set -e
 mount --make-rprivate /
-mount --bind "$FOLDER" /mnt  # which is kept; the folders above it are root's, and others may pass through them
+mount -t tmpfs tmpfs /mnt  # what is kept; the folders above it are root's, and others may pass through them
+mkdir /mnt/folder /mnt/project
+mount --bind "$FOLDER" /mnt/folder
+mount --bind "$PROJECT" /mnt/project
 for folder in /dev/shm /tmp /var/tmp; do mount -t tmpfs -o mode=1777 tmpfs $folder; done
-mkdir -p "$FOLDER" && mount --bind /mnt "$FOLDER"
+mkdir -p "$PROJECT" && mount --bind /mnt/project "$PROJECT"
+mkdir -p "$FOLDER" && mount --bind /mnt/folder "$FOLDER"
 exec "$@"
 """
 
@@ -53,12 +57,13 @@ exec "$@"
 def in_a_host_of_its_own(scenario: Callable[[Host], None], folder: Path) -> None:
     """Runs a function of this file where /dev/shm, /tmp and /var/tmp are new."""
     tests = str(Path(__file__).parent)
+    project = str(Path(__file__).parents[1])
     code = f"import sys; sys.path[:0] = [{tests!r}]; import test_places as t; t.play(t.{scenario.__name__})"
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("TRACKIO_", "XDG_"))}
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", PRIVATE, "sh", sys.executable, "-c", code], cwd="/", text=True,
-        env={**environ, "FOLDER": str(folder), "TRACKIO_TEST_PATIENCE": str(PATIENCE)}, capture_output=True,
-        timeout=120 * PATIENCE,
+        env={**environ, "FOLDER": str(folder), "PROJECT": project, "TRACKIO_TEST_PATIENCE": str(PATIENCE)},
+        capture_output=True, timeout=120 * PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 

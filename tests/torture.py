@@ -484,6 +484,10 @@ def _enter_a_world(plan: Schedule) -> None:
     if "foreign folders" not in plan.kinds:
         return
     chance = random.Random(f"folders {plan.seed}")
+    _mount(Path("/mnt"), "size=1m")
+    project, kept = Path(__file__).parents[1], Path("/mnt/project")  # which may lie where we mount something
+    kept.mkdir()
+    subprocess.run(["mount", "--bind", project, kept], check=True)
     for base in ("/dev/shm", "/tmp"):
         _mount(Path(base), "size=1g,mode=1777")
         if base == "/dev/shm" or chance.random() < 0.5:
@@ -491,6 +495,8 @@ def _enter_a_world(plan: Schedule) -> None:
             taken.mkdir()
             taken.chmod(chance.choice([0o700, 0o777, 0o1777]))
             os.chown(taken, _STRANGER, _STRANGER)
+    project.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "--bind", kept, project], check=True)
 
 
 # -- one schedule ------------------------------------------------------------------------------------------------------

@@ -280,11 +280,16 @@ class ProjectReader(ShelfReader):
         sql = f"SELECT {columns} FROM {table} WHERE id = ?"
         for id_ in ids:
             try:
-                yield self._connection.execute(sql, (id_,)).fetchone()
+                row = self._connection.execute(sql, (id_,)).fetchone()
             except sqlite3.DatabaseError as error:
                 self.problems.append(
                     f"Row {id_} of {table} in {self.path} cannot be read ({error}); the rest is shown."
                 )
+                continue
+            if row is None:  # an index names it, and its page is damaged
+                self.problems.append(f"Row {id_} of {table} in {self.path} is missing; the rest is shown.")
+                continue
+            yield row
 
     # -- SQLite --------------------------------------------------------------------------------------------------
 
