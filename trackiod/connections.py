@@ -135,7 +135,6 @@ class _Gate:
         self._lock = threading.Lock()
         self._is_open = True
         self._log_at = 0.0
-        self._ended = threading.Event()
 
     def run(self) -> None:
         """Looks at each connection as it is accepted, until the monitor ends. In a thread."""
@@ -148,7 +147,6 @@ class _Gate:
             pass
         finally:
             self._monitor.close(0)
-            self._ended.set()
 
     def check(self, now: float) -> None:
         """Opens or closes the gate."""
